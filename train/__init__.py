@@ -1,0 +1,1 @@
+"""Training room: the IPT model, its tasks, checkpoints, degradations, tiling and plain PyTorch inference."""

@@ -1,0 +1,90 @@
+"""Degradations: clean crops become the inputs of a task. Batched torch operations on any device.
+
+Values are RGB on the 0..255 scale, [B, 3, H, W]. A new degradation is one function here and one line in
+`DEGRADATIONS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from train.tasks import Task, TaskError
+
+
+def degrade(clean: Tensor, task: Task, generator: Generator) -> Tensor:
+    """The degraded input of a task: [B, 3, H, W] -> [B, 3, H / scale, W / scale].
+
+    Raises:
+        TaskError: no degradation is registered for the task's kind.
+    """
+    if task.kind not in DEGRADATIONS:
+        raise TaskError(f"task {task.name}: no degradation of kind {task.kind!r}; there are: {', '.join(DEGRADATIONS)}")
+    return DEGRADATIONS[task.kind](clean, task, generator)
+
+
+def to_uint8_levels(x: Tensor) -> Tensor:
+    """Clip and round to the 256 levels that an 8-bit file holds; stays float."""
+    return x.clamp(0, 255).round()
+
+
+def bicubic_down(clean: Tensor, task: Task, generator: Generator) -> Tensor:
+    """MATLAB's imresize: bicubic with a = -0.5, antialiased, rounded to 8 bit."""
+    size = [side // task.scale for side in clean.shape[-2:]]
+    return to_uint8_levels(F.interpolate(clean, size=size, mode="bicubic", antialias=True))
+
+
+def gaussian_noise(clean: Tensor, task: Task, generator: Generator) -> Tensor:
+    """White Gaussian noise of standard deviation `task.sigma`.
+
+    Every second sample is clipped and rounded, as a noisy photo file is; the others stay float, as in the field's
+    benchmarks.
+    """
+    noisy = clean + task.sigma * _normal(clean.shape, clean, generator)
+    noisy[::2] = to_uint8_levels(noisy[::2])
+    return noisy
+
+
+RAIN_REACH = 30  # half the longest streak, in pixels
+
+
+def rain(clean: Tensor, task: Task, generator: Generator) -> Tensor:
+    """A grey layer of rain streaks added to the picture and clipped (the model of Rain100L).
+
+    Per sample: one direction within 35° of the vertical; two layers of streaks with their own density, length
+    (16 to 60 px), thickness (about 1 to 3 px) and brightness.
+    """
+    b, _, height, width = clean.shape
+    uniform = lambda low, high: low + (high - low) * torch.rand(b, 1, 1, device=clean.device, generator=generator)  # noqa: E731
+    axis = torch.arange(-RAIN_REACH, RAIN_REACH + 1, device=clean.device, dtype=clean.dtype)
+    y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
+    angle = uniform(-1, 1).pow(3) * math.radians(35)
+    strength = uniform(0.3, 1.0)
+    layers = torch.zeros(b, height, width, device=clean.device, dtype=clean.dtype)
+    for _ in range(2):
+        tilt = angle + uniform(-0.03, 0.03)
+        along, across = y * tilt.cos() + x * tilt.sin(), x * tilt.cos() - y * tilt.sin()
+        half_length, thickness = uniform(8, RAIN_REACH), uniform(0.4, 0.9)
+        streak = (1 - (along / half_length).square()).clamp(min=0) * torch.exp(-0.5 * (across / thickness).square())
+        canvas = (b, height + 2 * RAIN_REACH, width + 2 * RAIN_REACH)
+        drops = torch.rand(canvas, device=clean.device, generator=generator)
+        density = uniform(0.001, 0.006) / (half_length / 8)
+        brightness = -50 * strength * torch.rand(canvas, device=clean.device, generator=generator).clamp(min=1e-6).log()
+        impulses = torch.where(drops < density, brightness.clamp(max=255), 0)
+        layers += F.conv2d(impulses[None], streak[:, None], groups=b)[0]
+    return to_uint8_levels(clean + layers[:, None])
+
+
+def _normal(shape: torch.Size, like: Tensor, generator: Generator) -> Tensor:
+    return torch.randn(shape, device=like.device, dtype=like.dtype, generator=generator)
+
+
+DEGRADATIONS: dict[str, Callable[[Tensor, Task, Generator], Tensor]] = {
+    "sr": bicubic_down,
+    "derain": rain,
+    "denoise": gaussian_noise,
+}
