@@ -210,21 +210,15 @@ def git_commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def save(trainer: Trainer, output: Path, data: dict[str, Any]) -> None:
+def save(trainer: Trainer, output: Path, provenance: dict[str, Any]) -> None:
     """Write `state.pt` and the averaged weights as `checkpoint/`, each atomically."""
     with atomic_file(output / "state.pt") as path:
         torch.save(trainer.state(), path)
-    recipe = trainer.recipe
     provenance = {
-        "trainer": "train.pretrain",
-        "data": data,
-        "recipe": recipe.__dict__,
+        **provenance,
         "steps": trainer.step,
-        "patches": trainer.step * recipe.batch,
+        "patches": trainer.step * trainer.recipe.batch,
         "hours": round(trainer.elapsed / 3600, 3),
-        "device": trainer.device.type,
-        "torch": torch.__version__,
-        "git_commit": git_commit(),
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     quality = {"held_out_psnr_rgb": trainer.history[-1]["psnr"]} if trainer.history else {}
@@ -234,7 +228,18 @@ def save(trainer: Trainer, output: Path, data: dict[str, Any]) -> None:
 def train(trainer: Trainer, pool: Pool, output: Path, interval: float = 180.0) -> None:
     """Run to the end of the recipe, or until SIGINT or SIGTERM; validates and saves every `interval` seconds."""
     training, held_out = pool.split(HELD_OUT)
-    data = {"photographs": len(training.images), "megapixels": round(training.megapixels, 1), "held_out": HELD_OUT}
+    provenance = {
+        "trainer": "train.pretrain",
+        "git_commit": git_commit(),
+        "data": {
+            "photographs": len(training.images),
+            "megapixels": round(training.megapixels, 1),
+            "held_out": HELD_OUT,
+        },
+        "recipe": trainer.recipe.__dict__,
+        "device": trainer.device.type,
+        "torch": torch.__version__,
+    }
     stop: list[int] = []
     previous = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     offset, started, reported = trainer.elapsed, time.monotonic(), time.monotonic()
@@ -244,7 +249,7 @@ def train(trainer: Trainer, pool: Pool, output: Path, interval: float = 180.0) -
     def report() -> None:
         psnr = validate(trainer.average, held_out, trainer.device)
         trainer.history.append({"step": trainer.step, "seconds": round(trainer.elapsed), "psnr": psnr})
-        save(trainer, output, data)
+        save(trainer, output, provenance)
         rate = (trainer.step - first_step) * trainer.recipe.batch / max(trainer.elapsed - offset, 1e-9)
         logger.info(
             "step %d, %.0f %% done, %.1f patches/s, loss %s, held-out PSNR %s",
