@@ -77,8 +77,10 @@ def save_checkpoint(
         files: more text files to put beside, name to text (a model card, for instance).
 
     Raises:
-        CheckpointError: a tensor is not finite in the storage type.
+        CheckpointError: a tensor is not finite in the storage type, or `folder` holds something else than a checkpoint.
     """
+    if Path(folder).exists() and not (Path(folder) / "config.json").is_file() and any(Path(folder).iterdir()):
+        raise CheckpointError(f"{folder} holds other files than a checkpoint and would be replaced; choose another folder")
     tensors = {name: t.detach().to("cpu", DTYPES[dtype]).contiguous() for name, t in model.state_dict().items()}
     _check_finite(tensors)
     shards: list[dict[str, Tensor]] = [{}]

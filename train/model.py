@@ -66,6 +66,9 @@ class IPTConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", task_table(self.tasks))
+        for name in ("features", "patch_size", "token_size", "heads", "ffn_ratio", "encoder_layers", "decoder_layers"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} {getattr(self, name)!r} is not a whole number")
         for name in ("features", "patch_size", "token_size", "heads", "ffn_ratio"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
@@ -134,6 +137,8 @@ class Head(nn.Module):
     The embedding lives here so that a body is never paired with the wrong one.
     """
 
+    mean: Tensor
+
     def __init__(self, config: IPTConfig):
         super().__init__()
         self.conv = nn.Conv2d(3, config.features, 3, padding=1)
@@ -155,6 +160,8 @@ class Tail(nn.Module):
 
     x2 and x3 are one convolution and pixel shuffle, x4 is two x2 stages, x1 has none; then a 3x3 convolution to RGB.
     """
+
+    mean: Tensor
 
     def __init__(self, features: int, scale: int):
         super().__init__()
@@ -349,7 +356,9 @@ def identity_start(model: IPT) -> IPT:
     With `sincos` positions the output is off by at most one grey level. Needs at least 3 features.
     """
     body = model.body
-    for head in model.heads.values():
+    heads: list[Any] = list(model.heads.values())
+    tails: dict[str, Any] = dict(model.tails.items())
+    for head in heads:
         head.conv.weight[:3] = 0
         head.conv.weight[:3, :, 1, 1] = torch.eye(3)
         head.conv.bias[:3] = 0
@@ -368,7 +377,7 @@ def identity_start(model: IPT) -> IPT:
         if linear.bias is not None:
             nn.init.zeros_(linear.bias)
     for task in model.config.tasks:
-        tail, (steps, smooth) = model.tails[task.name], _BICUBIC[task.scale]
+        tail, (steps, smooth) = tails[task.name], _BICUBIC[task.scale]
         for conv, factor, half in zip(tail.steps, tail.factors, steps, strict=True):
             phases = torch.tensor(half + [p[::-1] for p in half[: factor // 2][::-1]])  # [factor, 3]
             taps = torch.einsum("pk,ql->pqkl", phases, phases).reshape(factor**2, 3, 3)

@@ -76,7 +76,7 @@ class Recipe:
     def learning_rate(self, step: int, progress: float) -> float:
         """Learning rate of a step; `progress` is the share of the run that is over, 0 to 1."""
         cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        return self.lr * min(1.0, (step + 1) / self.warmup) * cosine
+        return self.lr * min(1.0, (step + 1) / max(self.warmup, 1)) * cosine
 
 
 @dataclass
@@ -206,7 +206,10 @@ def parse_duration(text: str) -> float:
 
 def git_commit() -> str:
     """Commit of the source that runs, or `unknown` outside a repository."""
-    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    try:
+        run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return "unknown"
     return run.stdout.strip() or "unknown"
 
 
@@ -305,6 +308,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not arguments.steps and not arguments.time_budget:
         parser.error("how long? give --steps or --time-budget")
+    for name in ("steps", "batch"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            parser.error(f"--{name} {value} is not allowed: it must be at least 1")
     return arguments
 
 

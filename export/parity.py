@@ -1,0 +1,92 @@
+"""The parity gate: a part in its runtime and precision against PyTorch FP32, on real tiles.
+
+`tiles.png` beside this file is a sheet of 48x48 tiles cut from the project's CC0 sample photographs
+(`tests/images/SOURCES.csv`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from PIL import Image
+
+TILES = Path(__file__).with_name("tiles.png")
+
+
+class ParityError(ValueError):
+    """A part whose results are not those of PyTorch."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a precision may cost: largest absolute difference, and PSNR in dB against a peak of 255."""
+
+    max_abs: float
+    psnr: float
+
+
+TOLERANCES = {"fp32": Tolerance(0.1, 80.0), "bf16": Tolerance(24.0, 45.0)}
+"""Tensors are on the grey-level scale. FP32 differs by rounding alone (0.02 at paper size with random weights); BF16
+has 8 significant bits, so a feature of 100 is stored to 0.25."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Measured over all outputs of a part: max |a - b|, and PSNR (peak 255) of the worst output in dB."""
+
+    precision: str
+    max_abs: float
+    psnr: float
+    tiles: int
+
+    def __str__(self) -> str:
+        return f"{self.precision} max |Δ| {self.max_abs:.2g}, PSNR {self.psnr:.1f} dB"
+
+    def to_dict(self) -> dict[str, float | str | int]:
+        return asdict(self)
+
+
+@cache
+def real_tiles(patch_size: int) -> np.ndarray:
+    """Tiles of photographs as float32 [n, 3, patch_size, patch_size] in 0..255."""
+    sheet = np.asarray(Image.open(TILES).convert("RGB"))
+    rows, columns = sheet.shape[0] // patch_size, sheet.shape[1] // patch_size
+    tiles = sheet[: rows * patch_size, : columns * patch_size].reshape(rows, patch_size, columns, patch_size, 3)
+    return np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3).reshape(-1, 3, patch_size, patch_size), np.float32)
+
+
+def check_part(path: Path, inputs: dict[str, np.ndarray], expected: dict[str, np.ndarray], precision: str) -> Parity:
+    """Run an ONNX part with OpenVINO and compare.
+
+    Raises:
+        ParityError: NaN or Inf, or a difference above the precision's tolerance; names part and figures.
+    """
+    core = ov.Core()
+    hint = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}[precision]
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ParityError("this CPU computes no BF16, so its parity cannot be checked here; use --precision fp32")
+    compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    results = compiled(inputs)
+    return compare(path.stem, {name: results[name] for name in expected}, expected, precision)
+
+
+def compare(name: str, results: dict[str, np.ndarray], expected: dict[str, np.ndarray], precision: str) -> Parity:
+    """Parity of results with what PyTorch computed; raises ParityError as `check_part` does."""
+    max_abs, psnr = 0.0, float("inf")
+    for output, wanted in expected.items():
+        if not np.isfinite(results[output]).all():
+            raise ParityError(f"part {name} in {precision}: {output} holds NaN or Inf")
+        difference = np.abs(results[output].astype(np.float64) - wanted)
+        max_abs = max(max_abs, float(difference.max()))
+        psnr = min(psnr, float(10 * np.log10(255**2 / max(float(np.square(difference).mean()), 1e-20))))
+    parity = Parity(precision, max_abs, psnr, len(next(iter(expected.values()))))
+    allowed = TOLERANCES[precision]
+    if max_abs > allowed.max_abs or psnr < allowed.psnr:
+        raise ParityError(
+            f"part {name}: {parity}; allowed are max |Δ| {allowed.max_abs} and PSNR {allowed.psnr} dB; not published"
+        )
+    return parity

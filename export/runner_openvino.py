@@ -1,0 +1,59 @@
+"""Triton Python-backend model that runs one part (head, body or tail) with OpenVINO on the CPU.
+
+`ipt-export` copies this file as `model.py` into the folder of each part, beside the part's `model.onnx`; inputs and
+outputs are those of the ONNX graph. Parameters of the part's configuration: `precision` (`fp32` or `bf16`, a hint to
+OpenVINO; the graph itself stays FP32) and `threads` (0: all cores). Python 3.9 syntax, nothing of ours imported.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import triton_python_backend_utils as pb_utils
+
+PRECISIONS = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
+
+
+class TritonPythonModel:
+    """One OpenVINO-compiled part; requests that the dynamic batcher brings together run as one batch."""
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        precision = parameters["precision"]
+        core = ov.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise pb_utils.TritonModelException(
+                "this CPU computes no BF16 and the repository was exported for it; run ipt-export with --precision fp32"
+            )
+        folder = Path(args["model_repository"]) / args["model_version"]
+        options = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "INFERENCE_NUM_THREADS": int(parameters["threads"]),
+            "NUM_STREAMS": 1,
+        }
+        compiled = core.compile_model(folder / "model.onnx", "CPU", options)
+        self._inputs = [port.any_name for port in compiled.inputs]
+        self._outputs = [port.any_name for port in compiled.outputs]
+        self._request = compiled.create_infer_request()
+
+    def execute(self, requests):
+        rows = []
+        columns = {name: [] for name in self._inputs}
+        for request in requests:
+            for name in self._inputs:
+                columns[name].append(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
+            rows.append(len(columns[self._inputs[0]][-1]))
+        batch = {name: x[0] if len(x) == 1 else np.concatenate(x) for name, x in columns.items()}
+        results = self._request.infer(batch, share_inputs=True, share_outputs=True)
+        outputs = [results[name] for name in self._outputs]
+        responses, first = [], 0
+        for count in rows:
+            tensors = [
+                pb_utils.Tensor(name, np.ascontiguousarray(x[first : first + count]))
+                for name, x in zip(self._outputs, outputs)
+            ]
+            responses.append(pb_utils.InferenceResponse(tensors))
+            first += count
+        return responses

@@ -1,0 +1,151 @@
+"""The router: Triton model `restore`, whole image and task in, restored image out (Python backend, async BLS).
+
+It cuts the image into patches (`tiling.py` beside this file, copied there by `ipt-export`), sends them in bounded
+chunks, several at a time, to the ensemble `ipt_<task>` and joins the answers. The tasks and limits are parameters of
+its configuration. Python 3.9 syntax; imports only numpy and the tiling module.
+"""
+
+import asyncio
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from tiling import Tiler, check_rule
+
+CHUNK = 8  # patches in one request to an ensemble
+DEPTH = 3  # such requests under way for one image
+
+OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
+
+
+class InvalidRequest(ValueError):
+    """The caller's mistake; answered as INVALID_ARG."""
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
+        self._tasks = json.loads(parameters["tasks"])
+        self._patch = int(parameters["patch_size"])
+        self._stride, self._keep = int(parameters["stride"]), int(parameters["keep"])
+        self._max_input, self._max_output = int(parameters["max_input_pixels"]), int(parameters["max_output_pixels"])
+
+    async def execute(self, requests):
+        return await asyncio.gather(*[self._answer(request) for request in requests])
+
+    async def _answer(self, request):
+        try:
+            output, restored = await self._restore(request)
+        except InvalidRequest as error:
+            return _error(str(error), pb_utils.TritonError.INVALID_ARG)
+        except FloatingPointError as error:
+            return _error(str(error), pb_utils.TritonError.INTERNAL)
+        except PartFailure as error:
+            return pb_utils.InferenceResponse(error=error.args[0])
+        return pb_utils.InferenceResponse([pb_utils.Tensor(output, restored)])
+
+    async def _restore(self, request):
+        name, image = self._image(request)
+        output = OUTPUTS[name]
+        asked = request.requested_output_names()  # all outputs, if the caller names none
+        if output not in asked:
+            raise InvalidRequest(f"{name} is restored to {output}, but {', '.join(asked)} was asked for; ask for {output}")
+        task = self._task(request)
+        stride = _number(request, "STRIDE", self._stride)
+        keep = _number(request, "KEEP", self._keep)
+        try:
+            check_rule(stride, keep, self._patch)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
+        self._check_size(image, task)
+        tiler = Tiler(image, task["scale"], self._patch, stride, keep)
+        await self._run(tiler, "ipt_" + task["name"])
+        return output, tiler.result()
+
+    async def _run(self, tiler, ensemble):
+        """All patches through the ensemble, at most DEPTH chunks under way, joined in order."""
+        pending = []
+        try:
+            for first, last in tiler.batches(CHUNK):
+                if len(pending) == DEPTH:
+                    tiler.add(await pending.pop(0))
+                pending.append(asyncio.ensure_future(_restore_patches(ensemble, tiler.patches(first, last))))
+            while pending:
+                tiler.add(await pending.pop(0))
+        finally:
+            for chunk in pending:
+                chunk.cancel()
+
+    def _image(self, request):
+        given = [name for name in OUTPUTS if pb_utils.get_input_tensor_by_name(request, name) is not None]
+        if len(given) != 1:
+            raise InvalidRequest(f"{' and '.join(given) or 'no image'} given; give one of {' and '.join(OUTPUTS)}")
+        image = pb_utils.get_input_tensor_by_name(request, given[0]).as_numpy()
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise InvalidRequest(
+                f"{given[0]} of shape {list(image.shape)} is not allowed: it must be [height, width, 3] from 1x1 on"
+            )
+        return given[0], image
+
+    def _task(self, request):
+        number = pb_utils.get_input_tensor_by_name(request, "TASK_ID")
+        name = pb_utils.get_input_tensor_by_name(request, "TASK")
+        known = ", ".join(f"{t['id']} {t['name']}" for t in self._tasks)
+        if number is None and name is None:
+            raise InvalidRequest(f"no task given; give TASK_ID or TASK, one of: {known}")
+        found = self._tasks
+        asked = []
+        if number is not None:
+            value = int(number.as_numpy()[0])
+            found = [t for t in found if t["id"] == value]
+            asked.append(f"TASK_ID {value}")
+        if name is not None:
+            value = name.as_numpy()[0].decode("utf-8", "replace")
+            found = [t for t in found if t["name"] == value]
+            asked.append(f"TASK {value!r}")
+        if not found:
+            raise InvalidRequest(f"{' with '.join(asked)} is no task of this server; there are: {known}")
+        return found[0]
+
+    def _check_size(self, image, task):
+        height, width = image.shape[:2]
+        output = height * width * task["scale"] ** 2
+        for what, pixels, limit, flag in (
+            (f"an image of {width}x{height}", height * width, self._max_input, "--max-input-pixels"),
+            (
+                f"an image of {width}x{height} restored by {task['name']}",
+                output,
+                self._max_output,
+                "--max-output-pixels",
+            ),
+        ):
+            if pixels > limit:
+                raise InvalidRequest(
+                    f"{what} has {pixels} pixels; at most {limit} are allowed; "
+                    f"send it in parts, or export with a higher {flag}"
+                )
+
+
+class PartFailure(Exception):
+    """An ensemble answered with an error; carries Triton's TritonError."""
+
+
+async def _restore_patches(ensemble, patches):
+    request = pb_utils.InferenceRequest(
+        model_name=ensemble,
+        requested_output_names=["RESTORED"],
+        inputs=[pb_utils.Tensor("IMAGE", patches)],
+    )
+    response = await request.async_exec()
+    if response.has_error():
+        raise PartFailure(response.error())
+    return pb_utils.get_output_tensor_by_name(response, "RESTORED").as_numpy()
+
+
+def _number(request, name, default):
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return default if tensor is None else int(np.asarray(tensor.as_numpy()).reshape(-1)[0])
+
+
+def _error(message, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
