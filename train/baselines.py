@@ -13,8 +13,8 @@ from train.tasks import Task
 def baseline(degraded: np.ndarray, task: Task) -> tuple[str, np.ndarray]:
     """Name and result of a task's classical baseline.
 
-    Super-resolution: bicubic upsampling. Denoising: non-local means (scikit-image's fast mode, h = 0.6 σ). Deraining: the
-    rainy picture itself, since no classical method comes with the field's tables.
+    Super-resolution: bicubic upsampling. Denoising: non-local means (scikit-image's fast mode, h = 0.6 σ). Deraining:
+    the rainy picture itself, since the field's tables know no classical method.
 
     Args:
         degraded: uint8 RGB [height, width, 3].

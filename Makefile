@@ -1,0 +1,50 @@
+# make demo   sets up, exports, serves, restores real photographs for every task, writes build/demo/report.html
+# make serve  the same server, staying up
+# make test   lint, types and tests
+#
+# Elsewhere than on a machine with a CPU build of torch at hand, name an index that has one:
+#   make demo EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRA_INDEX_URL ?=
+CHECKPOINT ?= weights/ipt-tiny
+PRECISION ?= fp32
+REPOSITORY ?= triton_models
+
+bin := $(VENV)/bin
+pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
+checkpoint_files := $(wildcard $(CHECKPOINT)/*)
+sources := $(wildcard train/*.py export/*.py triton_models/restore/1/model.py)
+
+.PHONY: demo serve export test lint clean
+
+demo: export
+	$(bin)/python -m benchmarks.demo --repository $(REPOSITORY) --output build/demo
+
+serve: export
+	$(bin)/ipt-serve --repository $(REPOSITORY)
+
+export: $(REPOSITORY)/restore/config.pbtxt
+
+# The router's configuration is what an export writes last.
+$(REPOSITORY)/restore/config.pbtxt: $(VENV)/.installed $(checkpoint_files) $(sources)
+	$(bin)/ipt-export $(CHECKPOINT) --precision $(PRECISION) --repository $(REPOSITORY)
+
+test: $(VENV)/.installed lint
+	$(bin)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install $(pip_flags) --editable '.[serve,train,export,dev]'
+	touch $@
+
+clean:
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

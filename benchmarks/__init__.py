@@ -1,0 +1,1 @@
+"""Benchmarks room: the demo and the measurements."""

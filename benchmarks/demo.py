@@ -1,0 +1,235 @@
+"""The demo: real photographs, degraded, restored through a real Triton server for every task it serves, and shown.
+
+    make demo
+    python -m benchmarks.demo --repository triton_models --output build/demo
+
+Starts a server on free ports, degrades the photographs with a fixed seed, restores them through the client, stops the
+server, prints a table (task, input size, seconds, PSNR of the classical baseline, PSNR restored) and writes
+`report.html` with side-by-side pictures. PSNR is on RGB for denoising and on luma for the others (`train.metrics`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from client import RestorationClient, RestorationError
+from export.serve_errors import ServeError
+from export.server import TritonServer
+from train.atomic import atomic_file
+from train.baselines import baseline
+from train.degrade import degrade, to_uint8_levels
+from train.metrics import psnr, psnr_y
+from train.tasks import Task
+
+ROOT = Path(__file__).parent.parent
+PHOTOS = ROOT / "tests" / "images"
+CROP = 144  # side of the detail that the report shows, in pixels of the original
+
+
+@dataclass(frozen=True)
+class Result:
+    """One photograph and task: images are uint8 RGB; clean, baseline and restored have the same shape."""
+
+    photo: str
+    task: Task
+    clean: np.ndarray
+    degraded: np.ndarray
+    baseline_name: str
+    baseline: np.ndarray
+    restored: np.ndarray
+    seconds: float
+
+    def psnr(self, image: np.ndarray) -> float:
+        """PSNR of an image against the clean photograph in dB, by the field's protocol for the task."""
+        if self.task.kind == "denoise":
+            return psnr(image, self.clean)
+        return psnr_y(image, self.clean, self.task.scale if self.task.kind == "sr" else 0)
+
+
+def degrade_photo(clean: np.ndarray, task: Task, seed: int) -> np.ndarray:
+    """The degraded photograph as an 8-bit file would hold it; the sides of `clean` are multiples of the scale."""
+    planes = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None].float()
+    degraded = to_uint8_levels(degrade(planes, task, torch.Generator().manual_seed(seed)))
+    return degraded[0].permute(1, 2, 0).byte().numpy()
+
+
+def restore_photos(client: RestorationClient, photos: Sequence[Path]) -> list[Result]:
+    """Every photograph through every task of the server, one after the other."""
+    results = []
+    for served in client.tasks():
+        task = Task(served.id, served.name, served.kind, served.scale, served.sigma)
+        for seed, path in enumerate(photos):
+            photo = np.asarray(Image.open(path).convert("RGB"))
+            height, width = (side // task.scale * task.scale for side in photo.shape[:2])
+            clean = photo[:height, :width]
+            degraded = degrade_photo(clean, task, seed)
+            name, classical = baseline(degraded, task)
+            started = time.perf_counter()
+            restored = client.restore(degraded, task.name)
+            seconds = time.perf_counter() - started
+            results.append(Result(path.stem, task, clean, degraded, name, classical, restored, seconds))
+    return results
+
+
+def table(results: Sequence[Result]) -> str:
+    """Means over the photographs, a line per task."""
+    lines = [f"{'task':<12} {'input':>9} {'seconds':>8}  {'baseline':<16} {'PSNR':>6} {'restored':>9}"]
+    for group in by_task(results):
+        mean = lambda values: float(np.mean(list(values)))  # noqa: E731
+        height, width = group[0].degraded.shape[:2]
+        lines.append(
+            f"{group[0].task.name:<12} {f'{width}x{height}':>9} {mean(r.seconds for r in group):8.2f}  "
+            f"{group[0].baseline_name:<16} {mean(r.psnr(r.baseline) for r in group):6.2f} "
+            f"{mean(r.psnr(r.restored) for r in group):9.2f}"
+        )
+    return "\n".join(lines)
+
+
+def by_task(results: Sequence[Result]) -> list[list[Result]]:
+    tasks = dict.fromkeys(r.task for r in results)
+    return [[r for r in results if r.task == task] for task in tasks]
+
+
+def detail(result: Result) -> tuple[int, int]:
+    """Top left corner of the busiest square of the clean photograph, on a grid that every scale divides."""
+    grey = result.clean.mean(axis=2)
+    step = 12
+    rows, columns = (range(0, side - CROP + 1, step) for side in grey.shape)
+    return max(
+        ((y, x) for y in rows for x in columns), key=lambda at: grey[at[0] : at[0] + CROP, at[1] : at[1] + CROP].std()
+    )
+
+
+def panels(result: Result) -> list[tuple[str, np.ndarray]]:
+    """Captions and details of input, baseline (where it is not the input), restored and original."""
+    y, x = detail(result)
+    s = result.task.scale
+    cut = lambda image: image[y : y + CROP, x : x + CROP]  # noqa: E731
+    given = result.degraded[y // s : (y + CROP) // s, x // s : (x + CROP) // s]
+    shown = [("input", np.kron(given, np.ones((s, s, 1), np.uint8)))]
+    if result.task.kind != "derain":
+        shown.append((f"{result.baseline_name} {result.psnr(result.baseline):.2f} dB", cut(result.baseline)))
+    shown.append((f"restored {result.psnr(result.restored):.2f} dB", cut(result.restored)))
+    return [*shown, ("original", cut(result.clean))]
+
+
+def write_report(results: Sequence[Result], folder: Path) -> Path:
+    """Write `report.html` and its pictures; returns the report's path."""
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    body = []
+    for group in by_task(results):
+        body.append(f"<h2>{group[0].task.name}</h2>")
+        for r in group:
+            stem = f"{r.task.name}-{r.photo}"
+            files = {"input": r.degraded, "restored": r.restored, "original": r.clean}
+            links = []
+            for what, image in files.items():
+                Image.fromarray(image).save(pictures / f"{stem}-{what}.png")
+                links.append(f'<a href="pictures/{stem}-{what}.png">{what}</a>')
+            cells = []
+            for number, (caption, image) in enumerate(panels(r)):
+                name = f"{stem}-detail{number}.png"
+                Image.fromarray(image).save(pictures / name)
+                cells.append(
+                    f'<figure><img src="pictures/{name}" alt="{html.escape(caption)}">'
+                    f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+                )
+            height, width = r.degraded.shape[:2]
+            body.append(
+                f"<section><p><b>{html.escape(r.photo)}</b>, {width}×{height}, {r.seconds:.2f} s; "
+                f'whole pictures: {", ".join(links)}</p><div class="row">{"".join(cells)}</div></section>'
+            )
+    report = folder / "report.html"
+    with atomic_file(report) as temporary:
+        temporary.write_text(PAGE.format(table=html.escape(table(results)), body="\n".join(body)))
+    return report
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>ipt-triton: restored photographs</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+pre {{ background: #f3f3f3; padding: 1rem; overflow-x: auto; }}
+.row {{ display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; }}
+figure {{ margin: 0; }}
+img {{ width: 100%; image-rendering: pixelated; display: block; }}
+figcaption {{ font-size: .85rem; color: #555; }}
+h2 {{ margin-top: 2.5rem; border-bottom: 1px solid #ddd; }}
+</style>
+<h1>Photographs restored through Triton</h1>
+<p>Degraded with a fixed seed, sent to model <code>restore</code> through the Python client. Each row shows the busiest
+square of a photograph. PSNR is on RGB for denoising and on luma for the other tasks; the table's figures are means over
+the photographs.</p>
+<pre>{table}</pre>
+{body}
+</html>
+"""
+
+
+def write_picture(results: Sequence[Result], path: Path) -> None:
+    """One sheet for the README: a row per task, another photograph in each, details enlarged twice."""
+    side, margin, text = CROP * 2, 8, 18
+    groups = by_task(results)
+    sheet = Image.new("RGB", (4 * (side + margin) + margin, len(groups) * (side + text + margin) + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, group in enumerate(groups):
+        result = group[row % len(group)]
+        shown = panels(result)
+        for column, (caption, image) in enumerate(shown):
+            x, y = margin + column * (side + margin), margin + row * (side + text + margin)
+            sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (x, y + text))
+            draw.text((x, y + 2), f"{result.task.name}: {caption}" if column == 0 else caption, fill="black")
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--repository", type=Path, default=Path("triton_models"), help="(default %(default)s)")
+    parser.add_argument(
+        "--photos", type=Path, default=PHOTOS, help="folder of PNG photographs (default: the project's)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("build/demo"), help="(default %(default)s)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also write one sheet of all tasks")
+    arguments = parser.parse_args(argv)
+    photos = sorted(arguments.photos.glob("*.png"))
+    if not photos:
+        print(f"error: {arguments.photos} holds no PNG photographs", file=sys.stderr)
+        return 1
+    try:
+        print("starting the server ...", file=sys.stderr)
+        with TritonServer(arguments.repository) as server, RestorationClient(server.grpc_url) as client:
+            print("restoring ...", file=sys.stderr)
+            results = restore_photos(client, photos)
+    except (ServeError, RestorationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report = write_report(results, arguments.output)
+    if arguments.picture:
+        write_picture(results, arguments.picture)
+    print(table(results))
+    print(f"\npictures: {report}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Clients of a restoration server, blocking and asynchronous. Every image leaves and comes back as a numpy array."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from client import protocol
+from client.errors import UnknownTask
+from client.protocol import Restoration, ServerInfo, Task
+
+T = TypeVar("T")
+
+
+class RestorationClient:
+    """Restores images through a server. Threads may share one client.
+
+    Args:
+        url: HOST:PORT of the server's gRPC port.
+        timeout: seconds that one request may take; None waits as long as the connection lives.
+        retries: how often a request is sent again, after growing pauses (0.25 s, doubling), while the server's queue
+            is full or the connection is lost. Restoring twice does no harm.
+    """
+
+    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 5) -> None:
+        self.url = url
+        self._timeout = timeout
+        self._retries = retries
+        self._grpc = triton.InferenceServerClient(url, channel_args=protocol.CHANNEL_ARGS)
+        self._closed = threading.Event()
+        self._info: ServerInfo | None = None
+
+    def __enter__(self) -> RestorationClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back; requests under way in other threads fail."""
+        self._closed.set()
+        self._grpc.close()
+
+    def info(self) -> ServerInfo:
+        """Ask the server for its tasks, default tiling rule and limits.
+
+        Raises:
+            ServerUnavailable, RequestTimeout, ServerError: see `client.errors`.
+        """
+        answer = self._call(lambda: self._grpc.get_model_config(protocol.MODEL, client_timeout=self._timeout))
+        self._info = protocol.parse_info(answer.config, self.url)
+        return self._info
+
+    def tasks(self) -> tuple[Task, ...]:
+        """Ask the server for its tasks."""
+        return self.info().tasks
+
+    def restore(
+        self, image: NDArray[Any], task: int | str, stride: int | None = None, keep: int | None = None
+    ) -> NDArray[Any]:
+        """Restore one image of any size.
+
+        An image over the server's limits is sent in blocks; the result is the same.
+
+        Args:
+            image: uint8 or uint16 over the type's full range, RGB [height, width, 3] or gray [height, width].
+            task: id or name of a task of the server.
+            stride, keep: distance of neighbouring tiles and side of the centre that is used, in input pixels;
+                1 ≤ stride ≤ keep ≤ 48, keep even. None: the server's default.
+
+        Returns:
+            The restored image in the same type and number of dimensions, sides multiplied by the task's scale.
+
+        Raises:
+            UnknownTask, InvalidRequest: nothing was restored because of an argument.
+            ServerUnavailable, RequestTimeout, ServerError: see `client.errors`.
+        """
+        try:
+            work = Restoration(self._info or self.info(), image, task, stride, keep)
+        except UnknownTask:  # the server may have been restarted with other tasks
+            work = Restoration(self.info(), image, task, stride, keep)
+        for block in work.blocks:
+            work.put(block, self._infer(work, block))
+        return work.result()
+
+    def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
+        inputs, outputs = work.inputs(block), work.outputs()
+        return self._call(
+            lambda: self._grpc.infer(protocol.MODEL, inputs, outputs=outputs, client_timeout=self._timeout)
+        )
+
+    def _call(self, send: Callable[[], T]) -> T:
+        delays = protocol.retry_delays(self._retries)
+        while True:
+            try:
+                return send()
+            except InferenceServerException as error:
+                delay = next(delays, None) if protocol.is_passing(error) else None
+                if delay is None or self._closed.wait(delay):
+                    raise protocol.explain(error, self.url, self._timeout) from error
+
+
+class AsyncRestorationClient:
+    """`RestorationClient` for asyncio: the same methods, to be awaited, and `async with`.
+
+    Cancelling a `restore` cancels its request on the server.
+    """
+
+    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 5) -> None:
+        self.url = url
+        self._timeout = timeout
+        self._retries = retries
+        self._grpc = triton_aio.InferenceServerClient(url, channel_args=protocol.CHANNEL_ARGS)
+        self._info: ServerInfo | None = None
+
+    async def __aenter__(self) -> AsyncRestorationClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give the connection back; requests under way fail."""
+        await self._grpc.close()
+
+    async def info(self) -> ServerInfo:
+        """See `RestorationClient.info`."""
+        answer = await self._call(lambda: self._grpc.get_model_config(protocol.MODEL, client_timeout=self._timeout))
+        self._info = protocol.parse_info(answer.config, self.url)
+        return self._info
+
+    async def tasks(self) -> tuple[Task, ...]:
+        """See `RestorationClient.tasks`."""
+        return (await self.info()).tasks
+
+    async def restore(
+        self, image: NDArray[Any], task: int | str, stride: int | None = None, keep: int | None = None
+    ) -> NDArray[Any]:
+        """See `RestorationClient.restore`."""
+        try:
+            work = Restoration(self._info or await self.info(), image, task, stride, keep)
+        except UnknownTask:
+            work = Restoration(await self.info(), image, task, stride, keep)
+        for block in work.blocks:
+            work.put(block, await self._infer(work, block))
+        return work.result()
+
+    async def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
+        inputs, outputs = work.inputs(block), work.outputs()
+        return await self._call(
+            lambda: self._grpc.infer(protocol.MODEL, inputs, outputs=outputs, client_timeout=self._timeout)
+        )
+
+    async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
+        delays = protocol.retry_delays(self._retries)
+        while True:
+            try:
+                return await send()
+            except InferenceServerException as error:
+                delay = next(delays, None) if protocol.is_passing(error) else None
+                if delay is None:
+                    raise protocol.explain(error, self.url, self._timeout) from error
+            await asyncio.sleep(delay)

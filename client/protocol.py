@@ -1,0 +1,248 @@
+"""What is said to the server, without saying it: its description, requests, answers and errors, for both clients."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from client.errors import (
+    InvalidRequest,
+    RequestTimeout,
+    RestorationError,
+    ServerError,
+    ServerUnavailable,
+    UnknownTask,
+)
+from client.splitting import Block, split_image
+from train.tiling import check_rule
+
+MODEL = "restore"
+GRPC_BYTES = 2**31 - 1
+"""The largest message of gRPC."""
+_HEADROOM = 2**20  # of a message, for names and shapes
+_TENSORS = {"uint8": ("IMAGE", "RESTORED"), "uint16": ("IMAGE16", "RESTORED16")}
+_FIRST_DELAY, _LONGEST_DELAY = 0.25, 8.0
+
+CHANNEL_ARGS: list[tuple[str, int]] = [
+    ("grpc.max_send_message_length", GRPC_BYTES),
+    ("grpc.max_receive_message_length", GRPC_BYTES),
+    # A channel waits before it connects anew, up to two minutes by default; the retries shall find it connecting.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # Finds a peer that vanished without a word; servers close connections that ping more often than every 5 minutes.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One restoration that the server offers.
+
+    Attributes:
+        id, name: either selects it.
+        kind: family of the degradation: "sr", "derain", "denoise".
+        scale: output side over input side.
+        sigma: standard deviation of the noise it removes, on the 0..255 scale; 0 if it is not about noise.
+    """
+
+    id: int
+    name: str
+    kind: str
+    scale: int
+    sigma: float
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server says about itself: its tasks, the default tiling rule, limits per request, and its model."""
+
+    tasks: tuple[Task, ...]
+    patch_size: int
+    stride: int
+    keep: int
+    max_input_pixels: int
+    max_output_pixels: int
+    checkpoint_sha256: str
+    runtime: str
+    precision: str
+
+    def task(self, key: int | str) -> Task:
+        """The task with this id (an int, or its digits) or name.
+
+        Raises:
+            UnknownTask: naming the key and every task there is.
+        """
+        for task in self.tasks:
+            if str(key) in (task.name, str(task.id)):
+                return task
+        known = ", ".join(f"{task.name} ({task.id})" for task in self.tasks)
+        raise UnknownTask(f"task {key!r} is not served; choose one of {known}")
+
+    def rule(self, stride: int | None, keep: int | None) -> tuple[int, int]:
+        """The tiling rule that holds for a request: stride and keep, the server's own where None is given.
+
+        Raises:
+            InvalidRequest: a rule that no tiling can follow.
+        """
+        rule = (self.stride if stride is None else stride, self.keep if keep is None else keep)
+        try:
+            check_rule(*rule, self.patch_size)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
+        return rule
+
+
+def parse_info(config: Any, url: str) -> ServerInfo:
+    """Read the configuration of the model `restore` (a ModelConfig message).
+
+    Raises:
+        ServerError: it lacks a parameter, so the server is no ipt-triton router of this version.
+    """
+    try:
+        value = {name: parameter.string_value for name, parameter in config.parameters.items()}
+        fields = ("id", "name", "kind", "scale", "sigma")
+        return ServerInfo(
+            tasks=tuple(Task(**{name: entry[name] for name in fields}) for entry in json.loads(value["tasks"])),
+            patch_size=int(value["patch_size"]),
+            stride=int(value["stride"]),
+            keep=int(value["keep"]),
+            max_input_pixels=int(value["max_input_pixels"]),
+            max_output_pixels=int(value["max_output_pixels"]),
+            checkpoint_sha256=value["checkpoint_sha256"],
+            runtime=value["runtime"],
+            precision=value["precision"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerError(
+            f"the model {MODEL!r} at {url} does not describe its tasks ({error!r}); serve a repository of ipt-export"
+        ) from error
+
+
+class Restoration:
+    """One image on its way: which blocks are asked for, each block's request, and the answers put together.
+
+    For block in `blocks`: send `inputs(block)` and `outputs()`, hand the answer to `put`; then `result()`.
+
+    Args:
+        info: the server's description.
+        image: uint8 or uint16 over the type's full range, RGB [height, width, 3] or gray [height, width].
+        task: id or name.
+        stride, keep: the tiling rule, None for the server's default.
+
+    Raises:
+        UnknownTask: no such task.
+        InvalidRequest: wrong type, shape or rule, or an image that cannot be split to the server's limits.
+    """
+
+    def __init__(
+        self, info: ServerInfo, image: NDArray[Any], task: int | str, stride: int | None, keep: int | None
+    ) -> None:
+        self._task = info.task(task)
+        rule = info.rule(stride, keep)
+        self._asked_rule = {"STRIDE": stride, "KEEP": keep}
+        if image.dtype.name not in _TENSORS:
+            raise InvalidRequest(f"an image of {image.dtype} cannot be restored; give {' or '.join(_TENSORS)}")
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
+            raise InvalidRequest(
+                f"an image of shape {list(image.shape)} cannot be restored; give RGB [height, width, 3] or gray "
+                "[height, width] with at least one pixel"
+            )
+        self._is_gray = image.ndim == 2
+        self._image = image
+        self._input, self._output = _TENSORS[image.dtype.name]
+        scale, (height, width) = self._task.scale, image.shape[:2]
+        most = min(
+            info.max_input_pixels,
+            info.max_output_pixels // scale**2,
+            (GRPC_BYTES - _HEADROOM) // (3 * image.dtype.itemsize * scale**2),
+        )
+        self.blocks: list[Block] = split_image(height, width, most, info.patch_size, *rule)
+        self._restored = np.empty((height * scale, width * scale, *image.shape[2:]), image.dtype)
+
+    def inputs(self, block: Block) -> list[triton.InferInput]:
+        """The request's input tensors for a block."""
+        (top, bottom, *_), (left, right, *_) = block
+        pixels = self._image[top:bottom, left:right]
+        if self._is_gray:
+            pixels = np.repeat(pixels[..., None], 3, axis=2)
+        tensors = {self._input: np.ascontiguousarray(pixels), "TASK_ID": np.array([self._task.id], np.int32)}
+        for name, value in self._asked_rule.items():
+            if value is not None:
+                tensors[name] = np.array([value], np.int32)
+        inputs = []
+        for name, array in tensors.items():
+            tensor = triton.InferInput(name, array.shape, array.dtype.name.upper())
+            tensor.set_data_from_numpy(array)
+            inputs.append(tensor)
+        return inputs
+
+    def outputs(self) -> list[triton.InferRequestedOutput]:
+        """The output that fits the image's type."""
+        return [triton.InferRequestedOutput(self._output)]
+
+    def put(self, block: Block, answer: triton.InferResult) -> None:
+        """Take the answer to a block's request.
+
+        Raises:
+            ServerError: the answer has another shape or type than the task promises.
+        """
+        (top, bottom, first_row, last_row), (left, right, first_column, last_column) = block
+        scale = self._task.scale
+        pixels = answer.as_numpy(self._output)
+        expected = ((bottom - top) * scale, (right - left) * scale, 3)
+        if pixels is None or pixels.shape != expected or pixels.dtype != self._image.dtype:
+            got = "nothing" if pixels is None else f"{pixels.dtype} {list(pixels.shape)}"
+            raise ServerError(
+                f"the server answered {got} where {self._image.dtype} {list(expected)} was due; look at its log"
+            )
+        owned = pixels[
+            (first_row - top) * scale : (last_row - top) * scale,
+            (first_column - left) * scale : (last_column - left) * scale,
+        ]
+        if self._is_gray:
+            # Three estimates of one value: their mean is the least noisy.
+            owned = (owned.sum(axis=2, dtype=np.uint32) + 1) // 3
+        self._restored[first_row * scale : last_row * scale, first_column * scale : last_column * scale] = owned
+
+    def result(self) -> NDArray[Any]:
+        """The restored image, [height * scale, width * scale] or [..., 3], once every block is put."""
+        return self._restored
+
+
+def retry_delays(retries: int) -> Iterator[float]:
+    """Seconds to wait before each retry: doubling, and spread so that many clients do not come back at once."""
+    for attempt in range(retries):
+        yield min(_FIRST_DELAY * 2**attempt, _LONGEST_DELAY) * random.uniform(0.75, 1.25)
+
+
+def is_passing(error: InferenceServerException) -> bool:
+    """Whether a retry may help: the queue is full, or there is no connection."""
+    return error.status() == "StatusCode.UNAVAILABLE"
+
+
+def explain(error: InferenceServerException, url: str, timeout: float | None) -> RestorationError:
+    """The client's error for one of tritonclient's."""
+    status, message = error.status(), error.message()
+    if status == "StatusCode.UNAVAILABLE":
+        return ServerUnavailable(
+            f"the server at {url} is away or too busy ({message}); start it with ipt-serve or check the address, "
+            "which is HOST:PORT of its gRPC port"
+        )
+    if status == "StatusCode.INVALID_ARGUMENT":
+        return InvalidRequest(message)
+    if status == "StatusCode.DEADLINE_EXCEEDED":
+        return RequestTimeout(f"the server at {url} did not answer within {timeout} s; allow more or send less")
+    if status == "StatusCode.NOT_FOUND":
+        return ServerError(f"the server at {url} does not serve the model {MODEL!r}; serve a repository of ipt-export")
+    return ServerError(f"the server at {url} failed ({status}: {message.splitlines()[0]}); look at its log")

@@ -1,0 +1,252 @@
+"""The command: photos, through a restoration server, into a folder.
+
+python client/restore.py photo.jpg --task sr_x2 --output restored
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # run as a file: the packages beside this folder are meant, not the modules in it
+    sys.path[:] = [str(Path(__file__).resolve().parent.parent), *sys.path[1:]]
+
+from tqdm import tqdm
+
+from client.batch import Existing, Job, plan_jobs
+from client.connection import RestorationClient
+from client.errors import ImageError, RestorationError, ServerUnavailable
+from client.images import FORMATS, check_format, read_photo, write_photo
+from client.protocol import ServerInfo, Task
+
+Status = Literal["restored", "skipped", "failed", "not reached"]
+DONE, PHOTOS_FAILED, NOT_POSSIBLE, INTERRUPTED = 0, 1, 2, 130
+
+_EXAMPLES = """examples:
+  one photo, twice the size:      ipt-restore photo.jpg --task sr_x2 --output restored
+  what the server offers:         ipt-restore --list-tasks --url gpu-box:8001
+  a folder with its sub-folders:  ipt-restore holiday/ --task denoise_30 --output restored --skip-existing
+  as JPEG, with a name of its own:  ipt-restore *.jpg --task derain --output . --format jpg --suffix _dry
+  official tiling, slower:        ipt-restore photo.png --task sr_x4 --output restored --stride 12 --keep 24
+  for scripts:                    ipt-restore a.png b.png --task 0 --output out --json - --workers 4
+
+exit codes:
+  0  every photo is restored (or was there already, with --skip-existing)
+  1  some photos failed; each is named, the others are done
+  2  nothing could be done: wrong arguments, outputs in the way, or no server; also when the server goes away
+  130  interrupted; finished photos are whole, no half file is left
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one photo. `width` and `height` are the result's."""
+
+    input: str
+    output: str
+    status: Status
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _check_arguments(parser, args)
+    warnings.filterwarnings("ignore", module="PIL")  # what makes a photo unusable is an error
+    try:
+        with RestorationClient(args.url, args.timeout, args.retries) as client:
+            if args.list_tasks:
+                _list_tasks(client.info(), args.json)
+                return DONE
+            existing: Existing = "overwrite" if args.overwrite else "skip" if args.skip_existing else "refuse"
+            jobs = plan_jobs(args.photos, args.output, args.suffix, args.format, existing)
+            info = client.info()
+            return _restore_all(client, info, info.task(args.task), jobs, args)
+    except RestorationError as error:
+        print(f"ipt-restore: {error}", file=sys.stderr)
+        return NOT_POSSIBLE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ipt-restore",
+        description="Restore photos through a running server (ipt-serve): super-resolution, denoising, deraining.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("photos", nargs="*", type=Path, metavar="PHOTO", help="image files, and folders of them")
+    parser.add_argument("--task", help="name or id of a task (see --list-tasks)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the results, made if it is not there")
+    parser.add_argument("--list-tasks", action="store_true", help="print the server's tasks and stop")
+    parser.add_argument("--url", default="localhost:8001", help="HOST:PORT of the server's gRPC port (%(default)s)")
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds a request may take (no limit)")
+    parser.add_argument(
+        "--retries", type=int, default=5, metavar="N", help="tries again while the server is busy or away (%(default)s)"
+    )
+    tiling = parser.add_argument_group("tiling (the server's own rule if not given)")
+    tiling.add_argument("--stride", type=int, metavar="N", help="pixels between neighbouring tiles, 1 to KEEP")
+    tiling.add_argument("--keep", type=int, metavar="N", help="side of each tile's centre that is used, even, 2 to 48")
+    results = parser.add_argument_group("results")
+    results.add_argument("--format", choices=FORMATS, default="png", help="file format (%(default)s)")
+    results.add_argument("--suffix", default="", help="added to each file's stem: --suffix _x2 writes photo_x2.png")
+    there = results.add_mutually_exclusive_group()
+    there.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    there.add_argument("--skip-existing", action="store_true", help="leave results that exist, restore the others")
+    results.add_argument("--json", metavar="FILE", help="write a report as JSON, - for standard output")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="photos in flight (%(default)s)")
+    return parser
+
+
+def _check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if not args.list_tasks:
+        missing = [name for name in ("photos", "task", "output") if not getattr(args, name)]
+        if missing:
+            names = ", ".join("PHOTO" if name == "photos" else f"--{name}" for name in missing)
+            parser.error(f"{names} missing; for example: ipt-restore photo.jpg --task sr_x2 --output restored")
+    if args.output and args.output.exists() and not args.output.is_dir():
+        parser.error(f"--output {args.output} is a file; give a folder")
+    if "/" in args.suffix or "\\" in args.suffix:
+        parser.error(f"--suffix {args.suffix!r} is part of a file's name and must not hold a slash")
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers} is not allowed; give 1 or more")
+    if args.retries < 0:
+        parser.error(f"--retries {args.retries} is not allowed; give 0 or more")
+    if args.timeout is not None and args.timeout <= 0:
+        parser.error(f"--timeout {args.timeout:g} is not allowed; give seconds above 0, or leave it out")
+    if args.json not in (None, "-") and not Path(args.json).parent.is_dir():
+        parser.error(f"--json {args.json}: there is no folder {Path(args.json).parent}")
+
+
+def _list_tasks(info: ServerInfo, report: str | None) -> None:
+    if report:
+        _write_report(report, [asdict(task) for task in info.tasks])
+    if report != "-":
+        for task in info.tasks:
+            noise = f", sigma {task.sigma:g}" if task.sigma else ""
+            print(f"{task.id}  {task.name:<16} {task.kind}, scale {task.scale}{noise}")
+
+
+def _restore_all(
+    client: RestorationClient, info: ServerInfo, task: Task, jobs: list[Job], args: argparse.Namespace
+) -> int:
+    """Restore the jobs, `args.workers` at a time; print, report and summarise what became of them."""
+    stride, keep = info.rule(args.stride, args.keep)
+    started = time.perf_counter()
+    outcomes = {job: _outcome(job, "skipped" if job.skipped else "not reached") for job in jobs}
+    todo = [job for job in jobs if not job.skipped]
+    stopping = threading.Event()
+    reason = ""
+
+    with (
+        ThreadPoolExecutor(args.workers, thread_name_prefix="photo") as pool,
+        tqdm(total=len(todo), unit="photo", disable=None) as bar,
+    ):
+
+        def work(job: Job) -> None:
+            outcome = _restore_one(client, job, args)
+            if outcome.status == "failed" and stopping.is_set():
+                return  # the interruption's doing
+            outcomes[job] = outcome
+            _tell(outcome, quiet=args.json == "-")
+            bar.update()
+
+        futures = [pool.submit(work, job) for job in todo]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except ServerUnavailable as error:
+            reason = str(error)
+        except KeyboardInterrupt:
+            reason = "interrupted"
+            stopping.set()
+            client.close()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    count = Counter(outcome.status for outcome in outcomes.values())
+    if args.json:
+        report = {
+            "url": args.url,
+            "task": asdict(task),
+            "stride": stride,
+            "keep": keep,
+            "checkpoint_sha256": info.checkpoint_sha256,
+            "runtime": info.runtime,
+            "precision": info.precision,
+            "seconds": round(time.perf_counter() - started, 3),
+            "counts": count,
+            "photos": [asdict(outcome) for outcome in outcomes.values()],
+        }
+        _write_report(args.json, report)
+    if reason or count["failed"]:
+        numbers = ", ".join(f"{number} {status}" for status, number in count.items())
+        print("; ".join(filter(None, (f"ipt-restore: {numbers}", reason))), file=sys.stderr)
+    if stopping.is_set():
+        return INTERRUPTED
+    return NOT_POSSIBLE if reason else PHOTOS_FAILED if count["failed"] else DONE
+
+
+def _restore_one(client: RestorationClient, job: Job, args: argparse.Namespace) -> Outcome:
+    """Restore one photo; what is wrong with it is told in the outcome.
+
+    Raises:
+        ServerUnavailable: the others cannot be restored either.
+    """
+    started = time.perf_counter()
+    try:
+        photo = read_photo(job.source)
+        check_format(photo, job.target)
+        planes = [client.restore(plane, args.task, args.stride, args.keep) for plane in photo.planes()]
+        photo = photo.with_planes(planes)
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        write_photo(photo, job.target)
+    except ServerUnavailable:
+        raise
+    except ImageError as error:  # names the file
+        return _outcome(job, "failed", error=str(error))
+    except (RestorationError, OSError) as error:
+        return _outcome(job, "failed", error=f"{job.source}: {error}")
+    except MemoryError:
+        return _outcome(job, "failed", error=f"{job.source} does not fit into memory; use fewer --workers")
+    width, height = photo.size
+    seconds = round(time.perf_counter() - started, 3)
+    return _outcome(job, "restored", width=width, height=height, seconds=seconds)
+
+
+def _outcome(job: Job, status: Status, **details: Any) -> Outcome:
+    return Outcome(str(job.source), str(job.target), status, **details)
+
+
+def _tell(outcome: Outcome, quiet: bool) -> None:
+    if outcome.status == "failed":
+        tqdm.write(f"ipt-restore: {outcome.error}", file=sys.stderr)
+    elif not quiet:
+        tqdm.write(f"{outcome.output}  {outcome.width}x{outcome.height}  {outcome.seconds:.2f} s", file=sys.stdout)
+
+
+def _write_report(destination: str, report: Any) -> None:
+    text = json.dumps(report, indent=2)
+    if destination == "-":
+        print(text)
+    else:
+        Path(destination).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
