@@ -80,7 +80,9 @@ def save_checkpoint(
         CheckpointError: a tensor is not finite in the storage type, or `folder` holds something else than a checkpoint.
     """
     if Path(folder).exists() and not (Path(folder) / "config.json").is_file() and any(Path(folder).iterdir()):
-        raise CheckpointError(f"{folder} holds other files than a checkpoint and would be replaced; choose another folder")
+        raise CheckpointError(
+            f"{folder} holds other files than a checkpoint and would be replaced; choose another folder"
+        )
     tensors = {name: t.detach().to("cpu", DTYPES[dtype]).contiguous() for name, t in model.state_dict().items()}
     _check_finite(tensors)
     shards: list[dict[str, Tensor]] = [{}]
