@@ -39,7 +39,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--parts", type=Path, default=Path("build/parts"), help="ONNX parts and manifest (default %(default)s)"
     )
-    parser.add_argument("--threads", type=int, default=defaults.threads, help="threads of each part; 0: all cores")
+    parser.add_argument("--threads", type=int, default=defaults.threads, help="of each part; 0: half of the cores")
+    parser.add_argument(
+        "--body-instances", type=int, default=defaults.body_instances, help="bodies side by side (default %(default)s)"
+    )
     parser.add_argument("--router-instances", type=int, default=defaults.router_instances, help="(default %(default)s)")
     parser.add_argument(
         "--queue-delay-us",
@@ -62,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("export").setLevel(logging.INFO)  # not the ONNX exporter's own reports
     options = ServingOptions(
         threads=arguments.threads,
+        body_instances=arguments.body_instances,
         router_instances=arguments.router_instances,
         queue_delay_us=arguments.queue_delay_us,
         max_input_pixels=arguments.max_input_pixels,

@@ -30,7 +30,7 @@ from train.tasks import Task, task_table
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 16
+MAX_BATCH = 8
 MANIFEST = "manifest.json"
 
 

@@ -41,14 +41,17 @@ class ServingOptions:
     """How the repository serves; all of it can be changed by exporting again.
 
     Attributes:
-        threads: OpenVINO threads of each part, 0 for all cores.
+        threads: OpenVINO threads of each instance of a part, 0 for half of the cores.
+        body_instances: bodies that run side by side. Two keep the cores busy while one hands over its batch, and the
+            fewer threads an instance has, the less they wait for each other.
         router_instances: whole-image requests under way at once.
         queue_delay_us: how long the body waits for more patches, in microseconds.
         max_input_pixels, max_output_pixels: largest image of one request.
     """
 
     threads: int = 0
-    router_instances: int = 4
+    body_instances: int = 2
+    router_instances: int = 8
     queue_delay_us: int = 500
     max_input_pixels: int = 64_000_000
     max_output_pixels: int = 256_000_000
@@ -97,13 +100,14 @@ def ensemble_name(route: Route) -> str:
 
 def part_config(part: Part, manifest: Manifest, options: ServingOptions) -> pb.ModelConfig:
     """Configuration of a head, body or tail in Triton's Python backend, with dynamic batching."""
+    instances = options.body_instances if part.name in {route.body for route in manifest.routes} else 1
     config = pb.ModelConfig(
         name=part.name,
         backend="python",
         max_batch_size=manifest.max_batch,
         input=[_input(p) for p in part.inputs],
         output=[_output(p) for p in part.outputs],
-        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
+        instance_group=[pb.ModelInstanceGroup(count=instances, kind=pb.ModelInstanceGroup.KIND_CPU)],
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=options.queue_delay_us),
         model_warmup=[_warm_up(part, batch) for batch in (1, manifest.max_batch)],
     )

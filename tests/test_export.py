@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from google.protobuf import text_format
+from support import SMALL, Served, small_model
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.__main__ import main
@@ -19,7 +20,6 @@ from export.parity import ParityError, check_part, compare, real_tiles
 from export.parts import ExportError, export_parts, plan_routes
 from export.repository import RepositoryError, ServingOptions, write_repository
 from export.surgery import GraphError, clean_graph
-from tests.conftest import SMALL, Served, small_model
 from train.checkpoint import Checkpoint, content_hash, load_checkpoint, save_checkpoint
 from train.model import IPT, OFFICIAL_TASKS
 

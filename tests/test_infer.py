@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import IMAGES, read_image, small_model
 
-from tests.conftest import IMAGES, read_image, small_model
 from train.baselines import bicubic_up
 from train.infer import main, restore_image
 from train.metrics import psnr

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import random
+import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tritonclient.grpc as triton
+from onnx import numpy_helper
+from support import Served, read_image
 from tritonclient.utils import InferenceServerException
 
 from client import RestorationClient
-from tests.conftest import Served, read_image
+from export.serve_errors import WarmUpError
+from export.server import TritonServer
 from train.infer import restore_image
 from train.model import OFFICIAL_TASKS
 
@@ -199,3 +206,37 @@ def test_router_tells_tasks_and_limits(served: Served, client: RestorationClient
         "precision": "fp32",
     }
     assert (parameters["max_input_pixels"], parameters["max_output_pixels"]) == ("1000000", "2000000")
+
+
+def body_patches(served: Served) -> int:
+    """Patches that the body has computed since the server started."""
+    with triton.InferenceServerClient(served.server.grpc_url) as connection:
+        return connection.get_inference_statistics("body").model_stats[0].inference_count
+
+
+def test_caller_who_leaves_stops_the_rest_of_the_image(served: Served):
+    photo = np.zeros((960, 1000, 3), np.uint8)
+    patches = 27 * 28
+    before = body_patches(served)
+    with triton.InferenceServerClient(served.server.grpc_url) as connection, pytest.raises(InferenceServerException):
+        inputs = [tensor("IMAGE", photo, "UINT8"), tensor("TASK_ID", DERAIN[0], "INT32")]
+        connection.infer("restore", inputs, client_timeout=0.3)
+    time.sleep(0.5)
+    stopped_at = body_patches(served)
+    time.sleep(0.5)
+    assert body_patches(served) == stopped_at
+    assert stopped_at - before < patches
+
+
+def test_part_that_computes_nan_is_an_error_and_the_server_does_not_get_ready(served: Served, tmp_path: Path):
+    repository = tmp_path / "models"
+    shutil.copytree(served.repository, repository)
+    path = repository / "tail_derain" / "1" / "model.onnx"
+    graph = onnx.load(path)
+    bias = next(i for i in graph.graph.initializer if list(i.dims) == [3])
+    bias.CopyFrom(numpy_helper.from_array(np.array([np.nan, 0, 0], np.float32), bias.name))
+    path.unlink()  # a copy of its own, whatever links there are
+    onnx.save(graph, path)
+    failure = "task derain failed: .*the network returned NaN or Inf for the patch at row 0, column 0"
+    with pytest.raises(WarmUpError, match=failure), TritonServer(repository):
+        pass

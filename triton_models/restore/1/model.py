@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from tiling import Tiler, check_rule
 
 CHUNK = 8  # patches in one request to an ensemble
-DEPTH = 3  # such requests under way for one image
+DEPTH = 3  # such requests under way for one image: enough for two bodies, few enough to let other images in between
 
 OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
 
@@ -42,6 +42,8 @@ class TritonPythonModel:
             return _error(str(error), pb_utils.TritonError.INTERNAL)
         except PartFailure as error:
             return pb_utils.InferenceResponse(error=error.args[0])
+        except Cancelled:
+            return _error("the caller has left; the rest of the image was not computed", pb_utils.TritonError.CANCELLED)
         return pb_utils.InferenceResponse([pb_utils.Tensor(output, restored)])
 
     async def _restore(self, request):
@@ -49,7 +51,9 @@ class TritonPythonModel:
         output = OUTPUTS[name]
         asked = request.requested_output_names()  # all outputs, if the caller names none
         if output not in asked:
-            raise InvalidRequest(f"{name} is restored to {output}, but {', '.join(asked)} was asked for; ask for {output}")
+            raise InvalidRequest(
+                f"{name} is restored to {output}, but {', '.join(asked)} was asked for; ask for {output}"
+            )
         task = self._task(request)
         stride = _number(request, "STRIDE", self._stride)
         keep = _number(request, "KEEP", self._keep)
@@ -59,22 +63,23 @@ class TritonPythonModel:
             raise InvalidRequest(str(error)) from None
         self._check_size(image, task)
         tiler = Tiler(image, task["scale"], self._patch, stride, keep)
-        await self._run(tiler, "ipt_" + task["name"])
+        await self._run(tiler, "ipt_" + task["name"], request)
         return output, tiler.result()
 
-    async def _run(self, tiler, ensemble):
+    async def _run(self, tiler, ensemble, request):
         """All patches through the ensemble, at most DEPTH chunks under way, joined in order."""
         pending = []
         try:
             for first, last in tiler.batches(CHUNK):
                 if len(pending) == DEPTH:
                     tiler.add(await pending.pop(0))
+                if request.is_cancelled():
+                    raise Cancelled
                 pending.append(asyncio.ensure_future(_restore_patches(ensemble, tiler.patches(first, last))))
             while pending:
                 tiler.add(await pending.pop(0))
         finally:
-            for chunk in pending:
-                chunk.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
 
     def _image(self, request):
         given = [name for name in OUTPUTS if pb_utils.get_input_tensor_by_name(request, name) is not None]
@@ -124,6 +129,10 @@ class TritonPythonModel:
                     f"{what} has {pixels} pixels; at most {limit} are allowed; "
                     f"send it in parts, or export with a higher {flag}"
                 )
+
+
+class Cancelled(Exception):
+    """The caller has cancelled, timed out or gone away."""
 
 
 class PartFailure(Exception):
