@@ -116,9 +116,12 @@ def panels(result: Result) -> list[tuple[str, np.ndarray]]:
     s = result.task.scale
     cut = lambda image: image[y : y + CROP, x : x + CROP]  # noqa: E731
     given = result.degraded[y // s : (y + CROP) // s, x // s : (x + CROP) // s]
-    shown = [("input", np.kron(given, np.ones((s, s, 1), np.uint8)))]
-    if result.task.kind != "derain":
-        shown.append((f"{result.baseline_name} {result.psnr(result.baseline):.2f} dB", cut(result.baseline)))
+    enlarged = np.kron(given, np.ones((s, s, 1), np.uint8))
+    classical = f"{result.baseline_name} {result.psnr(result.baseline):.2f} dB"
+    if result.baseline is result.degraded:
+        shown = [(classical, enlarged)]
+    else:
+        shown = [("input", enlarged), (classical, cut(result.baseline))]
     shown.append((f"restored {result.psnr(result.restored):.2f} dB", cut(result.restored)))
     return [*shown, ("original", cut(result.clean))]
 
