@@ -34,6 +34,7 @@ class TritonPythonModel:
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": int(parameters["threads"]) or max(1, len(os.sched_getaffinity(0)) // 2),
             "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # instances are processes: all would pin themselves to core 0
         }
         compiled = core.compile_model(folder / "model.onnx", "CPU", options)
         self._inputs = [port.any_name for port in compiled.inputs]
