@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from client import RestorationClient, RestorationError
 from export.serve_errors import ServeError
 from export.server import TritonServer
 from train.atomic import atomic_file
 from train.baselines import baseline
-from train.degrade import degrade, to_uint8_levels
-from train.metrics import psnr, psnr_y
+from train.evaluate import degrade_image, seed_of
+from train.metrics import psnr, psnr_y, to_uint8
+from train.pictures import busiest_square, side_by_side
 from train.tasks import Task
 
 ROOT = Path(__file__).parent.parent
@@ -56,23 +56,16 @@ class Result:
         return psnr_y(image, self.clean, self.task.scale if self.task.kind == "sr" else 0)
 
 
-def degrade_photo(clean: np.ndarray, task: Task, seed: int) -> np.ndarray:
-    """The degraded photograph as an 8-bit file would hold it; the sides of `clean` are multiples of the scale."""
-    planes = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None].float()
-    degraded = to_uint8_levels(degrade(planes, task, torch.Generator().manual_seed(seed)))
-    return degraded[0].permute(1, 2, 0).byte().numpy()
-
-
 def restore_photos(client: RestorationClient, photos: Sequence[Path]) -> list[Result]:
     """Every photograph through every task of the server, one after the other."""
     results = []
     for served in client.tasks():
         task = Task(served.id, served.name, served.kind, served.scale, served.sigma)
-        for seed, path in enumerate(photos):
+        for path in photos:
             photo = np.asarray(Image.open(path).convert("RGB"))
             height, width = (side // task.scale * task.scale for side in photo.shape[:2])
             clean = photo[:height, :width]
-            degraded = degrade_photo(clean, task, seed)
+            degraded = to_uint8(degrade_image(clean, task, seed_of(path.name)))
             name, classical = baseline(degraded, task)
             started = time.perf_counter()
             restored = client.restore(degraded, task.name)
@@ -100,30 +93,13 @@ def by_task(results: Sequence[Result]) -> list[list[Result]]:
     return [[r for r in results if r.task == task] for task in tasks]
 
 
-def detail(result: Result) -> tuple[int, int]:
-    """Top left corner of the busiest square of the clean photograph, on a grid that every scale divides."""
-    grey = result.clean.mean(axis=2)
-    step = 12
-    rows, columns = (range(0, side - CROP + 1, step) for side in grey.shape)
-    return max(
-        ((y, x) for y in rows for x in columns), key=lambda at: grey[at[0] : at[0] + CROP, at[1] : at[1] + CROP].std()
-    )
-
-
-def panels(result: Result) -> list[tuple[str, np.ndarray]]:
-    """Captions and details of input, baseline (where it is not the input), restored and original."""
-    y, x = detail(result)
-    s = result.task.scale
-    cut = lambda image: image[y : y + CROP, x : x + CROP]  # noqa: E731
-    given = result.degraded[y // s : (y + CROP) // s, x // s : (x + CROP) // s]
-    enlarged = np.kron(given, np.ones((s, s, 1), np.uint8))
+def versions(result: Result) -> list[tuple[str, np.ndarray]]:
+    """Captions and pictures: input, baseline (where it is not the input), restored, original."""
     classical = f"{result.baseline_name} {result.psnr(result.baseline):.2f} dB"
+    restored = f"restored {result.psnr(result.restored):.2f} dB", result.restored
     if result.baseline is result.degraded:
-        shown = [(classical, enlarged)]
-    else:
-        shown = [("input", enlarged), (classical, cut(result.baseline))]
-    shown.append((f"restored {result.psnr(result.restored):.2f} dB", cut(result.restored)))
-    return [*shown, ("original", cut(result.clean))]
+        return [(classical, result.degraded), restored, ("original", result.clean)]
+    return [("input", result.degraded), (classical, result.baseline), restored, ("original", result.clean)]
 
 
 def write_report(results: Sequence[Result], folder: Path) -> Path:
@@ -141,9 +117,11 @@ def write_report(results: Sequence[Result], folder: Path) -> Path:
                 Image.fromarray(image).save(pictures / f"{stem}-{what}.png")
                 links.append(f'<a href="pictures/{stem}-{what}.png">{what}</a>')
             cells = []
-            for number, (caption, image) in enumerate(panels(r)):
-                name = f"{stem}-detail{number}.png"
-                Image.fromarray(image).save(pictures / name)
+            y, x = busiest_square(r.clean, CROP)
+            for number, (caption, image) in enumerate(versions(r)):
+                name, zoom = f"{stem}-detail{number}.png", r.clean.shape[0] // image.shape[0]
+                detail = image.repeat(zoom, axis=0).repeat(zoom, axis=1)[y : y + CROP, x : x + CROP]
+                Image.fromarray(detail).save(pictures / name)
                 cells.append(
                     f'<figure><img src="pictures/{name}" alt="{html.escape(caption)}">'
                     f"<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -182,18 +160,17 @@ the photographs.</p>
 
 
 def write_picture(results: Sequence[Result], path: Path) -> None:
-    """One sheet for the README: a row per task, another photograph in each, details enlarged twice."""
-    side, margin, text = CROP * 2, 8, 18
-    groups = by_task(results)
-    sheet = Image.new("RGB", (4 * (side + margin) + margin, len(groups) * (side + text + margin) + margin), "white")
-    draw = ImageDraw.Draw(sheet)
-    for row, group in enumerate(groups):
-        result = group[row % len(group)]
-        shown = panels(result)
-        for column, (caption, image) in enumerate(shown):
-            x, y = margin + column * (side + margin), margin + row * (side + text + margin)
-            sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (x, y + text))
-            draw.text((x, y + 2), f"{result.task.name}: {caption}" if column == 0 else caption, fill="black")
+    """One sheet for the README: a row per task, another photograph in each."""
+    rows = []
+    for number, group in enumerate(by_task(results)):
+        result = group[number % len(group)]
+        (caption, image), *others = versions(result)
+        rows.append(side_by_side([(f"{result.task.name}: {caption}", image), *others], CROP))
+    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
 

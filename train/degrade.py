@@ -38,13 +38,21 @@ def bicubic_down(clean: Tensor, task: Task, generator: Generator) -> Tensor:
     return to_uint8_levels(F.interpolate(clean, size=size, mode="bicubic", antialias=True))
 
 
+def add_noise(clean: Tensor, task: Task, generator: Generator) -> Tensor:
+    """White Gaussian noise of standard deviation `task.sigma`; float, neither clipped nor rounded.
+
+    `to_uint8_levels` of it is what an 8-bit file holds.
+    """
+    return clean + task.sigma * torch.randn(clean.shape, device=clean.device, dtype=clean.dtype, generator=generator)
+
+
 def gaussian_noise(clean: Tensor, task: Task, generator: Generator) -> Tensor:
-    """White Gaussian noise of standard deviation `task.sigma`.
+    """`add_noise` for training on both kinds of input.
 
     Every second sample is clipped and rounded, as a noisy photo file is; the others stay float, as in the field's
     benchmarks.
     """
-    noisy = clean + task.sigma * _normal(clean.shape, clean, generator)
+    noisy = add_noise(clean, task, generator)
     noisy[::2] = to_uint8_levels(noisy[::2])
     return noisy
 
@@ -77,10 +85,6 @@ def rain(clean: Tensor, task: Task, generator: Generator) -> Tensor:
         impulses = torch.where(drops < density, brightness.clamp(max=255), 0)
         layers += F.conv2d(impulses[None], streak[:, None], groups=b)[0]
     return to_uint8_levels(clean + layers[:, None])
-
-
-def _normal(shape: torch.Size, like: Tensor, generator: Generator) -> Tensor:
-    return torch.randn(shape, device=like.device, dtype=like.dtype, generator=generator)
 
 
 DEGRADATIONS: dict[str, Callable[[Tensor, Task, Generator], Tensor]] = {

@@ -35,7 +35,8 @@ def restore_image(
     """Restore a whole image, tile by tile.
 
     Args:
-        image: uint8 or uint16 RGB [height, width, 3], any size from 1x1.
+        image: uint8 or uint16 RGB [height, width, 3], any size from 1x1; or float32 on the 0..255 scale, which it may
+            exceed (noise as the field's benchmarks add it), and then the result is neither rounded nor clipped.
         task: id or name.
         stride, keep: the tiling rule (`train.tiling`).
         batch: patches in one pass; does not change the result beyond rounding.
@@ -50,7 +51,8 @@ def restore_image(
     """
     found = model.task(task)
     device = next(model.parameters()).device
-    tiler = Tiler(image, found.scale, model.config.patch_size, stride, keep)
+    floating = image.dtype == np.float32
+    tiler = Tiler(image, found.scale, model.config.patch_size, stride, keep, floating)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for first, last in tiler.batches(batch):
             patches = torch.from_numpy(tiler.patches(first, last)).to(device)

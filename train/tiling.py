@@ -59,17 +59,29 @@ class Tiler:
         image: uint8 or uint16, [height, width, 3], any size from 1x1.
         scale: output side over input side.
         patch, stride, keep: the tiling rule, see the module's docstring.
+        floating: take a float32 image on the 0..255 scale instead, which may exceed it (unclipped noise); the result
+            is float32, neither rounded nor clipped. Asked for explicitly, so that nobody's picture in 0..1 slips in.
     """
 
-    def __init__(self, image: np.ndarray, scale: int, patch: int = PATCH, stride: int = STRIDE, keep: int = KEEP):
+    def __init__(
+        self,
+        image: np.ndarray,
+        scale: int,
+        patch: int = PATCH,
+        stride: int = STRIDE,
+        keep: int = KEEP,
+        floating: bool = False,
+    ):
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image of shape {list(image.shape)} is not allowed: it must be [height, width, 3]")
-        if image.dtype.name not in DTYPES:
-            raise ValueError(f"an image of type {image.dtype} is not allowed: it must be {' or '.join(DTYPES)}")
+        allowed = ("float32",) if floating else tuple(DTYPES)
+        if image.dtype.name not in allowed:
+            raise ValueError(f"an image of type {image.dtype} is not allowed: it must be {' or '.join(allowed)}")
         height, width = image.shape[:2]
         self._rows = plan_axis(height, patch, stride, keep)
         self._cols = plan_axis(width, patch, stride, keep)
-        self._patch, self._scale, self._unit = patch, scale, DTYPES[image.dtype.name]
+        self._patch, self._scale, self._unit = patch, scale, DTYPES.get(image.dtype.name, 1.0)
+        self._floating = floating
         padding = ((0, max(0, patch - height)), (0, max(0, patch - width)), (0, 0))
         self._image = np.pad(image, padding, mode="reflect") if height < patch or width < patch else image
         self._size = (height * scale, width * scale)
@@ -140,9 +152,10 @@ class Tiler:
         rows = until - self._done
         block = self._band[:rows]
         block /= self._row_counts[self._done : until, None, None] * self._col_counts[None, :, None]
-        block *= self._unit
-        np.rint(block, out=block)
-        np.clip(block, 0, 255 * self._unit, out=block)
+        if not self._floating:
+            block *= self._unit
+            np.rint(block, out=block)
+            np.clip(block, 0, 255 * self._unit, out=block)
         self._output[self._done : until] = block
         rest = self._band.shape[0] - rows
         self._band[:rest] = self._band[rows:].copy()

@@ -1,0 +1,40 @@
+"""`ipt-train`: one command for everything in this room. Each sub-command is also `python -m train.<module>`.
+
+    ipt-train pretrain --data photos --output runs/tiny --preset ipt-tiny --time-budget 2h
+    ipt-train evaluate runs/tiny/checkpoint --data Set5 --task sr_x2
+    ipt-train infer runs/tiny/checkpoint photo.png restored.png --task sr_x2
+    ipt-train import-official IPT_pretrain.pt --output weights/ipt
+
+`ipt-train SUB-COMMAND --help` explains its arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "pretrain": "train.pretrain",
+    "evaluate": "train.evaluate",
+    "infer": "train.infer",
+    "import-official": "train.import_official",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand the arguments to the sub-command's module; returns its exit status, 2 for an unknown sub-command."""
+    words = sys.argv[1:] if argv is None else argv
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="ipt-train", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=COMMANDS, help="what to do")
+    arguments = parser.parse_args(words[:1])  # the rest is the sub-command's
+    status: int = importlib.import_module(COMMANDS[arguments.command]).main(words[1:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
