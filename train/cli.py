@@ -4,6 +4,7 @@
     ipt-train evaluate runs/tiny/checkpoint --data Set5 --task sr_x2
     ipt-train infer runs/tiny/checkpoint photo.png restored.png --task sr_x2
     ipt-train import-official IPT_pretrain.pt --output weights/ipt
+    ipt-train release runs/tiny/checkpoint weights/tiny --evaluation set5.json
 
 `ipt-train SUB-COMMAND --help` explains its arguments.
 """
@@ -20,6 +21,7 @@ COMMANDS = {
     "evaluate": "train.evaluate",
     "infer": "train.infer",
     "import-official": "train.import_official",
+    "release": "train.release",
 }
 
 
