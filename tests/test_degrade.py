@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Generator, Tensor
 
 from train.degrade import DEGRADATIONS, degrade
-from train.tasks import OFFICIAL_TASKS, Task, TaskError, find_task
+from train.jpeg import compress
+from train.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, TaskError, find_task
 
 
 def generator(seed: int = 0) -> Generator:
@@ -18,7 +23,7 @@ def generator(seed: int = 0) -> Generator:
 
 
 def task(name: str) -> Task:
-    return find_task(OFFICIAL_TASKS, name)
+    return find_task((*OFFICIAL_TASKS, *OPTIONAL_TASKS), name)
 
 
 def photographs(count: int, side: int) -> Tensor:
@@ -127,14 +132,54 @@ def test_rain_falls_in_streaks_nearer_to_the_vertical() -> None:
     assert down > 0.3 and across < 0.5 * down
 
 
-@pytest.mark.parametrize("one", OFFICIAL_TASKS, ids=lambda t: t.name)
+def to_batch(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+
+
+@pytest.mark.parametrize("quality", [10, 40, 75, 95])
+@pytest.mark.parametrize("size", [(160, 208), (101, 51)])
+def test_jpeg_loses_what_a_jpeg_file_loses(quality: int, size: tuple[int, int]) -> None:
+    with Image.open(Path(__file__).parent / "images" / "dog.png") as photo:
+        image = photo.convert("RGB").crop((100, 60, 100 + size[0], 60 + size[1]))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    clean, expected = to_batch(np.asarray(image)), to_batch(np.asarray(Image.open(file)))
+    coded = compress(clean, quality)
+    assert torch.equal(coded, coded.clamp(0, 255).round())
+    assert (coded - expected).abs().mean() < 1
+    lost, should = (10 * torch.log10(255**2 / (x - clean).square().mean()).item() for x in (coded, expected))
+    assert lost == pytest.approx(should, abs=0.15)
+
+
+def test_the_blocks_of_jpeg_lie_anywhere_in_the_crop() -> None:
+    """In a flat picture with one bright row, JPEG's ringing ends at the borders of the blocks."""
+    clean = torch.full((1, 3, 48, 48), 128.0)
+    clean[..., 24, :] = 200.0
+    extents = set()
+    for seed in range(40):
+        coded = degrade(clean, task("dejpeg_40"), generator(seed))
+        changed = (coded - 128).abs().amax((0, 1, 3)).nonzero().flatten()
+        extents.add((changed.min().item(), changed.max().item()))
+    assert len(extents) >= 5 and all(last - first < 8 for first, last in extents)
+
+
+def test_blur_is_that_of_a_gaussian_filter() -> None:
+    clean = photographs(2, 96)
+    blurred = degrade(clean, task("deblur"), generator())
+    for sample in range(2):
+        for channel in range(3):
+            exact = gaussian_filter(clean[sample, channel].double().numpy(), 1.6, mode="reflect", truncate=4.375)
+            assert np.abs(blurred[sample, channel].numpy() - exact).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("one", (*OFFICIAL_TASKS, *OPTIONAL_TASKS), ids=lambda t: t.name)
 def test_a_generator_alone_decides_the_degradation(one: Task) -> None:
     clean = photographs(2, 48 * one.scale)
     torch.manual_seed(1)
     first = degrade(clean, one, generator(5))
     torch.manual_seed(2)
     assert torch.equal(degrade(clean, one, generator(5)), first)
-    assert torch.equal(degrade(clean, one, generator(6)), first) is (one.kind == "sr")
+    assert torch.equal(degrade(clean, one, generator(6)), first) is (one.kind in ("sr", "deblur"))
     assert first.shape == (2, 3, 48, 48)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.tasks import OFFICIAL_TASKS, Task, TaskError, find_task, task_table
+from train.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, TaskError, find_task, task_table
 
 
 def test_the_official_tasks_have_the_ids_and_names_of_the_six_task_checkpoint() -> None:
@@ -28,7 +28,13 @@ def test_a_table_is_sorted_by_id_and_keeps_the_ids_it_was_given(order: list[Task
 
 
 def test_a_table_of_plain_dictionaries_is_read() -> None:
-    assert task_table(t.to_dict() for t in OFFICIAL_TASKS) == OFFICIAL_TASKS
+    known = (*OFFICIAL_TASKS, *OPTIONAL_TASKS)
+    assert task_table(t.to_dict() for t in known) == known
+
+
+def test_a_table_from_before_there_was_jpeg_is_read() -> None:
+    old = [{k: v for k, v in t.to_dict().items() if k != "quality"} for t in OFFICIAL_TASKS]
+    assert task_table(old) == OFFICIAL_TASKS
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,10 @@ def test_a_table_that_contradicts_itself_is_refused(entries: list[Task], message
         ({"scale": 5}, r"scale 5 .*\(1, 2, 3, 4\)"),
         ({"scale": 0}, "scale 0"),
         ({"sigma": -1.0}, "sigma -1.0"),
+        ({"kind": "deblur"}, "sigma above 0"),
+        ({"kind": "dejpeg"}, "quality 0 .* 1 to 100"),
+        ({"kind": "dejpeg", "quality": 101}, "quality 101"),
+        ({"quality": 40}, "quality 40 .* 0 otherwise"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused_naming_the_value(fields: dict[str, object], message: str) -> None:

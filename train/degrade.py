@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from train.jpeg import BLOCK, compress
 from train.tasks import Task, TaskError
 
 
@@ -87,8 +88,43 @@ def rain(clean: Tensor, task: Task, generator: Generator) -> Tensor:
     return to_uint8_levels(clean + layers[:, None])
 
 
+def jpeg(clean: Tensor, task: Task, generator: Generator) -> Tensor:
+    """JPEG of `task.quality` with its block grid anywhere, as in a tile of a photograph; the border is mirrored.
+
+    One place of the grid per batch, so that a batch is one call.
+    """
+    top, left = torch.randint(BLOCK, (2,), device=clean.device, generator=generator).split(1)
+    height, width = clean.shape[-2:]
+    rows = _mirrored(torch.arange(height + BLOCK, device=clean.device) - top, height)
+    columns = _mirrored(torch.arange(width + BLOCK, device=clean.device) - left, width)
+    coded = compress(clean[..., rows[:, None], columns], task.quality)
+    rows, columns = (n + torch.arange(side, device=clean.device) for n, side in ((top, height), (left, width)))
+    return coded[..., rows[:, None], columns]
+
+
+def _mirrored(index: Tensor, size: int) -> Tensor:
+    """Places along a side of `size` pixels, those outside mirrored into it."""
+    period = index.remainder(2 * size)
+    return torch.minimum(period, 2 * size - 1 - period)
+
+
+def gaussian_blur(clean: Tensor, task: Task, generator: Generator) -> Tensor:
+    """Gaussian blur of standard deviation `task.sigma` pixels, borders mirrored, rounded to 8 bit."""
+    reach = math.ceil(4 * task.sigma)
+    offsets = torch.arange(-reach, reach + 1, device=clean.device)
+    weights = torch.exp(-0.5 * (offsets / task.sigma).square()).to(clean.dtype)
+    weights = (weights / weights.sum()).expand(clean.shape[1], 1, 1, -1)
+    height, width = clean.shape[-2:]
+    rows = _mirrored(torch.arange(-reach, height + reach, device=clean.device), height)
+    columns = _mirrored(torch.arange(-reach, width + reach, device=clean.device), width)
+    blurred = F.conv2d(clean[..., rows[:, None], columns], weights, groups=clean.shape[1])
+    return to_uint8_levels(F.conv2d(blurred, weights.transpose(2, 3), groups=clean.shape[1]))
+
+
 DEGRADATIONS: dict[str, Callable[[Tensor, Task, Generator], Tensor]] = {
     "sr": bicubic_down,
     "derain": rain,
     "denoise": gaussian_noise,
+    "dejpeg": jpeg,
+    "deblur": gaussian_blur,
 }

@@ -270,12 +270,20 @@ class Body(nn.Module):
 
     def transform(self, tokens: Tensor, embedding: Tensor) -> Tensor:
         """Encoder, decoder and output layers on tokens [B, N, D] -> [B, N, D]."""
+        return self.project(self.decode(tokens, embedding))
+
+    def decode(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """Encoder and decoder on tokens [B, N, D] -> the decoder's output [B, N, D], what the contrastive loss sees."""
         x = self.linear_encoding(tokens) + tokens + self.position
         for layer in self.encoder:
             x = layer(x)
         memory = x
         for layer in self.decoder:
             x = layer(x, memory, embedding)
+        return x
+
+    def project(self, x: Tensor) -> Tensor:
+        """Output layers on the decoder's output [B, N, D] -> [B, N, D]."""
         return self.out2(F.relu(self.out1(x))) + x
 
     def unfold(self, x: Tensor) -> Tensor:

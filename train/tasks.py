@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-KINDS = ("sr", "derain", "denoise")
+KINDS = ("sr", "derain", "denoise", "dejpeg", "deblur", "paired")
 SCALES = (1, 2, 3, 4)
 
 
@@ -26,9 +26,11 @@ class Task:
     Attributes:
         id: number that selects the task in a request; unique in a table, ≥ 0.
         name: name that selects the task; lower-case letters, digits and `_` (it becomes part of model names).
-        kind: family of the degradation, one of `KINDS`.
+        kind: family of the degradation, one of `KINDS`; `paired` is known by pairs of photographs alone.
         scale: output side over input side, 1 to 4.
-        sigma: standard deviation of Gaussian noise on the 0..255 scale; 0 for tasks without noise.
+        sigma: standard deviation of the Gaussian noise on the 0..255 scale (denoise), or of the Gaussian blur in pixels
+            (deblur); 0 for other tasks.
+        quality: of JPEG, 1 to 100 (dejpeg); 0 for other tasks.
     """
 
     id: int
@@ -36,6 +38,7 @@ class Task:
     kind: str
     scale: int = 1
     sigma: float = 0.0
+    quality: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.id, bool) or not isinstance(self.id, int) or self.id < 0:
@@ -48,6 +51,13 @@ class Task:
             raise TaskError(f"task {self.name}: scale {self.scale!r} is not one of {SCALES}")
         if self.sigma < 0:
             raise TaskError(f"task {self.name}: sigma {self.sigma!r} is negative")
+        if self.kind == "deblur" and self.sigma == 0:
+            raise TaskError(f"task {self.name}: a blur needs a sigma above 0, in pixels")
+        low, high = (1, 100) if self.kind == "dejpeg" else (0, 0)
+        if not low <= self.quality <= high:
+            raise TaskError(
+                f"task {self.name}: quality {self.quality!r} is not allowed; it is 1 to 100 for dejpeg and 0 otherwise"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The task as plain JSON values."""
@@ -62,6 +72,12 @@ OFFICIAL_TASKS: tuple[Task, ...] = (
     Task(4, "denoise_30", "denoise", sigma=30.0),
     Task(5, "denoise_50", "denoise", sigma=50.0),
 )
+
+OPTIONAL_TASKS: tuple[Task, ...] = (
+    Task(6, "dejpeg_40", "dejpeg", quality=40),
+    Task(7, "deblur", "deblur", sigma=1.6),
+)
+"""Beyond the paper: trained when asked for by name."""
 
 
 def task_table(tasks: Iterable[Task | dict[str, Any]]) -> tuple[Task, ...]:
