@@ -240,3 +240,20 @@ def test_part_that_computes_nan_is_an_error_and_the_server_does_not_get_ready(se
     failure = "task derain failed: .*the network returned NaN or Inf for the patch at row 0, column 0"
     with pytest.raises(WarmUpError, match=failure), TritonServer(repository):
         pass
+
+
+@pytest.mark.parametrize(
+    ("image_input", "words"),
+    [
+        ((np.zeros((50, 50, 3), np.float32), "FP32"), "data-type is 'FP32', but model 'restore' expects 'UINT8'"),
+        ((np.zeros((50, 50), np.uint8), "UINT8"), "unexpected shape for input 'IMAGE'"),
+        ((np.zeros((50, 50, 4), np.uint8), "UINT8"), "Expected [-1,-1,3], got [50,50,4]"),
+    ],
+)
+def test_wrong_type_rank_or_channels_are_refused_by_name(
+    served: Served, image_input: tuple[np.ndarray, str], words: str
+):
+    with pytest.raises(InferenceServerException) as caught:
+        ask(served, IMAGE=image_input, TASK_ID=DERAIN)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert words in caught.value.message()
