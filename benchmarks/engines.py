@@ -1,0 +1,386 @@
+"""Latency and throughput of each part by batch size and precision, against the machine's own matrix-multiply rate.
+
+    python -m benchmarks.engines --parts build/parts --only body --precision fp32 bf16
+    python -m benchmarks.engines --plans build/engines --json build/engines.json
+
+`--parts` runs ONNX parts with OpenVINO on the CPU; `--plans` runs TensorRT plans on a GPU and needs, from source, no
+more than numpy, tensorrt and pycuda (Python 3.9 syntax). Random patches: speed does not depend on them.
+
+Latency is a whole call, on a GPU with the copies to it and from it; compute is the engine alone. The achieved rate is
+the FLOPs of the part (convolutions and matrix multiplications, a multiply-add is two) over the compute time; the last
+column sets it against one large matrix multiplication of the same precision in the same run, measured before and after
+the parts. Medians, and in brackets the quartiles.
+
+The GPU side has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4 alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.engine import apply_precision, explain_failure, make_logger, network_flags
+from export.engine_parts import PartSpec, choose_parts, plan_precision, random_inputs, read_manifest
+from export.engine_runner import (
+    EngineError,
+    EngineMetadata,
+    EngineRunner,
+    Gpu,
+    GpuSession,
+    TensorInfo,
+    read_metadata,
+    require_tensorrt,
+    version_numbers,
+)
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+BATCHES = (1, 2, 4, 8, 16)
+WARM_UP = 3
+FEWEST_RUNS = 5
+MATMUL_SIZE = {"cpu": 1024, "gpu": 8192}
+"""Side of the square matrices: large enough for the processor's best rate, and still quick."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds: median and quartiles of `runs` measurements."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Spread:
+        low, median, high = (
+            statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else 3 * [seconds[0]]
+        )
+        return cls(median, low, high, len(seconds))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One part at one batch size.
+
+    Attributes:
+        flops: per patch; None if neither manifest nor plan gives them and onnx is not installed.
+        matmul_rate: FLOP/s of one large matrix multiplication of this precision; None if it was not measured.
+    """
+
+    part: str
+    precision: str
+    batch: int
+    latency: Spread
+    compute: Spread
+    flops: int | None
+    matmul_rate: float | None = None
+
+    @property
+    def patches_per_second(self) -> float:
+        return self.batch / self.latency.median
+
+    @property
+    def rate(self) -> float | None:
+        """Achieved FLOP/s."""
+        return None if self.flops is None else self.flops * self.batch / self.compute.median
+
+    @property
+    def share(self) -> float | None:
+        """Achieved rate over the rate of the matrix multiplication."""
+        return None if self.rate is None or self.matmul_rate is None else self.rate / self.matmul_rate
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = {"patches_per_second": self.patches_per_second, "flops_per_second": self.rate, "share": self.share}
+        return {**asdict(self), **derived}
+
+
+def repeat(call: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of each call, for about `seconds` in all and at least `FEWEST_RUNS` times, after `WARM_UP` calls."""
+    for _ in range(WARM_UP):
+        call()
+    times: list[float] = []
+    while len(times) < FEWEST_RUNS or sum(times) < seconds:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def part_flops(folder: Path, part: PartSpec) -> int | None:
+    """FLOPs per patch: the manifest's, or counted if onnx is installed."""
+    if part.flops is not None:
+        return part.flops
+    try:
+        import onnx
+
+        from export.flops import count_flops
+    except ImportError:
+        return None
+    return count_flops(onnx.load(folder / f"{part.name}.onnx"))
+
+
+def measure_cpu(
+    folder: Path, only: Sequence[str], precisions: Sequence[str], batches: Sequence[int], seconds: float, size: int
+) -> list[Measurement]:
+    """Parts through OpenVINO on this CPU, all cores for one call at a time.
+
+    Args:
+        seconds: per part, precision and batch.
+        size: side of the matrices of the bare multiplication.
+
+    Raises:
+        EngineError: a precision that this CPU does not compute, or a part that is not there.
+    """
+    import openvino as ov
+
+    core = ov.Core()
+    hints = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16, "fp16": ov.Type.f16}
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    parts = choose_parts(read_manifest(folder), only)
+    done = []
+    for precision in precisions:
+        if precision.upper() not in able:
+            raise EngineError(f"this CPU computes no {precision.upper()}: leave it out of --precision")
+        options = {"INFERENCE_PRECISION_HINT": hints[precision], "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        matmul = _cpu_matmul(core, options, size)
+        matmul_times = repeat(matmul, seconds)
+        found = []
+        for part in parts:
+            compiled = core.compile_model(folder / f"{part.name}.onnx", "CPU", options)
+            kinds = {port.any_name: port.get_element_type().to_dtype() for port in compiled.inputs}
+            request = compiled.create_infer_request()
+            flops = part_flops(folder, part)
+            for batch in batches:
+                inputs = {name: x.astype(kinds[name]) for name, x in random_inputs(part, batch).items()}
+                call = partial(request.infer, inputs, share_inputs=True, share_outputs=True)
+                spread = Spread.of(repeat(call, seconds))
+                found.append(Measurement(part.name, precision, batch, spread, spread, flops))
+        matmul_times += repeat(matmul, seconds)
+        rate = 2 * size**3 / statistics.median(matmul_times)
+        done += [replace(measurement, matmul_rate=rate) for measurement in found]
+    return done
+
+
+def _cpu_matmul(core: Any, options: dict[str, object], size: int) -> Callable[[], object]:
+    """A square matrix times a constant one, as the parts multiply with their weights."""
+    import openvino as ov
+    from openvino import opset13
+
+    generator = np.random.default_rng(0)
+    a, b = (generator.standard_normal((size, size)).astype(np.float32) for _ in range(2))
+    parameter = opset13.parameter([size, size], np.float32)
+    product = opset13.matmul(parameter, opset13.constant(b), transpose_a=False, transpose_b=False)
+    request = core.compile_model(ov.Model([product], [parameter]), "CPU", options).create_infer_request()
+    return lambda: request.infer([a], share_inputs=True, share_outputs=True)
+
+
+def measure_gpu(
+    plans: Path, only: Sequence[str], batches: Sequence[int], seconds: float, size: int, device: int
+) -> list[Measurement]:
+    """Plans of a folder on a GPU; untested. Batches outside a plan's profile are left out.
+
+    Raises:
+        EngineError: as `EngineRunner`; or the folder holds no plans, or none of a name asked for.
+    """
+    paths = sorted(plans.glob("*.plan"))
+    names = [path.stem for path in paths]
+    if not paths or set(only) - set(names):
+        wanted = ", ".join(sorted(set(only) - set(names))) or "plan"
+        raise EngineError(f"{plans} holds no {wanted}; it holds {', '.join(names) or 'nothing'}: run export/engine.py")
+    chosen = [path for path in paths if not only or path.stem in only]
+    done = []
+    for precision in sorted({read_metadata(path).precision for path in chosen}):
+        matmul = None if precision == "bf16" else gpu_matmul(size, precision, device)  # numpy has no BF16 weights
+        rates = [] if matmul is None else _gpu_seconds(matmul, size, seconds)
+        found = []
+        for path in chosen:
+            metadata = read_metadata(path)
+            if metadata.precision != precision:
+                continue
+            with EngineRunner.open(path, device) as runner:
+                for batch in batches:
+                    if not metadata.profile[0] <= batch <= metadata.profile[2]:
+                        continue
+                    inputs = {
+                        x.name: np.random.default_rng(0).uniform(0, 1, (batch, *x.shape)).astype(x.dtype)
+                        for x in runner.inputs
+                    }
+                    latency = repeat(partial(runner.run, inputs), seconds)
+                    compute = _gpu_seconds(runner, batch, seconds)
+                    found.append(
+                        Measurement(path.stem, precision, batch, Spread.of(latency), Spread.of(compute), metadata.flops)
+                    )
+        if matmul is not None:
+            rates += _gpu_seconds(matmul, size, seconds)
+            matmul.close()
+        rate = 2 * size**3 / statistics.median(rates) if rates else None
+        done += [replace(measurement, matmul_rate=rate) for measurement in found]
+    return done
+
+
+def _gpu_seconds(runner: EngineRunner, batch: int, seconds: float) -> list[float]:
+    """Compute times for about `seconds`."""
+    once = statistics.median(runner.device_seconds(batch, WARM_UP + FEWEST_RUNS))
+    return runner.device_seconds(batch, max(FEWEST_RUNS, min(10_000, int(seconds / once))))
+
+
+def gpu_matmul(size: int, precision: str, device: int) -> EngineRunner:
+    """An engine that multiplies [size, size] with a constant matrix, in `fp32` or `fp16`, in and out; untested."""
+    version = require_tensorrt()
+    import tensorrt as trt
+
+    kind, dtype = {"fp32": (trt.DataType.FLOAT, np.float32), "fp16": (trt.DataType.HALF, np.float16)}[precision]
+    how = plan_precision(version_numbers(version), precision, precision)
+    session = GpuSession(device)
+    weights = (np.random.default_rng(0).standard_normal((size, size)) / size**0.5).astype(dtype)
+    with session:
+        log = make_logger()
+        builder: trt.Builder = trt.Builder(log)
+        network: trt.INetworkDefinition = builder.create_network(network_flags(how))
+        tensor: trt.ITensor = network.add_input("A", kind, (-1, size))
+        constant: trt.ILayer = network.add_constant((size, size), weights)
+        plain = trt.MatrixOperation.NONE
+        layer: trt.ILayer = network.add_matrix_multiply(tensor, plain, constant.get_output(0), plain)
+        product: trt.ITensor = layer.get_output(0)
+        product.name = "PRODUCT"
+        if how.network_flags != ("STRONGLY_TYPED",):
+            product.dtype = kind
+        network.mark_output(product)
+        config: trt.IBuilderConfig = builder.create_builder_config()
+        apply_precision(config, how)
+        profile: trt.IOptimizationProfile = builder.create_optimization_profile()
+        profile.set_shape("A", (size, size), (size, size), (size, size))
+        config.add_optimization_profile(profile)
+        serialised: trt.IHostMemory | None = builder.build_serialized_network(network, config)
+        if serialised is None:
+            raise EngineError(explain_failure("matrix multiplication", log.errors, None))
+    plan = bytes(serialised)
+    metadata = EngineMetadata(
+        part="matrix multiplication",
+        tensorrt=version,
+        gpu=session.gpu.name,
+        compute_capability=session.gpu.compute_capability,
+        precision=precision,
+        evidence="none",
+        profile=(size, size, size),
+        level=3,
+        inputs=(TensorInfo("A", (size,), np.dtype(dtype).name),),
+        outputs=(TensorInfo("PRODUCT", (size,), np.dtype(dtype).name),),
+        onnx_sha256="",
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=len(plan),
+        weight_count=size * size,
+        layers={},
+        parity=(),
+        build_seconds=0.0,
+    )
+    return EngineRunner(plan, metadata, device)
+
+
+def machine(gpu: Gpu | None = None) -> dict[str, object]:
+    """What the figures depend on."""
+    cpu = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    facts: dict[str, object] = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    if gpu is None:
+        import openvino as ov
+
+        facts["openvino"] = ov.__version__
+    else:
+        facts.update(tensorrt=require_tensorrt(), gpu=gpu.name, compute_capability=gpu.compute_capability)
+    return {**facts, "load_before": round(os.getloadavg()[0], 2)}
+
+
+def markdown(measurements: Sequence[Measurement]) -> str:
+    """A table of all measurements."""
+    lines = [
+        "| part | precision | batch | latency ms | compute ms | patches/s | GFLOP/s | of matrix multiplication |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for m in measurements:
+        latency, compute = (
+            f"{1e3 * s.median:.3g} [{1e3 * s.low:.3g}, {1e3 * s.high:.3g}]" for s in (m.latency, m.compute)
+        )
+        rate = "?" if m.rate is None else f"{m.rate / 1e9:.1f}"
+        share = "?" if m.share is None else f"{100 * m.share:.0f} %"
+        speed = f"{m.patches_per_second:.3g}" if m.patches_per_second < 1000 else f"{m.patches_per_second:.0f}"
+        lines.append(f"| {m.part} | {m.precision} | {m.batch} | {latency} | {compute} | {speed} | {rate} | {share} |")
+    for precision in dict.fromkeys(m.precision for m in measurements):
+        rate_of = next(m.matmul_rate for m in measurements if m.precision == precision)
+        if rate_of is not None:
+            lines.append(f"\nMatrix multiplication in {precision}: {rate_of / 1e9:.1f} GFLOP/s.")
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.engines",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
+    source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="with --parts (default fp32)"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="(default 1 2 4 8 16)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these parts alone")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure (default %(default)s)")
+    parser.add_argument("--matmul-size", type=int, metavar="N", help="side of the matrices (default 1024; GPU 8192)")
+    parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, command and figures there")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 refused, 2 wrong arguments."""
+    arguments = parse_arguments(argv)
+    size = arguments.matmul_size or MATMUL_SIZE["gpu" if arguments.plans else "cpu"]
+    try:
+        if arguments.plans:
+            require_tensorrt()
+            facts = machine(GpuSession(arguments.device).gpu)
+            found = measure_gpu(
+                arguments.plans, arguments.only, arguments.batch, arguments.seconds, size, arguments.device
+            )
+        else:
+            facts = machine()
+            found = measure_cpu(
+                arguments.parts, arguments.only, arguments.precision, arguments.batch, arguments.seconds, size
+            )
+    except (EngineError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        command = ["python", "-m", "benchmarks.engines", *(sys.argv[1:] if argv is None else argv)]
+        result = {"machine": facts, "command": command, "figures": [m.to_dict() for m in found]}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(markdown(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

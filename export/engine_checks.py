@@ -1,0 +1,117 @@
+"""Whether a built engine is right: the precision of its layers, finite results, and parity with PyTorch.
+
+Plain functions that need neither GPU nor TensorRT, on numpy alone and in Python 3.9 syntax, for `export/engine.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from export.engine_parts import repeat_rows
+from export.engine_runner import EngineError, EngineParity
+
+LOWEST_SHARE = 0.1
+"""Engine layers that compute in the precision asked for, at least: far below what any part has, far above none."""
+TOLERANCES = {"fp32": (0.1, 80.0), "fp16": (8.0, 50.0), "bf16": (24.0, 45.0)}
+"""Largest absolute difference and lowest PSNR (dB, peak 255) against PyTorch FP32, on the grey-level scale."""
+
+
+def layer_precisions(report: str) -> dict[str, int]:
+    """Engine layers by what they compute in: `fp16`, `bf16`, `fp32`, `opaque`, `other`.
+
+    Layers that only move data are left out. A layer that touches 16-bit floats counts as such: kernels accumulate and
+    hand over in FP32 here and there. `opaque` are the fused regions of TensorRT 8.6 (ForeignNode), whose insides the
+    inspector does not tell, with nothing 16-bit going in or out.
+
+    Args:
+        report: the inspector's JSON of an engine built with detailed profiling verbosity.
+
+    Raises:
+        EngineError: no layers, or names alone.
+    """
+    layers = json.loads(report).get("Layers", [])
+    if not layers or not isinstance(layers[0], dict):
+        raise EngineError("the engine tells nothing about its layers: it was built without detailed verbosity")
+    counts: dict[str, int] = {}
+    for layer in layers:
+        kind = str(layer.get("LayerType", ""))
+        if kind.casefold() in {"reformat", "noop", "constant", "signal", "wait", "shape_call", "shape_ops"}:
+            continue
+        types = [str(port.get("Format/Datatype", "")) for port in (*layer.get("Inputs", ()), *layer.get("Outputs", ()))]
+        weights = layer.get("Weights")
+        if isinstance(weights, dict):
+            types.append(str(weights.get("Type", "")))
+        text = " ".join(types)
+        if re.search(r"\b(bfloat16|bf16)\b", text, re.IGNORECASE):
+            found = "bf16"
+        elif re.search(r"\b(half|fp16)\b", text, re.IGNORECASE):
+            found = "fp16"
+        elif kind.casefold() == "myelin" or "ForeignNode" in str(layer.get("Name", "")):
+            found = "opaque"
+        elif re.search(r"\b(float|fp32)\b", text, re.IGNORECASE):
+            found = "fp32"
+        else:
+            found = "other"
+        counts[found] = counts.get(found, 0) + 1
+    return counts
+
+
+def io_names(report: str) -> tuple[str, ...]:
+    """Inputs and outputs in the inspector's JSON: `Bindings` up to TensorRT 10, `I/O Tensors` since 11."""
+    values = json.loads(report)
+    entries = values.get("I/O Tensors", values.get("Bindings", []))
+    return tuple(sorted(str(entry["Name"] if isinstance(entry, dict) else entry) for entry in entries))
+
+
+def precision_evidence(precision: str, layers: Mapping[str, int], plan_bytes: int, weight_count: int) -> str:
+    """How we know that an engine computes in its precision.
+
+    Returns:
+        `inspector`: enough layers do; `size`: the plan is too small for FP32 weights; `none`: the inspector cannot see
+        into the engine, and the plan is too big to tell.
+
+    Raises:
+        EngineError: the inspector sees that almost no layer does.
+    """
+    known = layers.get(precision, 0) + layers.get("fp32", 0)
+    if known and layers.get(precision, 0) / known >= LOWEST_SHARE:
+        return "inspector"
+    if layers.get("opaque"):
+        return "size" if precision != "fp32" and plan_bytes < 3 * weight_count else "none"
+    raise EngineError(
+        f"the engine was to compute in {precision.upper()} and {layers.get(precision, 0)} of {known} layers do: "
+        "export the parts in that precision"
+    )
+
+
+def compare(
+    part: str, precision: str, batch: int, results: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+) -> EngineParity:
+    """Parity of an engine's outputs [batch, ...] with reference rows, taken in turn.
+
+    Raises:
+        EngineError: a difference above the precision's tolerance.
+    """
+    largest, lowest = 0.0, float("inf")
+    for name, rows in expected.items():
+        difference = results[name].astype(np.float64) - repeat_rows(rows, batch)
+        largest = max(largest, float(np.abs(difference).max()))
+        lowest = min(lowest, float(10 * np.log10(255**2 / max(float(np.square(difference).mean()), 1e-20))))
+    allowed = TOLERANCES[precision]
+    if largest > allowed[0] or lowest < allowed[1]:
+        raise EngineError(
+            f"{part} in {precision} at batch {batch}: max |Δ| {largest:.3g}, PSNR {lowest:.1f} dB against PyTorch; "
+            f"allowed are {allowed[0]:g} and {allowed[1]:g} dB; no plan was written"
+        )
+    return EngineParity(batch, largest, lowest)
+
+
+def check_finite(part: str, batch: int, results: Mapping[str, np.ndarray]) -> None:
+    """Raises EngineError when an output holds NaN or Inf."""
+    for name, values in results.items():
+        if not np.isfinite(values).all():
+            raise EngineError(f"{part} at batch {batch}: {name} holds NaN or Inf; no plan was written")
