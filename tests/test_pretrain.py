@@ -17,7 +17,6 @@ from training import photograph, write_photographs
 
 from train import state
 from train.checkpoint import load_checkpoint
-from train.cnn import EDSR
 from train.command import HELD_OUT, parse_duration
 from train.pretrain import main
 
@@ -172,7 +171,7 @@ def test_a_convolutional_rival_is_trained_and_resumed(photos: Path, tmp_path: Pa
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["state.pt"]
     saved = state.read_state(tmp_path / "run" / "state.pt")
     assert saved["step"] == 2 and saved["recipe"]["contrastive"] == 0
-    assert saved["config"]["blocks"] == 12 and issubclass(EDSR, torch.nn.Module)
+    assert saved["config"]["blocks"] == 12
 
 
 @pytest.mark.parametrize(
