@@ -1,0 +1,220 @@
+"""What every benchmark shares: its command line, the machine it ran on, spreads of measurements, and its record.
+
+A benchmark is a module with `main`, which measures and makes a `Record`, and with two functions of a record alone,
+`markdown` (tables) and `draw` (a plot), so that `benchmarks.report` shows a committed record just as the command did.
+
+Python 3.9 syntax and, until a plot is drawn, the standard library alone: `benchmarks.engines` runs on GPU machines too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train.atomic import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parent.parent
+QUIET_CORES = 0.1
+"""Other work up to this many cores leaves a measurement quiet."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of `runs` measurements, in their unit."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * [*values]
+        return cls(median, low, high, len(values))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A benchmark's result as it is written: everything needed to read it and to run it again.
+
+    Attributes:
+        benchmark: the module's name, as in `python -m benchmarks.<name>`.
+        command: what makes the record, without the interpreter's path.
+        machine: processor, cores, versions, and cores busy with other work just before and after.
+        figures: what was measured; JSON values only.
+    """
+
+    benchmark: str
+    command: list[str]
+    machine: dict[str, Any]
+    figures: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Raises: ValueError if the file is no record."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no record of a benchmark: {error}") from None
+
+    @property
+    def footnote(self) -> str:
+        """Machine, load, versions and command, to stand below a table."""
+        facts = dict(self.machine)
+        before, after = facts.pop("busy_cores_before"), facts.pop("busy_cores_after")
+        quiet = max(before, after) <= QUIET_CORES
+        load = "no other work on the machine" if quiet else f"busy machine: other work on {before} to {after} cores"
+        versions = ", ".join(f"{k} {v}" for k, v in facts.pop("versions").items())
+        commit = facts.pop("commit")
+        rest = ", ".join(f"{v} {k}" if k == "cores" else f"{v}" for k, v in facts.items())
+        return f"{rest}; {load}; {versions}; commit {commit}.\n\n    {' '.join(self.command)}"
+
+
+@dataclass
+class Session:
+    """A benchmark under way: `start` looks at the machine, `record` closes it.
+
+    The load is looked at while nothing of ours runs yet or any more, so start it before the server is started and close
+    it after the server has stopped.
+    """
+
+    benchmark: str
+    argv: list[str]
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(
+        cls, benchmark: str, argv: Sequence[str] | None, packages: Iterable[str] = (), **facts: object
+    ) -> Session:
+        """
+        Args:
+            argv: the arguments given to `main`; None: those of the process.
+            packages: distributions whose versions matter.
+            facts: what else the figures depend on, such as the GPU.
+        """
+        versions = {"Python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+        machine = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), **facts}
+        busy = busy_cores()
+        if busy > QUIET_CORES:
+            print(f"warning: other work keeps {busy} cores busy; figures will suffer", file=sys.stderr)
+        machine.update(versions=versions, commit=commit(), busy_cores_before=busy)
+        return cls(benchmark, list(sys.argv[1:] if argv is None else argv), machine)
+
+    def record(self, figures: dict[str, Any]) -> Record:
+        command = ["python", "-m", f"benchmarks.{self.benchmark}", *self.argv]
+        return Record(self.benchmark, command, {**self.machine, "busy_cores_after": busy_cores()}, figures)
+
+
+def command_line(benchmark: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the module's docstring, with `--json` and `--plot`."""
+    summary, _, rest = (doc or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{benchmark}",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record: machine, command, figures")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write the plot as PNG (needs matplotlib)")
+    return parser
+
+
+def publish(
+    record: Record,
+    arguments: argparse.Namespace,
+    markdown: Callable[[Record], str],
+    draw: Callable[[Record], Figure],
+) -> None:
+    """Print the tables; write what `--json` and `--plot` ask for."""
+    print(markdown(record))
+    print(f"\n{record.footnote}")
+    if arguments.json:
+        record.save(arguments.json)
+    if arguments.plot:
+        save_plot(draw(record), arguments.plot)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; columns whose cells are all numbers, or start with one, are set to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    right = [all(row[i][:1].isdigit() or row[i] in ("", "–") for row in cells) for i in range(len(header))]
+    lines = [header, ["--:" if r else "---" for r in right], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def figure(width: float = 7, height: float = 4, **subplots: Any) -> tuple[Figure, Any]:
+    """A matplotlib figure and its axes in the style of all plots, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots(**subplots)
+    for ax in [axes] if hasattr(axes, "plot") else axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.3)
+        ax.set_axisbelow(True)
+    return drawn, axes
+
+
+def save_plot(drawn: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        drawn.savefig(temporary, format="png")
+
+
+def processor() -> str:
+    """The processor's name and the matrix instructions that matter here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    names = {key.strip(): value for key, value in facts.items()}
+    name = names.get("model name", platform.machine()).strip()
+    able = [f for f in ("avx512_bf16", "avx512_vnni", "amx_bf16") if f in names.get("flags", "").split()]
+    return " ".join([name, *able])
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """Cores that work at the moment, this process aside (it sleeps meanwhile)."""
+
+    def times() -> tuple[int, int]:
+        fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]
+        values = [int(f) for f in fields]
+        return sum(values), values[3] + values[4]
+
+    total, idle = times()
+    time.sleep(seconds)
+    total_now, idle_now = times()
+    return round((1 - (idle_now - idle) / max(1, total_now - total)) * (os.cpu_count() or 1), 2)
+
+
+def commit() -> str:
+    """The checked-out commit, with `+changes` when files of the project differ from it; `unknown` without git."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.stdout.strip() + ("+changes" if changed.returncode else "")
