@@ -1,6 +1,12 @@
-# make demo   sets up, exports, serves, restores real photographs for every task, writes build/demo/report.html
-# make serve  the same server, staying up
-# make test   lint, types and tests
+# make demo     sets up, exports, serves, restores real photographs for every task, writes build/demo/report.html
+# make serve    the same server, staying up
+# make test     lint, types and tests
+# make engines  on a GPU machine: FP16 parts, TensorRT engines of them, and build/tensorrt_models for ipt-serve
+#
+# Engines run in the version of TensorRT alone that built them. This one builds with that of the virtual environment (pip
+# install 'ipt-triton[tensorrt]'), for ipt-serve in the same; the other in a container, for Triton in that of compose.yaml:
+#   make engines RUNTIME=tensorrt-python
+#   make engines BUILD_ENGINES='docker compose run --rm engines'
 #
 # Elsewhere than on a machine with a CPU build of torch at hand, name an index that has one:
 #   make demo EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -11,13 +17,17 @@ EXTRA_INDEX_URL ?=
 CHECKPOINT ?= weights/ipt-tiny
 PRECISION ?= fp32
 REPOSITORY ?= triton_models
+RUNTIME ?= tensorrt
+PARTS ?= build/parts
+ENGINES ?= build/engines
+BUILD_ENGINES ?= $(bin)/python export/engine.py
 
 bin := $(VENV)/bin
 pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
 sources := $(wildcard train/*.py export/*.py triton_models/restore/1/model.py)
 
-.PHONY: demo serve export test lint clean
+.PHONY: demo serve export engines test lint clean
 
 demo: export
 	$(bin)/python -m benchmarks.demo --repository $(REPOSITORY) --output build/demo
@@ -30,6 +40,14 @@ export: $(REPOSITORY)/restore/config.pbtxt
 # The router's configuration is what an export writes last.
 $(REPOSITORY)/restore/config.pbtxt: $(VENV)/.installed $(checkpoint_files) $(sources)
 	$(bin)/ipt-export $(CHECKPOINT) --precision $(PRECISION) --repository $(REPOSITORY)
+
+engines: PRECISION = fp16
+engines: REPOSITORY = build/tensorrt_models
+engines: $(VENV)/.installed
+	$(bin)/ipt-export $(CHECKPOINT) --runtime $(RUNTIME) --precision $(PRECISION) --parts $(PARTS)
+	mkdir -p $(ENGINES)
+	$(BUILD_ENGINES) $(PARTS) --output $(ENGINES) --timing-cache $(ENGINES)/timing.cache
+	$(bin)/ipt-export --parts $(PARTS) --engines $(ENGINES) --repository $(REPOSITORY)
 
 test: $(VENV)/.installed lint
 	$(bin)/python -m pytest

@@ -3,7 +3,7 @@
     python export/engine.py build/parts --output build/engines
     python export/engine.py build/parts --output build/engines --only body --max-batch 32 --timing-cache build/timing
 
-Alone on a GPU machine with numpy, tensorrt and pycuda (Python 3.9 syntax, `engine_runner.py` beside this file); one
+Alone on a GPU machine with numpy, tensorrt and pycuda (Python 3.9 syntax, the files `engine*.py` beside this one); one
 code for TensorRT 8.6, 10 and 11. From TensorRT 10 on networks are strongly typed: the ONNX graph alone says what is
 computed in FP16, and `--precision` must agree with it. TensorRT 8.6 is told by flags, and the types of an FP16 graph
 are pinned layer by layer.
@@ -25,21 +25,19 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run by its path: Python looks beside this file, and the room is one folder up
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
-
-from export.engine_checks import check_finite, compare, io_names, layer_precisions, precision_evidence
+from export.engine_checks import check_engine
+from export.engine_device import GpuSession, require_tensorrt
+from export.engine_metadata import EngineError, EngineMetadata, read_metadata, version_numbers
 from export.engine_parts import (
     PRECISIONS,
     SAMPLES,
@@ -49,59 +47,16 @@ from export.engine_parts import (
     choose_parts,
     plan_precision,
     profile_shapes,
-    random_inputs,
     read_manifest,
     read_onnx,
     reference_tensors,
-    repeat_rows,
 )
-from export.engine_runner import (
-    EngineError,
-    EngineMetadata,
-    EngineRunner,
-    Gpu,
-    GpuSession,
-    PlanMismatch,
-    describe_path,
-    read_metadata,
-    require_tensorrt,
-    version_numbers,
-)
+from export.engine_plans import BuildOptions, summarise, up_to_date, write_plan, write_whole
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 logger = logging.getLogger("export.engine")
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build.
-
-    Attributes:
-        precision: one of `PRECISIONS`, or None for what the graph says.
-        profile: smallest, optimal and largest batch.
-        workspace: GiB that TensorRT may use for scratch memory, None for as much as the GPU has.
-        level: builder optimisation level, 0 (quick build) to 5 (longest search); 3 is TensorRT's own default.
-        timing_cache: file of measured kernel times, read before and written after each build.
-    """
-
-    precision: str | None = None
-    profile: tuple[int, int, int] = (1, 8, 16)
-    workspace: float | None = None
-    level: int = 3
-    timing_cache: Path | None = None
-
-    def __post_init__(self) -> None:
-        low, optimal, high = self.profile
-        if not 1 <= low <= optimal <= high:
-            raise EngineError(
-                f"batches {low}, {optimal}, {high}: 1 ≤ --min-batch ≤ --opt-batch ≤ --max-batch is needed"
-            )
-        if self.precision not in (None, *PRECISIONS):
-            raise EngineError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
-        if not 0 <= self.level <= 5:
-            raise EngineError(f"builder level {self.level} is not within 0 to 5")
 
 
 def explain_failure(part: str, messages: Sequence[str], workspace: float | None) -> str:
@@ -114,37 +69,6 @@ def explain_failure(part: str, messages: Sequence[str], workspace: float | None)
             "stop what else uses the GPU, or build with a smaller --max-batch or another --workspace"
         )
     return f"{part}: TensorRT could not build the engine: {text or 'it gave no reason'}"
-
-
-def write_plan(output: Path, plan: bytes, metadata: EngineMetadata) -> Path:
-    """Write `<part>.plan` and its description, each whole or not at all; the description comes last."""
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{metadata.part}.plan"
-    describe_path(path).unlink(missing_ok=True)
-    write_whole(path, plan)
-    write_whole(describe_path(path), (json.dumps(metadata.to_dict(), indent=2) + "\n").encode())
-    return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file through a temporary one beside it, so that nobody ever reads half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def up_to_date(plan: Path, onnx_sha256: str, version: str, gpu: Gpu, precision: str, options: BuildOptions) -> bool:
-    """Whether a plan is there that a build would make again."""
-    try:
-        there = read_metadata(plan)
-    except PlanMismatch:
-        return False
-    wanted = (onnx_sha256, version, gpu.compute_capability, precision, options.profile, options.level)
-    found = (there.onnx_sha256, there.tensorrt, there.compute_capability, there.precision, there.profile, there.level)
-    return wanted == found and plan.is_file() and plan.stat().st_size == there.plan_bytes
 
 
 def build_engines(
@@ -181,7 +105,10 @@ def build_engines(
             except OSError as error:
                 raise EngineError(f"{path} cannot be read ({error.strerror}): run ipt-export again") from error
             summary = read_onnx(model)
-            how = plan_precision(version_numbers(version), options.precision, summary.precision)
+            layer_precision = summary.layer_precision(part)
+            how = plan_precision(version_numbers(version), options.precision, part.precision)
+            if how.precision != part.precision:  # TensorRT 8.6, told to compute an FP32 graph in FP16
+                layer_precision = how.precision
             sha256 = hashlib.sha256(model).hexdigest()
             plan_path = output / f"{part.name}.plan"
             if up_to_date(plan_path, sha256, version, session.gpu, how.precision, options):
@@ -210,23 +137,12 @@ def build_engines(
                 build_seconds=round(time.perf_counter() - started, 3),
                 flops=part.flops,
             )
-            metadata = _check(plan, metadata, part, reference_tensors(folder, part), device)
+            reference = reference_tensors(folder, part)
+            metadata = check_engine(plan, metadata, part, layer_precision, reference, device)
             write_plan(output, plan, metadata)
             report(summarise(metadata))
             done.append(metadata)
     return done
-
-
-def summarise(metadata: EngineMetadata) -> str:
-    """One line about an engine."""
-    layers = ", ".join(f"{count} {kind}" for kind, count in sorted(metadata.layers.items()))
-    worst = min((p.psnr for p in metadata.parity), default=None)
-    parity = "not compared with PyTorch" if worst is None else f"PSNR {worst:.1f} dB against PyTorch"
-    doubt = "; the inspector cannot tell whether that is so" if metadata.evidence == "none" else ""
-    return (
-        f"{metadata.part}: {metadata.precision}{doubt}, layers {layers}, {metadata.plan_bytes / 1e6:.1f} MB, "
-        f"{metadata.build_seconds:.1f} s, {parity}"
-    )
 
 
 def _build(
@@ -374,47 +290,6 @@ def _load_timing_cache(config: trt.IBuilderConfig, path: Path, report: Callable[
             return
         report(f"{path} is of another TensorRT or GPU: starting an empty timing cache")
     config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
-def _check(
-    plan: bytes,
-    metadata: EngineMetadata,
-    part: PartSpec,
-    reference: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None,
-    device: int,
-) -> EngineMetadata:
-    """Run a new engine at the boundary batches; its description with layers, tensors and parity filled in."""
-    parity = []
-    with EngineRunner(plan, metadata, device) as runner:
-        text = runner.layer_report()
-        layers = layer_precisions(text)
-        names = tuple(sorted((*part.inputs, *part.outputs)))
-        if io_names(text) != names:
-            raise EngineError(
-                f"{part.name}: the engine has {', '.join(io_names(text))}, the manifest {', '.join(names)}"
-            )
-        evidence = precision_evidence(metadata.precision, layers, metadata.plan_bytes, metadata.weight_count)
-        for batch in sorted(set(metadata.profile)):
-            inputs = (
-                random_inputs(part, batch)
-                if reference is None
-                else {name: repeat_rows(rows, batch) for name, rows in reference[0].items()}
-            )
-            for _ in range(2):  # the second time through the CUDA graph
-                results = runner.run(inputs)
-                check_finite(part.name, batch, results)
-                if reference is not None:
-                    found = compare(part.name, metadata.precision, batch, results, reference[1])
-            if reference is not None:
-                parity.append(found)
-        return replace(
-            metadata,
-            evidence=evidence,
-            layers=layers,
-            inputs=runner.inputs,
-            outputs=runner.outputs,
-            parity=tuple(parity),
-        )
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

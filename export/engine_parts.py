@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export.engine_runner import EngineError
+from export.engine_metadata import EngineError
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.npz"
@@ -23,28 +23,45 @@ STRONGLY_TYPED_SINCE = (10,)
 
 @dataclass(frozen=True)
 class PartSpec:
-    """A part as the manifest has it: shapes of one sample by tensor name, and the first task that it serves."""
+    """A part as the manifest has it.
+
+    Attributes:
+        inputs, outputs: shape of one sample by tensor name.
+        types: numpy's name of the type by tensor name.
+        precision: one of `PRECISIONS`, the type that the graph is written in.
+        task: the first task that it serves.
+    """
 
     name: str
     inputs: dict[str, tuple[int, ...]]
     outputs: dict[str, tuple[int, ...]]
+    types: dict[str, str]
+    precision: str
     task: str
     flops: int | None
 
 
 @dataclass(frozen=True)
 class OnnxSummary:
-    """What this file needs to know of an ONNX graph: its nodes' names and operators, and weights by type."""
+    """What a build needs to know of an ONNX graph.
+
+    Attributes:
+        nodes: name and operator of each.
+        weights: numbers among the initialisers, by type.
+        multiplied: those of them that convolutions and matrix products read.
+    """
 
     nodes: tuple[tuple[str, str], ...]
     weights: dict[str, int]
+    multiplied: dict[str, int]
 
-    @property
-    def precision(self) -> str:
-        """`fp16` or `bf16` for a typed graph, one that has weights of that type; else `fp32`."""
-        halves = {"fp16": self.weights.get("FLOAT16", 0), "bf16": self.weights.get("BFLOAT16", 0)}
-        name = max(halves, key=lambda key: halves[key])
-        return name if halves[name] else "fp32"
+    def layer_precision(self, part: PartSpec) -> str:
+        """What most layers of the graph compute in: the part's precision, or `fp32` if none multiplies in it.
+
+        ONNX has no BF16 convolution at our operator set, so BF16 heads and tails compute in FP32.
+        """
+        kind = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}.get(part.precision, "FLOAT")
+        return part.precision if self.multiplied.get(kind) else "fp32"
 
 
 @dataclass(frozen=True)
@@ -67,11 +84,14 @@ def read_manifest(folder: Path) -> tuple[PartSpec, ...]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        # OpenVINO gets FP32 graphs and is told the precision when it compiles them.
+        precision = "fp32" if manifest["runtime"] == "openvino" else str(manifest["precision"])
         parts = []
         for part in manifest["parts"]:
             tasks = [r["task"]["name"] for r in manifest["routes"] if part["name"] in (r["head"], r["body"], r["tail"])]
             ports = [{p["name"]: tuple(p["shape"]) for p in part[kind]} for kind in ("inputs", "outputs")]
-            parts.append(PartSpec(part["name"], ports[0], ports[1], tasks[0], part.get("flops")))
+            types = {p["name"]: str(p["dtype"]) for p in (*part["inputs"], *part["outputs"])}
+            parts.append(PartSpec(part["name"], ports[0], ports[1], types, precision, tasks[0], part["flops"]))
     except FileNotFoundError as error:
         raise EngineError(f"{path} is missing: run ipt-export, or name the parts folder that it wrote") from error
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -96,25 +116,35 @@ def read_onnx(model: bytes) -> OnnxSummary:
     """
     types = {1: "FLOAT", 10: "FLOAT16", 16: "BFLOAT16"}
     nodes: list[tuple[str, str]] = []
-    weights: dict[str, int] = {}
+    tensors: dict[str, tuple[str, int]] = {}
+    read: set[str] = set()
     try:
         (graph,) = [value for field, value in _fields(model) if field == 7]
         for field, value in _fields(graph):
-            if field == 1:  # NodeProto: name 3, op_type 4
-                texts = {f: bytes(v).decode() for f, v in _fields(value) if f in (3, 4)}
-                nodes.append((texts.get(3, ""), texts.get(4, "")))
-            elif field == 5:  # TensorProto: dims 1, data_type 2
-                shape, kind = [], 0
+            if field == 1:  # NodeProto: input 1, name 3, op_type 4
+                texts = [(f, bytes(v).decode()) for f, v in _fields(value) if f in (1, 3, 4)]
+                nodes.append((dict(texts).get(3, ""), dict(texts).get(4, "")))
+                if nodes[-1][1] in ("Conv", "MatMul"):
+                    read.update(text for f, text in texts if f == 1)
+            elif field == 5:  # TensorProto: dims 1, data_type 2, name 8
+                shape, kind, name = [], "other", ""
                 for f, v in _fields(value):
                     if f == 1:
                         shape += [v] if isinstance(v, int) else list(_varints(v))
                     elif f == 2:
-                        kind = int(v)
-                name = types.get(kind, "other")
-                weights[name] = weights.get(name, 0) + int(np.prod(shape, dtype=np.int64))
+                        kind = types.get(int(v), "other")
+                    elif f == 8:
+                        name = bytes(v).decode()
+                tensors[name] = (kind, int(np.prod(shape, dtype=np.int64)))
     except (ValueError, IndexError, UnicodeDecodeError, TypeError) as error:
         raise EngineError(f"not an ONNX file that can be read ({error}): run ipt-export again") from error
-    return OnnxSummary(tuple(nodes), weights)
+    weights: dict[str, int] = {}
+    multiplied: dict[str, int] = {}
+    for name, (kind, count) in tensors.items():
+        weights[kind] = weights.get(kind, 0) + count
+        if name in read:
+            multiplied[kind] = multiplied.get(kind, 0) + count
+    return OnnxSummary(tuple(nodes), weights, multiplied)
 
 
 def _varint(data: memoryview, start: int) -> tuple[int, int]:

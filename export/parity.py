@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -29,9 +31,10 @@ class Tolerance:
     psnr: float
 
 
-TOLERANCES = {"fp32": Tolerance(0.1, 80.0), "bf16": Tolerance(24.0, 45.0)}
-"""Tensors are on the grey-level scale. FP32 differs by rounding alone (0.02 at paper size with random weights); BF16
-has 8 significant bits, so a feature of 100 is stored to 0.25."""
+TOLERANCES = {"fp32": Tolerance(0.1, 80.0), "fp16": Tolerance(16.0, 50.0), "bf16": Tolerance(64.0, 45.0)}
+"""Tensors are on the grey-level scale, but those between the parts are features, whose single values may be far off
+without a trace in the image. FP32 differs by rounding alone (0.02 at paper size with random weights); FP16 has 11
+significant bits, BF16 has 8, so that a feature of 100 is stored to 0.25."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,15 @@ class Parity:
 
 
 @cache
+def tile_sheet() -> np.ndarray:
+    """All tiles as one image, uint8 [height, width, 3]."""
+    return np.asarray(Image.open(TILES).convert("RGB"))
+
+
+@cache
 def real_tiles(patch_size: int) -> np.ndarray:
     """Tiles of photographs as float32 [n, 3, patch_size, patch_size] in 0..255."""
-    sheet = np.asarray(Image.open(TILES).convert("RGB"))
+    sheet = tile_sheet()
     rows, columns = sheet.shape[0] // patch_size, sheet.shape[1] // patch_size
     tiles = sheet[: rows * patch_size, : columns * patch_size].reshape(rows, patch_size, columns, patch_size, 3)
     return np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3).reshape(-1, 3, patch_size, patch_size), np.float32)
@@ -74,19 +83,24 @@ def check_part(path: Path, inputs: dict[str, np.ndarray], expected: dict[str, np
     return compare(path.stem, {name: results[name] for name in expected}, expected, precision)
 
 
-def compare(name: str, results: dict[str, np.ndarray], expected: dict[str, np.ndarray], precision: str) -> Parity:
+def compare(name: str, results: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str) -> Parity:
     """Parity of results with what PyTorch computed; raises ParityError as `check_part` does."""
-    max_abs, psnr = 0.0, float("inf")
+    largest, lowest = 0.0, float("inf")
     for output, wanted in expected.items():
-        if not np.isfinite(results[output]).all():
-            raise ParityError(f"part {name} in {precision}: {output} holds NaN or Inf")
         difference = np.abs(results[output].astype(np.float64) - wanted)
-        max_abs = max(max_abs, float(difference.max()))
-        psnr = min(psnr, float(10 * np.log10(255**2 / max(float(np.square(difference).mean()), 1e-20))))
-    parity = Parity(precision, max_abs, psnr, len(next(iter(expected.values()))))
+        if not np.isfinite(difference).all():
+            raise ParityError(f"part {name} in {precision}: {output} holds NaN or Inf; not published")
+        largest = max(largest, float(difference.max()))
+        lowest = min(lowest, psnr(float(np.square(difference).mean())))
+    parity = Parity(precision, largest, lowest, len(next(iter(expected.values()))))
     allowed = TOLERANCES[precision]
-    if max_abs > allowed.max_abs or psnr < allowed.psnr:
+    if largest > allowed.max_abs or lowest < allowed.psnr:
         raise ParityError(
             f"part {name}: {parity}; allowed are max |Δ| {allowed.max_abs} and PSNR {allowed.psnr} dB; not published"
         )
     return parity
+
+
+def psnr(error: float) -> float:
+    """PSNR in dB, peak 255, of a mean square error; of no error 200 dB and more."""
+    return 10 * math.log10(255**2 / max(error, 1e-20))

@@ -3,26 +3,32 @@
 The parts folder holds `head_<task>.onnx`, `body.onnx` (or `body_<8 hex of its hash>.onnx` when there are several) and
 `tail_<task>.onnx`, and `manifest.json`: tasks, tensors, hashes, operator set, and the parity of each part. Tasks whose
 checkpoints hold the same body, bit for bit, share it.
+
+For OpenVINO the graphs are FP32 and the precision is told to it at run time. For TensorRT the precision is in the graph
+(`export.lower`), and `samples.npz` holds what PyTorch computed on real tiles, as `<task>/<TENSOR>`, float32: engines
+are compared with it on machines without PyTorch. The embedding, the same for every tile, has one row there.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from export.parity import Parity, check_part, real_tiles
-from export.surgery import IR_VERSION, OPSET, clean_graph
+from export.flops import count_flops
+from export.lower import check_for_tensorrt, check_task, choose_half_ports, lower
+from export.manifest import Manifest, Part, Port, Route
+from export.parity import check_part, real_tiles
+from export.surgery import OPSET, clean_graph
+from export.typed_checks import OpByOp, check_typed_part
 from train.atomic import atomic_directory
 from train.checkpoint import Checkpoint, content_hash
 from train.model import IPT
@@ -30,67 +36,24 @@ from train.tasks import Task, task_table
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 8
-MANIFEST = "manifest.json"
+SAMPLES = "samples.npz"
+PRECISIONS = {
+    "openvino": ("fp32", "bf16"),
+    "tensorrt": ("fp32", "fp16", "bf16"),
+    "tensorrt-python": ("fp32", "fp16", "bf16"),
+}
+"""Precisions by runtime."""
+RESIDUALS = ("float32", "float16")
+TENSORS = {
+    "head": (("IMAGE",), ("FEATURES", "TASK_EMBEDDING")),
+    "body": (("FEATURES", "TASK_EMBEDDING"), ("BODY_FEATURES",)),
+    "tail": (("BODY_FEATURES",), ("RESTORED",)),
+}
+"""Inputs and outputs by kind of part, in the order in which a request goes through them."""
 
 
 class ExportError(ValueError):
-    """Checkpoints that cannot be exported together, or a part that misses its tolerance."""
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a part: tensor name and shape of one sample (float32)."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One ONNX file.
-
-    Attributes:
-        name: `head_<task>`, `body…` or `tail_<task>`; also its file's stem and the name of its Triton model.
-        sha256: hash of the PyTorch weights it came from.
-        parity: against PyTorch FP32 on real tiles, by precision.
-    """
-
-    name: str
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    sha256: str
-    parity: Parity
-
-
-@dataclass(frozen=True)
-class Route:
-    """A task and the parts that serve it."""
-
-    task: Task
-    head: str
-    body: str
-    tail: str
-    checkpoint_sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a parts folder holds."""
-
-    patch_size: int
-    precision: str
-    parts: tuple[Part, ...]
-    routes: tuple[Route, ...]
-    opset: int = OPSET
-    ir_version: int = IR_VERSION
-    max_batch: int = MAX_BATCH
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def part(self, name: str) -> Part:
-        return next(p for p in self.parts if p.name == name)
+    """Checkpoints that cannot be exported together, or a precision that their runtime does not have."""
 
 
 def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[str, tuple[str, nn.Module]]]:
@@ -124,41 +87,123 @@ def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[st
     return sorted(routes, key=lambda r: r.task.id), modules
 
 
-def export_parts(checkpoints: Sequence[Checkpoint], folder: Path, precision: str = "fp32") -> Manifest:
+def check_combination(runtime: str, precision: str, residual: str = "float32", fp32_io: bool = False) -> None:
+    """Raise ExportError, naming what there is, for a runtime that does not compute so."""
+    if runtime not in PRECISIONS:
+        raise ExportError(f"runtime {runtime!r} is not one of {', '.join(PRECISIONS)}")
+    if precision not in PRECISIONS[runtime]:
+        raise ExportError(
+            f"runtime {runtime} has no precision {precision!r}; it has {', '.join(PRECISIONS[runtime])}"
+            + ("; fp16 is for the tensorrt runtimes" if precision == "fp16" else "")
+        )
+    if residual not in RESIDUALS:
+        raise ExportError(f"residual {residual!r} is not one of {', '.join(RESIDUALS)}")
+    if residual == "float16" and precision != "fp16":
+        raise ExportError(f"a residual stream in float16 needs precision fp16, not {precision}")
+    if fp32_io and (runtime == "openvino" or precision == "fp32"):
+        raise ExportError(f"FP32 inputs and outputs are what {runtime} in {precision} has anyway; leave --fp32-io out")
+
+
+def export_parts(
+    checkpoints: Sequence[Checkpoint],
+    folder: Path,
+    precision: str = "fp32",
+    runtime: str = "openvino",
+    residual: str = "float32",
+    fp32_io: bool = False,
+) -> Manifest:
     """Write the parts folder atomically.
 
     Args:
-        precision: `fp32` or `bf16`: how the parts will be run; the parity gate uses it.
+        precision: how the parts will be run, one of `PRECISIONS` for the runtime; the parity gate uses it.
+        residual: type of the residual stream of FP16 parts, one of `RESIDUALS`.
+        fp32_io: keep the tensors between typed parts FP32; otherwise they are FP16 unless their values do not fit.
 
     Raises:
         ExportError, GraphError, ParityError: nothing is written then.
     """
+    check_combination(runtime, precision, residual, fp32_io)
     routes, modules = plan_routes(checkpoints)
-    config = checkpoints[0].model.config
+    models = {c.sha256: c.model for c in checkpoints}
+    samples = {r.task.name: _samples(models[r.checkpoint_sha256], r.task) for r in routes}
+    typed = runtime != "openvino" and precision != "fp32"
+    half_ports = choose_half_ports(samples.values()) if typed and not fp32_io else frozenset()
     with atomic_directory(folder) as temporary:
         parts: dict[str, Part] = {}
-        for route in routes:
-            model = next(c.model for c in checkpoints if c.sha256 == route.checkpoint_sha256)
-            samples = _samples(model, route.task)
-            for name, inputs, outputs in (
-                (route.head, ("IMAGE",), ("FEATURES", "TASK_EMBEDDING")),
-                (route.body, ("FEATURES", "TASK_EMBEDDING"), ("BODY_FEATURES",)),
-                (route.tail, ("BODY_FEATURES",), ("RESTORED",)),
-            ):
-                if name in parts:
-                    continue
-                sha256, module = modules[name]
-                path = temporary / f"{name}.onnx"
-                onnx.save(to_onnx(module, {i: samples[i] for i in inputs}, outputs, name), path)
-                parity = check_part(path, {i: samples[i] for i in inputs}, {o: samples[o] for o in outputs}, precision)
-                logger.info("%s: %s", name, parity)
-                ports = {n: Port(n, tuple(samples[n].shape[1:])) for n in (*inputs, *outputs)}
-                parts[name] = Part(
-                    name, tuple(ports[i] for i in inputs), tuple(ports[o] for o in outputs), sha256, parity
-                )
-        manifest = Manifest(config.patch_size, precision, tuple(parts.values()), tuple(routes))
-        (temporary / MANIFEST).write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
+        networks: dict[str, OpByOp] = {}
+        for name, (kind, tasks) in _tasks_of_parts(routes).items():
+            inputs, expected = (_deal_out(samples, tasks, names) for names in TENSORS[kind])
+            sha256, module = modules[name]
+            path = temporary / f"{name}.onnx"
+            graph = to_onnx(module, inputs, list(expected), name)
+            onnx.save(graph, path)
+            parity = check_part(path, inputs, expected, precision if runtime == "openvino" else "fp32")
+            logger.info("%s: %s", name, parity)
+            flops = count_flops(graph)
+            keep: tuple[str, ...] = ()
+            largest: float | None = None
+            if typed:
+                lowered = lower(graph, inputs, precision, "low" if residual == "float16" else "fp32", half_ports)
+                graph, keep, largest = lowered.graph, lowered.keep, lowered.largest
+                networks[name] = OpByOp(graph)
+                parity = check_typed_part(networks[name], inputs, expected, precision)
+                logger.info("%s: %s, largest value %.4g, layers kept FP32: %d", name, parity, largest, len(keep))
+                onnx.save(graph, path)
+            if runtime != "openvino":
+                check_for_tensorrt(graph, precision)
+            parts[name] = Part(
+                name,
+                _ports(graph.graph.input, inputs),
+                _ports(graph.graph.output, expected),
+                sha256,
+                parity,
+                flops,
+                keep,
+                residual,
+                largest,
+            )
+        for i, route in enumerate(routes if typed else ()):
+            in_a_row = [networks[name] for name in (route.head, route.body, route.tail)]
+            image = check_task(models[route.checkpoint_sha256], route.task, in_a_row, precision)
+            logger.info("image of task %s: %s", route.task.name, image)
+            routes[i] = replace(route, image=image)
+        if runtime != "openvino":
+            _save_samples(temporary / SAMPLES, samples)
+        patch_size = checkpoints[0].model.config.patch_size
+        manifest = Manifest(patch_size, runtime, precision, tuple(parts.values()), tuple(routes))
+        manifest.save(temporary)
     return manifest
+
+
+def _tasks_of_parts(routes: Sequence[Route]) -> dict[str, tuple[str, list[str]]]:
+    """Kind of each part and the tasks that it serves, by its name."""
+    parts: dict[str, tuple[str, list[str]]] = {}
+    for route in routes:
+        for kind, name in (("head", route.head), ("body", route.body), ("tail", route.tail)):
+            parts.setdefault(name, (kind, []))[1].append(route.task.name)
+    return parts
+
+
+def _deal_out(
+    samples: Mapping[str, Mapping[str, np.ndarray]], tasks: Sequence[str], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Tensors of a part that serves several tasks: the tiles in turn to its tasks, and to each at least one."""
+    rows = {task: slice(i % len(samples[task][names[0]]), None, len(tasks)) for i, task in enumerate(tasks)}
+    return {name: np.concatenate([samples[task][name][rows[task]] for task in tasks]) for name in names}
+
+
+def _ports(values: Sequence[onnx.ValueInfoProto], tensors: Mapping[str, np.ndarray]) -> tuple[Port, ...]:
+    types = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name for v in values}
+    return tuple(Port(name, tensors[name].shape[1:], types[name]) for name in types)
+
+
+def _save_samples(path: Path, samples: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    arrays = {
+        f"{task}/{name}": tensor[:1] if name == "TASK_EMBEDDING" else tensor
+        for task, tensors in samples.items()
+        for name, tensor in tensors.items()
+    }
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy 1.26 has no types for it
 
 
 @torch.inference_mode()

@@ -48,13 +48,14 @@ class TypedOptions:
     Attributes:
         precision: the low type, `fp16` or `bf16`.
         residual: type of the sums that run beside a part's branches: `fp32`, or `low` for less memory traffic.
-        low_ports: inputs and outputs that have the low type; the empty set keeps every tensor of the ensemble FP32.
+        half_ports: inputs and outputs that are FP16, the others are FP32. Not BF16, which numpy and Triton's Python
+            backend do not have.
         keep: names of nodes that compute in FP32, see `overflowing`. Of an attention all four nodes are kept, or none.
     """
 
     precision: str = "fp16"
     residual: str = FP32
-    low_ports: frozenset[str] = INNER_PORTS
+    half_ports: frozenset[str] = INNER_PORTS
     keep: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -158,8 +159,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, str]:
 def typed_graph(model: onnx.ModelProto, options: TypedOptions) -> onnx.ModelProto:
     """The strongly typed graph of an FP32 part, with the same tensors and a type for each.
 
-    Weights of low layers are stored in the low type. Splits carry their sizes, so the graph is one of opset 17 too,
-    which is what TensorRT 8.6 publishes.
+    Weights of low layers are stored in the low type.
 
     Raises:
         GraphError: a name in `keep` that is no node, or a weight of a low layer beyond the type's range.
@@ -168,20 +168,14 @@ def typed_graph(model: onnx.ModelProto, options: TypedOptions) -> onnx.ModelProt
     graph = gs.import_onnx(model).toposort()
     if unknown := sorted(options.keep - {node.name for node in graph.nodes}):
         raise GraphError(f"part {graph.name} has no node {', '.join(unknown)} to keep in FP32")
-    ports = {
-        t.name: options.precision if t.name in options.low_ports else FP32 for t in [*graph.inputs, *graph.outputs]
-    }
+    ports = {t.name: "fp16" if t.name in options.half_ports else FP32 for t in [*graph.inputs, *graph.outputs]}
     patterns = [{node.name for node in pattern} for pattern in attentions(model)]
     keep = options.keep.union(*(pattern for pattern in patterns if pattern & options.keep))
     held = {t.name: ports[t.name] for t in graph.inputs}  # type of each activation as its producer writes it
     for tensor in graph.inputs:
         tensor.dtype = _ELEMENT[ports[tensor.name]]
-    casts = _Casts(options.precision)
+    casts = _Casts()
     for node in list(graph.nodes):
-        if node.op == "Split" and "num_outputs" in node.attrs:
-            del node.attrs["num_outputs"]
-            sizes = [output.shape[node.attrs.get("axis", 0)] for output in node.outputs]
-            node.inputs.append(gs.Constant(f"{node.name}_sizes", np.array(sizes, np.int64)))
         reads = [t for t in node.inputs if t.name in floats]
         if not reads or node.op == "Shape":
             continue
@@ -219,8 +213,7 @@ def typed_graph(model: onnx.ModelProto, options: TypedOptions) -> onnx.ModelProt
 class _Casts:
     """The casts of a graph under construction: one for each tensor and type, however many nodes read it."""
 
-    def __init__(self, low: str):
-        self.low = low
+    def __init__(self) -> None:
         self.nodes: list[gs.Node] = []
         self.weights: set[str] = set()  # constants to be stored in the low type
         self._made: dict[tuple[str, str], gs.Tensor] = {}

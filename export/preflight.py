@@ -22,6 +22,10 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from export import preflight_gpu
+from export.engine_device import require_tensorrt
+from export.engine_metadata import EngineError
+
 ROUTER = "restore"
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -34,7 +38,7 @@ _RUNTIME_MODULES = {
     "tensorrt-python": {"tensorrt": "pip install tensorrt", "pycuda": "pip install pycuda"},
 }
 # The files that a version folder must hold; the other backends are Triton's to judge.
-_MODEL_FILES = {"python": "model.py", "tensorrt": "model.plan", "onnxruntime": "model.onnx"}
+_MODEL_FILES = {"python": "model.py", "onnxruntime": "model.onnx"}
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,12 @@ def check_repository(repository: Path, server: ServerFiles | None = None) -> lis
             if not (repository / step.model_name).is_dir():
                 problems.append(f"the ensemble {name} needs the model {step.model_name}: {_EXPORT_AGAIN}")
     if ROUTER in configs:
-        problems += _check_runtime(configs[ROUTER].parameters["runtime"].string_value, server)
+        parts = [
+            repository / name
+            for name, config in configs.items()
+            if name != ROUTER and config.platform != "ensemble" and "generated_by" in config.parameters
+        ]
+        problems += _check_runtime(configs[ROUTER].parameters["runtime"].string_value, parts, server)
     return problems
 
 
@@ -209,22 +218,31 @@ def _lacks_backend(server: ServerFiles, backend: str) -> bool:
     return server.backends.is_dir() and not (server.backends / backend).is_dir()
 
 
-def _check_runtime(runtime: str, server: ServerFiles | None) -> list[str]:
+def _check_runtime(runtime: str, parts: Sequence[Path], server: ServerFiles | None) -> list[str]:
     if runtime not in _RUNTIME_MODULES:
         known = ", ".join(sorted(_RUNTIME_MODULES))
         return [f"the router's runtime is {runtime or 'not set'!r}, which is none of {known}: {_EXPORT_AGAIN}"]
-    if runtime == "tensorrt":
-        if server is not None and _lacks_backend(server, runtime):
-            return [
-                f"the repository was exported for Triton's tensorrt backend, which {server.executable} does not have: "
-                "serve it in an NGC Triton container or run ipt-export CHECKPOINT --runtime openvino"
-            ]
-        return []
-    return [
+    problems = [
         f"the repository was exported for {runtime} and the module {module} is not installed: run {remedy}"
         for module, remedy in _RUNTIME_MODULES[runtime].items()
         if importlib.util.find_spec(module) is None
     ]
+    if runtime == "tensorrt" and server is not None and _lacks_backend(server, runtime):
+        problems.append(
+            f"the repository was exported for Triton's tensorrt backend, which {server.executable} does not have: "
+            "serve it in an NGC Triton container or run ipt-export CHECKPOINT --runtime openvino"
+        )
+    if runtime == "openvino":
+        return problems
+    installed = None
+    try:
+        if runtime == "tensorrt-python" and not problems:
+            installed = require_tensorrt()
+        elif runtime == "tensorrt" and server is not None:
+            installed = preflight_gpu.server_tensorrt(server.backends / runtime, server.environment())
+    except EngineError as error:
+        problems.append(str(error))
+    return problems + preflight_gpu.check_plans(parts, installed)
 
 
 def check_address(host: str, ports: Mapping[str, int | None]) -> list[str]:

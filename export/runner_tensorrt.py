@@ -1,17 +1,17 @@
 """Triton Python-backend model that runs one part (head, body or tail) as a TensorRT plan on a GPU.
 
-`ipt-export` copies this file as `model.py` into the folder of each part, with `engine_runner.py`, the part's
-`model.plan` and its description `model.plan.json` beside it. Inputs and outputs are those of the plan. Needs numpy,
-tensorrt and pycuda in the Python that runs Triton's models. Optional parameter of the part's configuration:
-`cuda_graphs` (`0` leaves them out). Python 3.9 syntax. Untested on a GPU.
+`ipt-export` copies this file as `model.py` into the folder of each part; beside it lie the part's `model.plan`, its
+description `model.plan.json`, and `export/engine_runner.py` with what it imports as the package `ipt_engine`. Inputs
+and outputs are those of the plan. Needs numpy, tensorrt and pycuda in the Python that runs Triton's models. Optional
+parameter of the part's configuration: `cuda_graphs` (`0` leaves them out). Python 3.9 syntax. Untested on a GPU.
 """
 
 import json
 from pathlib import Path
 
-import engine_runner
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from ipt_engine import engine_runner
 
 
 class TritonPythonModel:

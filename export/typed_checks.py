@@ -8,21 +8,20 @@ declared type: what a GPU does that multiplies in the low type and sums in FP32.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto
 
-from export.parity import Parity, ParityError, Tolerance
+from export.parity import Parity, ParityError, compare, psnr
 from export.precision import FP32, NUMPY_TYPES, attentions, tensor_types
 from export.surgery import IR_VERSION, OPSET, GraphError
 from train.metrics import psnr_y, to_uint8
-from train.tiling import Tiler
+from train.tiling import PATCH, Tiler
 
 _FLOATS_8 = frozenset({"fp32", "fp16"})
 _FLOATS_10 = frozenset({"fp32", "fp16", "bf16"})
@@ -132,10 +131,6 @@ def check_types(model: onnx.ModelProto) -> TypeReport:
     return TypeReport(dict(counts), fp32, sum(node.op_type == "Cast" for node in model.graph.node))
 
 
-TYPED_TOLERANCES = {"fp16": Tolerance(16.0, 50.0), "bf16": Tolerance(64.0, 45.0)}
-"""What a part's low type may cost, as `export.parity.TOLERANCES`."""
-
-
 @dataclass(frozen=True)
 class ImageTolerance:
     """What a low type may cost a whole image: least PSNR in dB against the FP32 result (floating values, peak 255), and
@@ -150,15 +145,21 @@ IMAGE_TOLERANCES = {"fp16": ImageTolerance(50.0, 0.02), "bf16": ImageTolerance(4
 
 @dataclass(frozen=True)
 class ImageParity:
-    """Measured on one image, see `ImageTolerance`; `full` is the FP32 result's PSNR-Y against ground truth in dB."""
+    """Measured on one image, see `ImageTolerance`.
+
+    Attributes:
+        full: the FP32 result's PSNR-Y against ground truth in dB, None without ground truth.
+        loss: what the low type loses of it in dB.
+    """
 
     precision: str
     psnr: float
-    full: float
-    loss: float
+    full: float | None = None
+    loss: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.precision} {self.psnr:.1f} dB to FP32, which has {self.full:.2f} dB; loss {self.loss:+.4f} dB"
+        truth = "" if self.full is None else f", which has {self.full:.2f} dB; loss {self.loss:+.4f} dB"
+        return f"{self.precision} {self.psnr:.1f} dB to FP32{truth}"
 
 
 class OpByOp:
@@ -168,6 +169,7 @@ class OpByOp:
     """
 
     def __init__(self, model: onnx.ModelProto):
+        self.name = model.graph.name
         self._types = tensor_types(model)
         self._model = model
         self._weights = {w.name: _widen(onnx.numpy_helper.to_array(w)) for w in model.graph.initializer}
@@ -216,38 +218,22 @@ def _widen(value: np.ndarray) -> np.ndarray:
 
 
 def check_typed_part(
-    model: onnx.ModelProto, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str
+    part: OpByOp, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str
 ) -> Parity:
     """Run a typed part operator by operator on real tiles and compare with what PyTorch computed in FP32.
 
     Raises:
         ParityError: NaN or Inf, or a difference above the precision's tolerance; names part and figures.
     """
-    name, allowed = model.graph.name, TYPED_TOLERANCES[precision]
-    results = OpByOp(model)(inputs)
-    differences = [np.abs(results[output].astype(np.float64) - wanted) for output, wanted in expected.items()]
-    if not all(np.isfinite(d).all() for d in differences):
-        raise ParityError(f"part {name} in {precision} holds NaN or Inf; look at its largest values")
-    parity = Parity(
-        precision,
-        max(float(d.max()) for d in differences),
-        min(_psnr(float(np.square(d).mean())) for d in differences),
-        len(next(iter(expected.values()))),
-    )
-    if parity.max_abs > allowed.max_abs or parity.psnr < allowed.psnr:
-        raise ParityError(
-            f"part {name}: {parity}; allowed are max |Δ| {allowed.max_abs} and PSNR {allowed.psnr} dB; not published"
-        )
-    return parity
+    return compare(part.name, part(inputs), expected, precision)
 
 
 Network = Callable[[np.ndarray], np.ndarray]
 """Patches [n, 3, P, P] in 0..255 -> restored patches [n, 3, P·scale, P·scale], float32."""
 
 
-def op_by_op(head: onnx.ModelProto, body: onnx.ModelProto, tail: onnx.ModelProto) -> Network:
-    """The three parts of a task in a row, typed or FP32, run operator by operator."""
-    parts = [OpByOp(part) for part in (head, body, tail)]
+def chain(parts: Sequence[OpByOp]) -> Network:
+    """Head, body and tail of a task in a row, typed or FP32, run operator by operator."""
 
     def network(patches: np.ndarray) -> np.ndarray:
         values = {"IMAGE": patches}
@@ -259,39 +245,43 @@ def op_by_op(head: onnx.ModelProto, body: onnx.ModelProto, tail: onnx.ModelProto
 
 
 def check_image(
-    name: str, image: np.ndarray, clean: np.ndarray, scale: int, full: Network, typed: Network, precision: str
+    name: str,
+    image: np.ndarray,
+    clean: np.ndarray | None,
+    scale: int,
+    full: Network,
+    typed: Network,
+    precision: str,
+    patch: int = PATCH,
 ) -> ImageParity:
     """Restore an image by an FP32 network and by its typed one, tile by tile, and compare.
 
     Args:
         image: float32 [height, width, 3] on the 0..255 scale.
-        clean: uint8 [height * scale, width * scale, 3].
+        clean: uint8 [height * scale, width * scale, 3], None where there is no ground truth.
 
     Raises:
         ParityError: NaN or Inf, too far from the FP32 result, or too much worse against ground truth; names the image.
     """
     allowed = IMAGE_TOLERANCES[precision]
     try:
-        wanted, restored = _restore(image, scale, full), _restore(image, scale, typed)
+        wanted, restored = (_restore(image, scale, network, patch) for network in (full, typed))
     except FloatingPointError as error:
         raise ParityError(f"image {name} in {precision}: {error}") from None
-    border = scale if scale > 1 else 0
-    best, reached = (psnr_y(to_uint8(x), clean, border) for x in (wanted, restored))
-    psnr = _psnr(float(np.square(restored.astype(np.float64) - wanted).mean()))
-    parity = ImageParity(precision, psnr, best, best - reached)
-    if parity.psnr < allowed.psnr or parity.loss > allowed.loss:
-        raise ParityError(f"image {name}: {parity}; allowed are {allowed.psnr} dB and a loss of {allowed.loss} dB")
+    parity = ImageParity(precision, psnr(float(np.square(restored.astype(np.float64) - wanted).mean())))
+    if clean is not None:
+        best, reached = (psnr_y(to_uint8(x), clean, scale if scale > 1 else 0) for x in (wanted, restored))
+        parity = replace(parity, full=best, loss=best - reached)
+    if parity.psnr < allowed.psnr or (parity.loss or 0.0) > allowed.loss:
+        raise ParityError(
+            f"image {name}: {parity}; allowed are {allowed.psnr} dB and a loss of {allowed.loss} dB; not published"
+        )
     return parity
 
 
-def _restore(image: np.ndarray, scale: int, network: Network, batch: int = 8) -> np.ndarray:
+def _restore(image: np.ndarray, scale: int, network: Network, patch: int, batch: int = 8) -> np.ndarray:
     """A whole image in floating values, neither rounded nor clipped."""
-    tiler = Tiler(image, scale, floating=True)
+    tiler = Tiler(image, scale, patch, floating=True)
     for first, last in tiler.batches(batch):
         tiler.add(network(tiler.patches(first, last)))
     return tiler.result()
-
-
-def _psnr(error: float) -> float:
-    """PSNR in dB, peak 255, of a mean square error; of no error 200 dB and more."""
-    return 10 * math.log10(255**2 / max(error, 1e-20))

@@ -25,14 +25,25 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from small_parts import MODEL, small_parts
+from support import SMALL, small_model
 
-from export import engine, engine_checks, engine_parts, engine_runner
-from export.engine import BuildOptions
-from export.engine_parts import PartSpec
-from export.engine_runner import EngineError, EngineMetadata, EngineParity, Gpu, InputError, PlanMismatch, TensorInfo
+from export import engine, engine_checks, engine_device, engine_metadata, engine_parts, engine_plans
+from export.engine_metadata import (
+    EngineError,
+    EngineMetadata,
+    EngineParity,
+    Gpu,
+    InputError,
+    PlanMismatch,
+    TensorInfo,
+)
+from export.engine_parts import OnnxSummary, PartSpec
+from export.engine_plans import BuildOptions
 from export.flops import count_flops
-from export.parity import real_tiles
-from export.parts import MANIFEST
+from export.manifest import MANIFEST
+from export.parity import TOLERANCES, real_tiles
+from export.parts import export_parts
+from train.checkpoint import Checkpoint, content_hash
 from train.model import preset
 
 ROOT = Path(__file__).parent.parent
@@ -285,7 +296,8 @@ def test_flags_logger_and_monitor_work_with_the_real_bindings(bindings: Bindings
     result = bindings.run("""
         import tensorrt as trt
         from export import engine, engine_parts
-        from export.engine_runner import require_tensorrt, version_numbers
+        from export.engine_device import require_tensorrt
+        from export.engine_metadata import version_numbers
         version = require_tensorrt()
         for precision in ("fp32", "fp16", "bf16"):
             how = engine_parts.plan_precision(version_numbers(version), precision, precision)
@@ -316,7 +328,9 @@ def test_flags_logger_and_monitor_work_with_the_real_bindings(bindings: Bindings
 
 def test_the_builder_alone_says_what_the_machine_lacks(bindings: Bindings, tmp_path: Path) -> None:
     """The real command with the real bindings, on a machine without PyCUDA or GPU."""
-    (tmp_path / MANIFEST).write_text(json.dumps({"parts": [], "routes": []}))
+    (tmp_path / MANIFEST).write_text(
+        json.dumps({"runtime": "tensorrt", "precision": "fp16", "parts": [], "routes": []})
+    )
     environment = {**os.environ, "PYTHONPATH": str(bindings.site), "LD_LIBRARY_PATH": str(bindings.libraries)}
     command = [sys.executable, str(BUILDER), str(tmp_path), "--output", str(tmp_path / "plans")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -330,13 +344,49 @@ def test_the_files_parse_as_python_3_9(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 9))
 
 
+ONLY_NUMPY = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in {"numpy", "benchmarks", "export", "train", *sys.stdlib_module_names}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, sys.argv.pop(1))
+"""
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_no_more_than_numpy_is_imported_at_once(path: Path) -> None:
-    nodes = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
-    modules = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
-    modules |= {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
-    others = {m for m in modules if m not in {f"export.{path.stem}" for path in SOURCES}}
-    assert {m.split(".")[0] for m in others} <= {"numpy", *sys.stdlib_module_names}
+    command = [sys.executable, "-c", f"{ONLY_NUMPY}import {path.parent.name}.{path.stem}", str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_builder_runs_where_there_is_nothing_but_numpy(parts_folder: Path, tmp_path: Path) -> None:
+    code = ONLY_NUMPY + "from export import engine\nsys.exit(engine.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(ROOT), str(parts_folder), "--output", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: TensorRT is not installed: pip install tensorrt, or use an NGC container\n"
+
+
+def test_parts_and_reference_tensors_are_read_with_nothing_but_numpy(typed_parts: Path) -> None:
+    code = ONLY_NUMPY + textwrap.dedent("""
+        from pathlib import Path
+        from export import engine, engine_parts
+        folder = Path(sys.argv[1])
+        for part in engine_parts.read_manifest(folder):
+            summary = engine_parts.read_onnx((folder / f"{part.name}.onnx").read_bytes())
+            inputs, outputs = engine_parts.reference_tensors(folder, part)
+            print(part.name, summary.layer_precision(part), *[x.dtype for x in (*inputs.values(), *outputs.values())])
+    """)
+    command = [sys.executable, "-c", code, str(ROOT), str(typed_parts)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stdout.splitlines() == [
+        "head_denoise_30 fp32 float32 float32 float32",
+        "body bf16 float32 float32 float32",
+        "tail_denoise_30 fp32 float32 float32",
+    ], result.stderr
 
 
 def test_the_builder_alone_without_tensorrt_says_so(tmp_path: Path) -> None:
@@ -350,7 +400,7 @@ def test_the_builder_alone_without_tensorrt_says_so(tmp_path: Path) -> None:
 
 def engine_is_here() -> bool:
     try:
-        engine_runner.require_tensorrt()
+        engine_device.require_tensorrt()
     except EngineError:
         return False
     return True
@@ -379,6 +429,17 @@ def parts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_parts(tmp_path_factory)
 
 
+@pytest.fixture(scope="module")
+def typed_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BF16 parts of one task: their head and tail have BF16 weights and convolutions in FP32."""
+    config = replace(SMALL, encoder_layers=1, decoder_layers=1, tasks=(SMALL.tasks[4],))
+    model = small_model(config=config)
+    folder = tmp_path_factory.mktemp("typed") / "parts"
+    checkpoint = Checkpoint(model, content_hash(dict(model.state_dict())))
+    export_parts([checkpoint], folder, "bf16", "tensorrt")
+    return folder
+
+
 def test_the_manifest_of_a_real_export_gives_parts_shapes_and_tasks(parts_folder: Path) -> None:
     parts = {part.name: part for part in engine_parts.read_manifest(parts_folder)}
     tasks = [name.removeprefix("head_") for name in parts if name.startswith("head_")]
@@ -386,13 +447,15 @@ def test_the_manifest_of_a_real_export_gives_parts_shapes_and_tasks(parts_folder
     body = parts["body"]
     assert body.inputs == {"FEATURES": (8, 48, 48), "TASK_EMBEDDING": (256, 72)}
     assert body.outputs == {"BODY_FEATURES": (8, 48, 48)}
+    assert body.precision == "fp32" and set(body.types.values()) == {"float32"}
+    assert body.flops == 2 * body_macs(256, 72, 2, 2)
     assert body.task in tasks and all(parts[f"tail_{task}"].task == task for task in tasks)
 
 
 def test_a_missing_or_foreign_manifest_and_an_unknown_part_are_refused(parts_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"manifest.json is missing: run ipt-export"):
         engine_parts.read_manifest(tmp_path)
-    (tmp_path / MANIFEST).write_text('{"parts": [{"name": "body"}]}')
+    (tmp_path / MANIFEST).write_text('{"runtime": "tensorrt", "precision": "fp16", "parts": [{"name": "body"}]}')
     with pytest.raises(EngineError, match="not a manifest of ipt-export"):
         engine_parts.read_manifest(tmp_path)
     with pytest.raises(EngineError, match=r"there is no part bodi; there are .*body"):
@@ -406,21 +469,30 @@ def test_onnx_is_read_without_onnx_as_onnx_reads_it(parts_folder: Path) -> None:
         assert summary.nodes == tuple((node.name, node.op_type) for node in model.graph.node)
         floats = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
         assert summary.weights["FLOAT"] == sum(numpy_helper.to_array(t).size for t in floats)
-        assert summary.precision == "fp32"
 
 
 @pytest.mark.parametrize(("kind", "precision"), [(TensorProto.FLOAT16, "fp16"), (TensorProto.BFLOAT16, "bf16")])
-def test_a_typed_graph_is_recognised(kind: int, precision: str) -> None:
-    weights = [
-        helper.make_tensor("w", kind, [4, 300], [0.5] * 1200),
-        helper.make_tensor("norm", TensorProto.FLOAT, [300], [1.0] * 300),
-    ]
+def test_a_graph_computes_in_the_type_of_the_weights_that_it_multiplies(kind: int, precision: str) -> None:
     ports = [helper.make_tensor_value_info(name, kind, ["n", size]) for name, size in (("x", 4), ("y", 300))]
-    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
-    graph = helper.make_graph([node], "typed", ports[:1], ports[1:], weights)
-    summary = engine_parts.read_onnx(helper.make_model(graph).SerializeToString())
-    assert summary.precision == precision and summary.weights["FLOAT"] == 300
-    assert summary.nodes == (("product", "MatMul"),)
+
+    def read(product: int, scale: int) -> OnnxSummary:
+        weights = [
+            helper.make_tensor("w", product, [4, 300], [0.5] * 1200),
+            helper.make_tensor("scale", scale, [300], [1.0] * 300),
+        ]
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["p"], name="product"),
+            helper.make_node("Mul", ["p", "scale"], ["y"]),
+        ]
+        graph = helper.make_graph(nodes, "typed", ports[:1], ports[1:], weights)
+        return engine_parts.read_onnx(helper.make_model(graph).SerializeToString())
+
+    part = PartSpec("body", {"x": (4,)}, {"y": (300,)}, {}, precision, "derain", None)
+    low, full = read(kind, TensorProto.FLOAT), read(TensorProto.FLOAT, kind)
+    assert low.layer_precision(part) == precision and full.layer_precision(part) == "fp32"
+    assert low.layer_precision(replace(part, precision="fp32")) == "fp32"
+    assert low.weights["FLOAT"] == 300 and full.multiplied == {"FLOAT": 1200}
+    assert low.nodes == (("product", "MatMul"), ("", "Mul"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not an ONNX file", b"\x3a\xff\x7fcut off"])
@@ -517,12 +589,19 @@ REPORT_11 = {
     [(REPORT_8_6, {"fp16": 1, "fp32": 1, "opaque": 1}), (REPORT_11, {"fp16": 2, "fp32": 1, "other": 1, "bf16": 1})],
     ids=["8.6", "11"],
 )
-def test_layers_and_tensors_are_read_from_both_layouts_of_the_inspector(
-    report: dict[str, object], counts: dict[str, int]
-) -> None:
-    text = json.dumps(report)
-    assert engine_checks.layer_precisions(text) == counts
-    assert engine_checks.io_names(text) == ("BODY_FEATURES", "FEATURES", "TASK_EMBEDDING")
+def test_layers_are_read_from_both_layouts_of_the_inspector(report: dict[str, object], counts: dict[str, int]) -> None:
+    assert engine_checks.layer_precisions(json.dumps(report)) == counts
+
+
+def test_an_engine_with_other_tensors_than_the_manifests_is_refused(typed_parts: Path) -> None:
+    tail = next(part for part in engine_parts.read_manifest(typed_parts) if part.name.startswith("tail"))
+    given, made = (
+        (TensorInfo("BODY_FEATURES", (8, 48, 48), "float16"),),
+        (TensorInfo("RESTORED", (3, 48, 48), "float32"),),
+    )
+    engine_checks.check_tensors(tail, given, made)
+    with pytest.raises(EngineError, match=r"has RESTORED float16 \[3, 48, 48\], the manifest RESTORED float32"):
+        engine_checks.check_tensors(tail, given, (replace(made[0], dtype="float16"),))
 
 
 def test_a_report_of_names_alone_is_refused() -> None:
@@ -535,12 +614,18 @@ def test_an_engine_that_fell_back_to_fp32_is_refused() -> None:
         engine_checks.precision_evidence("fp16", {"fp16": 1, "fp32": 39}, 400, 100)
     assert engine_checks.precision_evidence("fp16", {"fp16": 30, "fp32": 10}, 200, 100) == "inspector"
     assert engine_checks.precision_evidence("fp32", {"fp32": 10}, 400, 100) == "inspector"
+    assert engine_checks.precision_evidence("fp32", {"fp16": 1}, 400, 100) == "none"  # a BF16 tail, fused with its cast
+
+
+def test_engines_may_differ_from_pytorch_by_what_their_graphs_may() -> None:
+    allowed = {precision: (tolerance.max_abs, tolerance.psnr) for precision, tolerance in TOLERANCES.items()}
+    assert allowed == engine_checks.TOLERANCES
 
 
 def test_an_engine_that_the_inspector_cannot_see_into_is_judged_by_its_size() -> None:
     assert engine_checks.precision_evidence("fp16", {"opaque": 1, "fp32": 1}, 210, 100) == "size"
     assert engine_checks.precision_evidence("fp16", {"opaque": 1}, 410, 100) == "none"
-    assert "cannot tell" in engine.summarise(metadata(evidence="none"))
+    assert "cannot tell" in engine_plans.summarise(metadata(evidence="none"))
 
 
 def test_reference_tensors_are_the_parts_own_and_repeat_to_any_batch(parts_folder: Path, tmp_path: Path) -> None:
@@ -568,7 +653,7 @@ def test_reference_tensors_are_the_parts_own_and_repeat_to_any_batch(parts_folde
         engine_checks.compare("body", "fp32", 7, {"BODY_FEATURES": result + 1}, found[1])
     with pytest.raises(EngineError, match="lacks tensors of tail"):
         engine_parts.reference_tensors(
-            tmp_path, PartSpec("tail", {"BODY_FEATURES": (1,)}, {"RESTORED": (1,)}, part.task, None)
+            tmp_path, PartSpec("tail", {"BODY_FEATURES": (1,)}, {"RESTORED": (1,)}, {}, "fp32", part.task, None)
         )
 
 
@@ -583,13 +668,13 @@ def test_nan_and_inf_are_refused() -> None:
 
 
 def test_a_plan_and_its_description_come_back_as_written(tmp_path: Path) -> None:
-    path = engine.write_plan(tmp_path / "plans", b"plan", metadata())
-    assert path.read_bytes() == b"plan" and engine_runner.read_metadata(path) == metadata()
+    path = engine_plans.write_plan(tmp_path / "plans", b"plan", metadata())
+    assert path.read_bytes() == b"plan" and engine_metadata.read_metadata(path) == metadata()
     assert sorted(p.name for p in path.parent.iterdir()) == ["body.plan", "body.plan.json"]
 
 
 def test_nothing_half_written_stays_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = engine.write_plan(tmp_path, b"old", metadata(b"old"))
+    path = engine_plans.write_plan(tmp_path, b"old", metadata(b"old"))
     real = Path.write_bytes
 
     def full(self: Path, content: bytes) -> int:
@@ -598,52 +683,52 @@ def test_nothing_half_written_stays_when_the_disk_is_full(tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
-        engine.write_plan(tmp_path, b"new plan", metadata(b"new plan"))
+        engine_plans.write_plan(tmp_path, b"new plan", metadata(b"new plan"))
     assert [p.name for p in tmp_path.iterdir()] == ["body.plan"] and path.read_bytes() == b"old"
     with pytest.raises(PlanMismatch, match="is missing: build the engine again"):
-        engine_runner.read_metadata(path)
+        engine_metadata.read_metadata(path)
 
 
 def test_a_plan_is_kept_only_if_a_build_would_make_it_again(tmp_path: Path) -> None:
-    path = engine.write_plan(tmp_path, b"plan", metadata())
+    path = engine_plans.write_plan(tmp_path, b"plan", metadata())
     options = BuildOptions(profile=(1, 8, 16))
-    assert engine.up_to_date(path, "ab", "10.13.3.9", H200, "fp16", options)
-    assert not engine.up_to_date(path, "cd", "10.13.3.9", H200, "fp16", options)
-    assert not engine.up_to_date(path, "ab", "11.4.0.106", H200, "fp16", options)
-    assert not engine.up_to_date(path, "ab", "10.13.3.9", Gpu("NVIDIA L4", "8.9"), "fp16", options)
-    assert not engine.up_to_date(path, "ab", "10.13.3.9", H200, "fp16", replace(options, level=5))
+    assert engine_plans.up_to_date(path, "ab", "10.13.3.9", H200, "fp16", options)
+    assert not engine_plans.up_to_date(path, "cd", "10.13.3.9", H200, "fp16", options)
+    assert not engine_plans.up_to_date(path, "ab", "11.4.0.106", H200, "fp16", options)
+    assert not engine_plans.up_to_date(path, "ab", "10.13.3.9", Gpu("NVIDIA L4", "8.9"), "fp16", options)
+    assert not engine_plans.up_to_date(path, "ab", "10.13.3.9", H200, "fp16", replace(options, level=5))
     path.write_bytes(b"cut")
-    assert not engine.up_to_date(path, "ab", "10.13.3.9", H200, "fp16", options)
+    assert not engine_plans.up_to_date(path, "ab", "10.13.3.9", H200, "fp16", options)
 
 
 def test_a_plan_of_another_tensorrt_or_gpu_is_refused_before_tensorrt_sees_it() -> None:
-    engine_runner.check_metadata(metadata(), "10.13.3.9", Gpu("NVIDIA H100", "9.0"))
+    engine_metadata.check_metadata(metadata(), "10.13.3.9", Gpu("NVIDIA H100", "9.0"))
     with pytest.raises(PlanMismatch, match=r"built by TensorRT 10.13.3.9 and this is 11.4.0.106: build it again"):
-        engine_runner.check_metadata(metadata(), "11.4.0.106", H200)
+        engine_metadata.check_metadata(metadata(), "11.4.0.106", H200)
     with pytest.raises(
         PlanMismatch, match=r"for compute capability 9.0 \(NVIDIA H200\) and this GPU, NVIDIA L4, has 8.9"
     ):
-        engine_runner.check_metadata(metadata(), "10.13.3.9", Gpu("NVIDIA L4", "8.9"))
+        engine_metadata.check_metadata(metadata(), "10.13.3.9", Gpu("NVIDIA L4", "8.9"))
 
 
 def test_a_plan_that_is_not_the_described_one_is_refused() -> None:
-    engine_runner.check_plan(b"plan", metadata())
+    engine_metadata.check_plan(b"plan", metadata())
     with pytest.raises(PlanMismatch, match=r"\(3 bytes, 4 expected\): copy both files again"):
-        engine_runner.check_plan(b"pla", metadata())
+        engine_metadata.check_plan(b"pla", metadata())
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"part": "body", "colour": 1}'])
 def test_a_foreign_description_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "body.plan.json").write_text(content)
     with pytest.raises(PlanMismatch, match="cannot be read"):
-        engine_runner.read_metadata(tmp_path / "body.plan")
+        engine_metadata.read_metadata(tmp_path / "body.plan")
 
 
 @pytest.mark.parametrize(
     ("version", "numbers"), [("10.13.3.9", (10, 13, 3, 9)), ("8.6.1.post1", (8, 6, 1)), ("11.4.0rc1", (11, 4))]
 )
 def test_versions_are_compared_by_number(version: str, numbers: tuple[int, ...]) -> None:
-    assert engine_runner.version_numbers(version) == numbers
+    assert engine_metadata.version_numbers(version) == numbers
 
 
 @pytest.fixture
@@ -653,7 +738,7 @@ def expected() -> Iterator[tuple[TensorInfo, ...]]:
 
 def test_inputs_give_the_batch(expected: tuple[TensorInfo, ...]) -> None:
     inputs = {"FEATURES": np.zeros((5, 2, 3), np.float32), "TASK_EMBEDDING": np.zeros((5, 4), np.float32)}
-    assert engine_runner.check_inputs(inputs, expected, (1, 4, 8)) == 5
+    assert engine_metadata.check_inputs(inputs, expected, (1, 4, 8)) == 5
 
 
 @pytest.mark.parametrize(
@@ -682,12 +767,12 @@ def test_inputs_that_do_not_fit_are_refused(
     expected: tuple[TensorInfo, ...], features: np.ndarray, embedding: np.ndarray, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        engine_runner.check_inputs({"FEATURES": features, "TASK_EMBEDDING": embedding}, expected, (2, 4, 8))
+        engine_metadata.check_inputs({"FEATURES": features, "TASK_EMBEDDING": embedding}, expected, (2, 4, 8))
 
 
 def test_wrong_names_are_refused(expected: tuple[TensorInfo, ...]) -> None:
     with pytest.raises(InputError, match="takes the inputs FEATURES, TASK_EMBEDDING, not IMAGE"):
-        engine_runner.check_inputs({"IMAGE": np.zeros((1, 3))}, expected, (1, 4, 8))
+        engine_metadata.check_inputs({"IMAGE": np.zeros((1, 3))}, expected, (1, 4, 8))
 
 
 # --- operations -----------------------------------------------------------------------------------------------------

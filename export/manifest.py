@@ -1,0 +1,121 @@
+"""The manifest of a parts folder: its parts, their tensors, and which of them serve which task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from export.parity import Parity
+from export.surgery import IR_VERSION, OPSET
+from export.typed_checks import ImageParity
+from train.tasks import Task
+
+MAX_BATCH = 8
+MANIFEST = "manifest.json"
+
+
+class ManifestError(ValueError):
+    """A folder that is no parts folder."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a part: tensor name, shape of one sample, and numpy's name of the type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One ONNX file.
+
+    Attributes:
+        name: `head_<task>`, `body…` or `tail_<task>`; also its file's stem and the name of its Triton model.
+        sha256: hash of the PyTorch weights it came from.
+        parity: against PyTorch FP32 on real tiles, in the manifest's precision.
+        flops: floating-point operations per patch; a multiply-add is two.
+        keep: layers of a typed graph that stay FP32 because of their values.
+        residual: type of the sums that run beside the branches, as numpy names it.
+        largest_activation: largest absolute value in the FP32 graph, over tiles of all its tasks; typed graphs only.
+    """
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    sha256: str
+    parity: Parity
+    flops: int
+    keep: tuple[str, ...] = ()
+    residual: str = "float32"
+    largest_activation: float | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """A task and the parts that serve it; `image` is their parity in a row on a whole image, for typed graphs."""
+
+    task: Task
+    head: str
+    body: str
+    tail: str
+    checkpoint_sha256: str
+    image: ImageParity | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a parts folder holds; runtime and precision as `ipt-export` takes them."""
+
+    patch_size: int
+    runtime: str
+    precision: str
+    parts: tuple[Part, ...]
+    routes: tuple[Route, ...]
+    opset: int = OPSET
+    ir_version: int = IR_VERSION
+    max_batch: int = MAX_BATCH
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def part(self, name: str) -> Part:
+        return next(p for p in self.parts if p.name == name)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        """The inverse of `to_dict`, from JSON too; raises KeyError, TypeError or ValueError if it is none."""
+        parts, routes = ([dict(row) for row in values[name]] for name in ("parts", "routes"))
+        for part in parts:
+            for ports in ("inputs", "outputs"):
+                part[ports] = tuple(Port(port["name"], tuple(port["shape"]), port["dtype"]) for port in part[ports])
+            part["parity"] = Parity(**part["parity"])
+            part["keep"] = tuple(part["keep"])
+        for route in routes:
+            route["task"] = Task(**route["task"])
+            route["image"] = None if route["image"] is None else ImageParity(**route["image"])
+        rows = {"parts": tuple(Part(**part) for part in parts), "routes": tuple(Route(**route) for route in routes)}
+        return cls(**{**values, **rows})
+
+    def save(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a parts folder.
+
+    Raises:
+        ManifestError: there is none, or not one of this version.
+    """
+    try:
+        return Manifest.from_dict(json.loads((folder / MANIFEST).read_text()))
+    except OSError as error:
+        raise ManifestError(f"{folder} is no folder of parts ({error}): run ipt-export CHECKPOINT first") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(
+            f"{folder / MANIFEST} is not of this version ({error}): run ipt-export CHECKPOINT again"
+        ) from None
