@@ -10,12 +10,11 @@ server, prints a table (task, input size, seconds, PSNR of the classical baselin
 
 from __future__ import annotations
 
-import argparse
 import html
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from train.atomic import atomic_file
 from train.baselines import baseline
 from train.evaluate import degrade_image, seed_of
 from train.metrics import psnr, psnr_y, to_uint8
+from train.parser import make_parser
 from train.pictures import busiest_square, side_by_side
 from train.tasks import Task
 
@@ -60,7 +60,7 @@ def restore_photos(client: RestorationClient, photos: Sequence[Path]) -> list[Re
     """Every photograph through every task of the server, one after the other."""
     results = []
     for served in client.tasks():
-        task = Task(served.id, served.name, served.kind, served.scale, served.sigma)
+        task = Task(**asdict(served))
         for path in photos:
             photo = np.asarray(Image.open(path).convert("RGB"))
             height, width = (side // task.scale * task.scale for side in photo.shape[:2])
@@ -177,13 +177,7 @@ def write_picture(results: Sequence[Result], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.demo",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m benchmarks.demo", __doc__ or "")
     parser.add_argument("--repository", type=Path, default=Path("triton_models"), help="(default %(default)s)")
     parser.add_argument(
         "--photos", type=Path, default=PHOTOS, help="folder of PNG photographs (default: the project's)"

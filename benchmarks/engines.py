@@ -18,9 +18,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -32,45 +29,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
 from export.engine import apply_precision, explain_failure, make_logger, network_flags
+from export.engine_device import GpuSession, require_tensorrt
+from export.engine_metadata import EngineError, EngineMetadata, TensorInfo, read_metadata, version_numbers
 from export.engine_parts import PartSpec, choose_parts, plan_precision, random_inputs, read_manifest
-from export.engine_runner import (
-    EngineError,
-    EngineMetadata,
-    EngineRunner,
-    Gpu,
-    GpuSession,
-    TensorInfo,
-    read_metadata,
-    require_tensorrt,
-    version_numbers,
-)
+from export.engine_runner import EngineRunner
 
 if TYPE_CHECKING:
     import tensorrt as trt
+    from matplotlib.figure import Figure
 
 BATCHES = (1, 2, 4, 8, 16)
 WARM_UP = 3
 FEWEST_RUNS = 5
 MATMUL_SIZE = {"cpu": 1024, "gpu": 8192}
 """Side of the square matrices: large enough for the processor's best rate, and still quick."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Seconds: median and quartiles of `runs` measurements."""
-
-    median: float
-    low: float
-    high: float
-    runs: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> Spread:
-        low, median, high = (
-            statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else 3 * [seconds[0]]
-        )
-        return cls(median, low, high, len(seconds))
 
 
 @dataclass(frozen=True)
@@ -104,9 +78,10 @@ class Measurement:
         """Achieved rate over the rate of the matrix multiplication."""
         return None if self.rate is None or self.matmul_rate is None else self.rate / self.matmul_rate
 
-    def to_dict(self) -> dict[str, Any]:
-        derived = {"patches_per_second": self.patches_per_second, "flops_per_second": self.rate, "share": self.share}
-        return {**asdict(self), **derived}
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Measurement:
+        """The measurement that `asdict` made an entry of a record of."""
+        return cls(**{**entry, "latency": Spread(**entry["latency"]), "compute": Spread(**entry["compute"])})
 
 
 def repeat(call: Callable[[], object], seconds: float) -> list[float]:
@@ -292,53 +267,57 @@ def gpu_matmul(size: int, precision: str, device: int) -> EngineRunner:
     return EngineRunner(plan, metadata, device)
 
 
-def machine(gpu: Gpu | None = None) -> dict[str, object]:
-    """What the figures depend on."""
-    cpu = platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    facts: dict[str, object] = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-    if gpu is None:
-        import openvino as ov
-
-        facts["openvino"] = ov.__version__
-    else:
-        facts.update(tensorrt=require_tensorrt(), gpu=gpu.name, compute_capability=gpu.compute_capability)
-    return {**facts, "load_before": round(os.getloadavg()[0], 2)}
+def measurements(record: Record) -> list[Measurement]:
+    return [Measurement.of(entry) for entry in record.figures["measurements"]]
 
 
-def markdown(measurements: Sequence[Measurement]) -> str:
-    """A table of all measurements."""
-    lines = [
-        "| part | precision | batch | latency ms | compute ms | patches/s | GFLOP/s | of matrix multiplication |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for m in measurements:
+def matmul_rates(found: Sequence[Measurement]) -> dict[str, float]:
+    """FLOP/s of the matrix multiplication by precision, where it was measured."""
+    return {m.precision: m.matmul_rate for m in found if m.matmul_rate is not None}
+
+
+def markdown(record: Record) -> str:
+    """A table of all measurements, and the rates of the bare matrix multiplication."""
+    rows = []
+    found = measurements(record)
+    for m in found:
         latency, compute = (
             f"{1e3 * s.median:.3g} [{1e3 * s.low:.3g}, {1e3 * s.high:.3g}]" for s in (m.latency, m.compute)
         )
-        rate = "?" if m.rate is None else f"{m.rate / 1e9:.1f}"
-        share = "?" if m.share is None else f"{100 * m.share:.0f} %"
+        rate = "–" if m.rate is None else f"{m.rate / 1e9:.1f}"
+        share = "–" if m.share is None else f"{100 * m.share:.0f} %"
         speed = f"{m.patches_per_second:.3g}" if m.patches_per_second < 1000 else f"{m.patches_per_second:.0f}"
-        lines.append(f"| {m.part} | {m.precision} | {m.batch} | {latency} | {compute} | {speed} | {rate} | {share} |")
-    for precision in dict.fromkeys(m.precision for m in measurements):
-        rate_of = next(m.matmul_rate for m in measurements if m.precision == precision)
-        if rate_of is not None:
-            lines.append(f"\nMatrix multiplication in {precision}: {rate_of / 1e9:.1f} GFLOP/s.")
-    return "\n".join(lines)
+        rows.append((m.part, m.precision, m.batch, latency, compute, speed, rate, share))
+    header = ("part", "precision", "batch", "latency, ms", "compute, ms", "patches/s", "GFLOP/s", "of the matrix rate")
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in matmul_rates(found).items())
+    matrix = f"\n\nThe matrix rate, of one large matrix multiplication: {rates}." if rates else ""
+    return table(header, rows) + matrix
+
+
+def draw(record: Record) -> Figure:
+    """Achieved rate by batch, a line per part, below the rate of the matrix multiplication; by precision."""
+    found = measurements(record)
+    precisions = list(dict.fromkeys(m.precision for m in found))
+    drawn, grid = figure(2 + 4 * len(precisions), 4, ncols=len(precisions), squeeze=False, sharey=True)
+    names = list(dict.fromkeys(m.part for m in found))
+    for precision, ax in zip(precisions, grid.flat):
+        for name in names:
+            chosen = [m for m in found if (m.part, m.precision) == (name, precision) and m.rate is not None]
+            rates = [(m.rate or 0) / 1e9 for m in chosen]
+            ax.plot([m.batch for m in chosen], rates, "o-", label=name, color=f"C{names.index(name) % 10}")
+        if precision in matmul_rates(found):
+            ax.axhline(matmul_rates(found)[precision] / 1e9, color="0.3", linestyle="--", label="matrix rate")
+        batches = sorted({m.batch for m in found})
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(batches, [str(batch) for batch in batches])
+        ax.set(title=precision, xlabel="batch, patches")
+    grid.flat[0].set(ylabel="achieved rate, GFLOP/s", ylim=(0, None))  # last, or the shared axis stops growing
+    grid.flat[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.engines",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("engines", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
     source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
@@ -350,7 +329,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure (default %(default)s)")
     parser.add_argument("--matmul-size", type=int, metavar="N", help="side of the matrices (default 1024; GPU 8192)")
     parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, command and figures there")
     return parser.parse_args(argv)
 
 
@@ -360,25 +338,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = arguments.matmul_size or MATMUL_SIZE["gpu" if arguments.plans else "cpu"]
     try:
         if arguments.plans:
-            require_tensorrt()
-            facts = machine(GpuSession(arguments.device).gpu)
+            tensorrt = f"TensorRT {require_tensorrt()}"
+            gpu = GpuSession(arguments.device).gpu
+            name = f"{gpu.name} (compute capability {gpu.compute_capability})"
+            session = Session.start("engines", argv, ("numpy",), gpu=name, tensorrt=tensorrt)
             found = measure_gpu(
                 arguments.plans, arguments.only, arguments.batch, arguments.seconds, size, arguments.device
             )
         else:
-            facts = machine()
+            session = Session.start("engines", argv, ("openvino", "numpy"))
             found = measure_cpu(
                 arguments.parts, arguments.only, arguments.precision, arguments.batch, arguments.seconds, size
             )
     except (EngineError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if arguments.json:
-        command = ["python", "-m", "benchmarks.engines", *(sys.argv[1:] if argv is None else argv)]
-        result = {"machine": facts, "command": command, "figures": [m.to_dict() for m in found]}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(markdown(found))
+    publish(session.record({"measurements": [asdict(m) for m in found]}), arguments, markdown, draw)
     return 0
 
 

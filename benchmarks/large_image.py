@@ -1,176 +1,179 @@
 """A 64-megapixel job: what memory it takes, and whether small photographs still get through.
 
-    python -m benchmarks.large_image --checkpoint weights/ipt-tiny
-    python -m benchmarks.large_image --checkpoint weights/ipt-tiny --only latency --json build/large.json
+    python -m benchmarks.large_image --checkpoint weights/ipt-tiny --precision bf16
+    python -m benchmarks.large_image --preset ipt-small --only latency --json build/large.json
 
 Memory: peak resident size of the router that holds the job, of tritonserver and of the client, above what they had
 before; a throw-away network does the work, since memory depends on the picture alone. Latency: 128x128 photographs, one
-after the other, alone and while the large job runs with the checkpoint given (the job is cancelled when they are done).
+after the other, alone and while the large job runs with the model given (the job is cancelled when they are done).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import tritonclient.grpc as triton
-from PIL import Image
 
+from benchmarks.memory import MIB, Watch
+from benchmarks.record import Record, Session, command_line, figure, publish, table
+from benchmarks.served import FAILURES, add_source, checkpoint_of, photograph, serving, source_of
 from client import RestorationClient
-from export.parts import export_parts
-from export.repository import ServingOptions, write_repository
-from export.server import TritonServer
-from train.checkpoint import Checkpoint, content_hash, load_checkpoint
+from train.checkpoint import Checkpoint
 from train.model import IPT, IPTConfig, identity_start
 from train.tasks import OFFICIAL_TASKS
 
-SIDE = 8000
-PHOTO = Path(__file__).parent.parent / "tests" / "images" / "dog.png"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE, SMALL_SIDE = 8000, 128
+DERAIN = OFFICIAL_TASKS[3]
+SETTLE_S = 3  # until the large job keeps the cores busy
 
 
-@contextmanager
-def serving(checkpoint: Checkpoint, precision: str) -> Iterator[TritonServer]:
-    """A server for one checkpoint from a temporary repository."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        manifest = export_parts([checkpoint], folder / "parts", precision)
-        write_repository(folder / "parts", manifest, folder / "models", ServingOptions())
-        with TritonServer(folder / "models") as server:
-            yield server
+def random_photograph(side: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
 
 
-def resident(pid: int) -> tuple[int, int]:
-    """(resident, of it anonymous) memory of a process in bytes; zeros when it has gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0, 0
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmRSS", "RssAnon"))}
-    return sizes.get("VmRSS", 0), sizes.get("RssAnon", 0)
-
-
-def process_name(pid: int) -> str:
-    """`router`, a part's name, or the program's."""
-    try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    except OSError:
-        return "gone"
-    for argument in arguments:
-        if argument.endswith("/model.py"):
-            return Path(argument).parent.parent.name
-    return Path(arguments[0]).name
-
-
-def measure_memory(side: int) -> dict[str, object]:
-    """Peak memory of one side x side photograph through `restore`, per process, in MiB above its level before."""
+def measure_memory(side: int) -> dict[str, Any]:
+    """Peak memory of one side x side photograph through `restore`, by role, in MiB above its level before."""
     torch.manual_seed(0)
-    config = IPTConfig(features=3, encoder_layers=0, decoder_layers=0, heads=1, ffn_ratio=1, tasks=(OFFICIAL_TASKS[3],))
-    model = identity_start(IPT(config)).eval()
-    photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    checkpoint = Checkpoint(model, content_hash(dict(model.state_dict())))
-    with serving(checkpoint, "fp32") as server, RestorationClient(server.grpc_url) as client:
-        pids = {pid: process_name(pid) for pid in server.pids} | {os.getpid(): "client"}
-        before = {pid: resident(pid) for pid in pids}
-        peak = dict(before)
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(0.05):
-                for pid in pids:
-                    now = resident(pid)
-                    peak[pid] = max(peak[pid][0], now[0]), max(peak[pid][1], now[1])
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+    config = IPTConfig(features=3, encoder_layers=0, decoder_layers=0, heads=1, ffn_ratio=1, tasks=(DERAIN,))
+    photo = random_photograph(side)
+    checkpoint = checkpoint_of(identity_start(IPT(config)))
+    with serving([checkpoint], "fp32") as served, RestorationClient(served.server.grpc_url) as client:
+        watch = Watch(served.server.pids)
         started = time.perf_counter()
-        restored = client.restore(photo, "derain")
+        with watch:
+            restored = client.restore(photo, DERAIN.name)
         seconds = time.perf_counter() - started
-        done.set()
-        watcher.join()
-    growth = {pid: [(peak[pid][i] - before[pid][i]) / 2**20 for i in (0, 1)] for pid in pids}
-    busiest = sorted(growth, key=lambda pid: -growth[pid][0])[:4]
     return {
         "megapixels": side * side / 1e6,
-        "image_mib": round(photo.nbytes / 2**20),
+        "image_mib": round(photo.nbytes / MIB),
         "seconds": round(seconds, 1),
         "identical": bool((restored == photo).all()),
-        "growth_mib": {
-            f"{pids[pid]} ({pid})": {"resident": round(growth[pid][0]), "own": round(growth[pid][1])} for pid in busiest
-        },
+        "growth_mib": watch.growth(),
     }
 
 
-def measure_latency(checkpoint: Checkpoint, precision: str, side: int, requests: int) -> dict[str, object]:
-    """p50 and p95 in seconds of 128x128 photographs, alone and under a running large job, and their ratios."""
+def measure_latency(checkpoint: Checkpoint, precision: str, side: int, requests: int) -> dict[str, Any]:
+    """Percentiles in seconds of small photographs, alone and under a running large job."""
     task = checkpoint.model.config.tasks[-1].name
-    small = np.asarray(Image.open(PHOTO).convert("RGB"))[:128, :128]
-    large = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    with serving(checkpoint, precision) as server, RestorationClient(server.grpc_url) as client:
+    small, large = photograph(SMALL_SIDE, SMALL_SIDE), random_photograph(side)
+    with serving([checkpoint], precision) as served, RestorationClient(served.server.grpc_url) as client:
 
-        def latencies() -> np.ndarray:
+        def percentiles() -> dict[str, float]:
             times = []
             for _ in range(requests):
                 started = time.perf_counter()
                 client.restore(small, task)
                 times.append(time.perf_counter() - started)
-            return np.array(times)
+            return {f"p{q}": float(np.percentile(times, q)) for q in (25, 50, 75, 95)}
 
-        latencies()
-        alone = latencies()
-        with triton.InferenceServerClient(server.grpc_url) as connection:
+        percentiles()
+        alone = percentiles()
+        with triton.InferenceServerClient(served.server.grpc_url) as connection:
             image = triton.InferInput("IMAGE", list(large.shape), "UINT8").set_data_from_numpy(large)
             name = triton.InferInput("TASK", [1], "BYTES").set_data_from_numpy(np.array([task.encode()], object))
             output = triton.InferRequestedOutput("RESTORED")
             job = connection.async_infer("restore", [image, name], lambda result, error: None, outputs=[output])
-            time.sleep(3)
-            under = latencies()
+            time.sleep(SETTLE_S)
+            under = percentiles()
             job.cancel()
-    figures: dict[str, object] = {"task": task, "precision": precision, "requests": requests}
-    for quantile in (50, 95):
-        a, b = (float(np.percentile(x, quantile)) for x in (alone, under))
-        figures[f"p{quantile}"] = {"alone_s": round(a, 4), "under_s": round(b, 4), "ratio": round(b / a, 2)}
-    return figures
+    return {
+        "task": task,
+        "side": SMALL_SIDE,
+        "requests": requests,
+        "large_megapixels": side * side / 1e6,
+        "alone_s": alone,
+        "under_s": under,
+    }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.large_image",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="for the latency of small photographs")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+def markdown(record: Record) -> str:
+    """What each process grew by, and the small photographs' latencies."""
+    memory, latency = record.figures.get("memory"), record.figures.get("latency")
+    parts = []
+    if memory:
+        growth = [(role, grown["resident"], grown["own"]) for role, grown in memory["growth_mib"].items()]
+        result = "the same image came back" if memory["identical"] else "ANOTHER IMAGE CAME BACK"
+        parts.append(
+            f"One photograph of {memory['megapixels']:g} megapixels ({memory['image_mib']} MiB, and as much for the "
+            f"result) through a network that does nothing: {memory['seconds']} s, {result}.\n\n"
+            + table(("process", "growth, MiB", "of it not shared, MiB"), growth)
+        )
+    if latency:
+        alone, under = latency["alone_s"], latency["under_s"]
+        rows = [(q, f"{alone[q]:.3f}", f"{under[q]:.3f}", f"{under[q] / alone[q]:.2f}") for q in alone]
+        parts.append(
+            f"{record.figures['model']} in {record.figures['precision']}, {latency['task']}: photographs of "
+            f"{latency['side']}x{latency['side']}, one after the other ({latency['requests']} each way), alone and "
+            f"while one of {latency['large_megapixels']:g} megapixels is restored.\n\n"
+            + table(("latency", "alone, s", "under the large job, s", "ratio"), rows)
+        )
+    return "\n\n".join(parts)
+
+
+def draw(record: Record) -> Figure:
+    """Growth by process, own and shared; and latencies alone and under the job."""
+    memory, latency = record.figures.get("memory"), record.figures.get("latency")
+    present = [part for part in (memory, latency) if part]
+    drawn, grid = figure(4.5 * len(present), 3.6, ncols=len(present), squeeze=False)
+    axes = iter(grid.flat)
+    if memory:
+        ax, grown = next(axes), memory["growth_mib"]
+        own = [g["own"] for g in grown.values()]
+        ax.bar(list(grown), own, 0.6, label="its own")
+        shared = [g["resident"] - g["own"] for g in grown.values()]
+        ax.bar(list(grown), shared, 0.6, bottom=own, alpha=0.5, label="shared with another process")
+        ax.axhline(2 * memory["image_mib"], color="0.3", linestyle="--", label="image and result")
+        ax.set(ylabel="peak above idle, MiB", title=f"One photograph of {memory['megapixels']:g} megapixels")
+        ax.set_ylim(0, 1.35 * max(g["resident"] for g in grown.values()))  # room for the legend
+        ax.legend(fontsize="small", loc="upper right")
+    if latency:
+        ax = next(axes)
+        for shift, (name, label) in enumerate((("alone_s", "alone"), ("under_s", "under the large job"))):
+            values = latency[name]
+            ax.bar([i + 0.38 * shift for i in range(len(values))], values.values(), 0.36, label=label)
+        ax.set_xticks([i + 0.19 for i in range(len(values))], list(values))
+        side = latency["side"]
+        ax.set(ylabel="latency, s", title=f"Photographs of {side}x{side}, {record.figures['model']}")
+        ax.legend(fontsize="small")
+    return drawn
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line("large_image", __doc__)
+    add_source(parser)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
     parser.add_argument(
         "--side", type=int, default=SIDE, help="of the large photograph in pixels (default %(default)s)"
     )
     parser.add_argument("--requests", type=int, default=40, help="small photographs (default %(default)s)")
     parser.add_argument("--only", choices=("memory", "latency"))
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args(argv)
-    figures: dict[str, object] = {}
-    if arguments.only != "latency":
-        figures["memory"] = measure_memory(arguments.side)
-    if arguments.only != "memory":
-        checkpoint = load_checkpoint(arguments.checkpoint)
-        figures["latency"] = measure_latency(checkpoint, arguments.precision, arguments.side, arguments.requests)
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
+    arguments = parse_arguments(argv)
+    figures: dict[str, Any] = {"precision": arguments.precision}
+    try:
+        figures["model"], checkpoint = source_of(arguments)
+        session = Session.start("large_image", argv, packages=("openvino", "nvidia-pytriton", "tritonclient"))
+        if arguments.only != "latency":
+            figures["memory"] = measure_memory(arguments.side)
+        if arguments.only != "memory":
+            figures["latency"] = measure_latency(checkpoint, arguments.precision, arguments.side, arguments.requests)
+    except FAILURES as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    publish(session.record(figures), arguments, markdown, draw)
     return 0
 
 

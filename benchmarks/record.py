@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.atomic import atomic_file
+from train.parser import make_parser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,13 +127,7 @@ class Session:
 
 def command_line(benchmark: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser whose help is the module's docstring, with `--json` and `--plot`."""
-    summary, _, rest = (doc or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{benchmark}",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(f"python -m benchmarks.{benchmark}", doc or "")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record: machine, command, figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the plot as PNG (needs matplotlib)")
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,22 +14,31 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.parts import Manifest, export_parts
+from client.errors import RestorationError
+from export.parity import ParityError
+from export.parts import ExportError, Manifest, export_parts
 from export.repository import ServingOptions, write_repository
+from export.serve_errors import ServeError
 from export.server import TritonServer
-from train.checkpoint import Checkpoint, content_hash, load_checkpoint
+from export.surgery import GraphError
+from train.checkpoint import Checkpoint, CheckpointError, content_hash, load_checkpoint
 from train.model import IPT, PRESETS, identity_start, preset
+from train.tasks import OFFICIAL_TASKS, Task
 
 PHOTO = Path(__file__).parent.parent / "tests" / "images" / "dog.png"
+
+FAILURES = (CheckpointError, ExportError, GraphError, ParityError, ServeError, RestorationError)
+"""What may go wrong between a checkpoint and an answer; each message says what to do."""
 
 
 @dataclass(frozen=True)
 class Serving:
-    """A running server and the parts that it serves."""
+    """A running server, the parts that it serves, and the seconds that it took to become ready."""
 
     server: TritonServer
     manifest: Manifest
     parts: Path
+    seconds_to_ready: float
 
 
 def add_source(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -51,10 +61,10 @@ def source_of(arguments: argparse.Namespace) -> tuple[str, Checkpoint]:
     return arguments.preset, random_checkpoint(arguments.preset)
 
 
-def random_checkpoint(name: str) -> Checkpoint:
+def random_checkpoint(name: str, tasks: Sequence[Task] = OFFICIAL_TASKS) -> Checkpoint:
     """A preset with the weights that training starts from: speed does not depend on them."""
     torch.manual_seed(0)
-    return checkpoint_of(identity_start(IPT(preset(name))))
+    return checkpoint_of(identity_start(IPT(preset(name, tasks))))
 
 
 def checkpoint_of(model: IPT) -> Checkpoint:
@@ -73,8 +83,17 @@ def serving(
 ) -> Iterator[Serving]:
     """A server for checkpoints, from a repository that is gone afterwards."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        manifest = export_parts(checkpoints, folder / "parts", precision)
-        write_repository(folder / "parts", manifest, folder / "models", options or ServingOptions())
-        with TritonServer(folder / "models") as server:
-            yield Serving(server, manifest, folder / "parts")
+        parts = Path(name) / "parts"
+        with serving_parts(parts, export_parts(checkpoints, parts, precision), options) as served:
+            yield served
+
+
+@contextmanager
+def serving_parts(parts: Path, manifest: Manifest, options: ServingOptions | None = None) -> Iterator[Serving]:
+    """A server for parts that were exported before."""
+    with tempfile.TemporaryDirectory() as name:
+        repository = Path(name)
+        write_repository(parts, manifest, repository, options or ServingOptions())
+        started = time.perf_counter()
+        with TritonServer(repository) as server:
+            yield Serving(server, manifest, parts, time.perf_counter() - started)

@@ -10,20 +10,17 @@ run; the figure is the ratio of the medians. `--contrastive` adds that loss to t
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
 from train.data import Pool
 from train.feed import MemoryFeed, Part, Store, parts_from
 from train.loop import Trainer
@@ -32,6 +29,10 @@ from train.model import IPT, PRESETS, identity_start, preset
 from train.recipe import Recipe
 from train.runtime import Runtime
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOOPS = {"trainer": "ipt-train's trainer", "bare": "bare loop"}
 PHOTOGRAPHS, SIDE = 16, 512  # of the pool that the trainer cuts crops from
 
 
@@ -95,51 +96,67 @@ def measure(runs: dict[str, Callable[[int], None]], steps: int, rounds: int) -> 
     return times
 
 
+def markdown(record: Record) -> str:
+    """Patches per second of both loops, and their ratio."""
+    figures = record.figures
+    rates = {name: figures["patches_per_s"][name] for name in LOOPS}
+    rows = [
+        (LOOPS[name], f"{rate['median']:.3g} [{rate['low']:.3g}, {rate['high']:.3g}]") for name, rate in rates.items()
+    ]
+    ratio = rates["trainer"]["median"] / rates["bare"]["median"]
+    return (
+        f"{_setting(figures)}, {figures['device']}, {figures['threads']} threads; {rates['bare']['runs']} rounds of "
+        f"{figures['steps']} steps of each in turns. Trainer : bare loop = **{ratio:.3f}**.\n\n"
+        + table(("loop", "patches/s, median [quartiles]"), rows)
+    )
+
+
+def draw(record: Record) -> Figure:
+    """Patches per second of both loops."""
+    drawn, ax = figure(6, 2.4)
+    rates = [record.figures["patches_per_s"][name] for name in LOOPS]
+    medians = [rate["median"] for rate in rates]
+    spread = [[abs(rate[name] - rate["median"]) for rate in rates] for name in ("low", "high")]
+    ax.barh(list(LOOPS.values()), medians, 0.6, xerr=spread, capsize=4, color=["C0", "C7"])
+    ax.invert_yaxis()
+    ax.set(xlabel="training patches per second", title=_setting(record.figures))
+    return drawn
+
+
+def _setting(figures: dict[str, Any]) -> str:
+    extra = f", contrastive loss {figures['contrastive']:g}" if figures["contrastive"] else ""
+    compiled = ", compiled" if figures["compiled"] else ""
+    return f"{figures['preset']} in {figures['precision']}, batch {figures['batch']}{extra}{compiled}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="ipt-tiny")
+    parser = command_line("training", __doc__)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="ipt-tiny", help="(default %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="(default %(default)s)")
     parser.add_argument("--steps", type=int, default=12, help="in a round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="(default %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="(default %(default)s)")
     parser.add_argument("--contrastive", type=float, default=0.0, metavar="λ", help="for the trainer (default 0)")
     parser.add_argument("--compile", action="store_true", help="torch.compile both bodies")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
+    session = Session.start("training", argv, packages=("torch", "numpy"))
     recipe = Recipe(
         steps=10**9, batch=arguments.batch, precision=arguments.precision, contrastive=arguments.contrastive, lr=1e-6
     )
     common = (recipe, arguments.preset, device, arguments.compile)
     times = measure({"trainer": trainer_steps(*common), "bare": bare_steps(*common)}, arguments.steps, arguments.rounds)
     patches = arguments.steps * arguments.batch
-    rates = {name: sorted(patches / t for t in values) for name, values in times.items()}
-    medians = {name: statistics.median(values) for name, values in rates.items()}
     figures = {
-        **{name: getattr(arguments, name) for name in ("preset", "batch", "steps", "rounds", "precision")},
-        "contrastive": arguments.contrastive,
+        **{name: getattr(arguments, name) for name in ("preset", "batch", "steps", "precision", "contrastive")},
         "compiled": arguments.compile,
-        **{f"{name}_patches_per_s": round(value, 2) for name, value in medians.items()},
-        **{f"{name}_range_patches_per_s": [round(v[0], 2), round(v[-1], 2)] for name, v in rates.items()},
-        "ratio": round(medians["trainer"] / medians["bare"], 3),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
+        "patches_per_s": {name: asdict(Spread.of([patches / t for t in values])) for name, values in times.items()},
     }
-    for key, value in figures.items():
-        print(f"{key:<28} {value}")
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    publish(session.record(figures), arguments, markdown, draw)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,8 @@ class Task:
         id, name: either selects it.
         kind: family of the degradation: "sr", "derain", "denoise".
         scale: output side over input side.
-        sigma: standard deviation of the noise it removes, on the 0..255 scale; 0 if it is not about noise.
+        sigma: standard deviation of the noise it removes, on the 0..255 scale, or of the blur, in pixels; 0 for others.
+        quality: of the JPEG files that it repairs, 1 to 100; 0 for others.
     """
 
     id: int
@@ -61,6 +62,7 @@ class Task:
     kind: str
     scale: int
     sigma: float
+    quality: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,10 @@ def parse_info(config: Any, url: str) -> ServerInfo:
     """
     try:
         value = {name: parameter.string_value for name, parameter in config.parameters.items()}
-        fields = ("id", "name", "kind", "scale", "sigma")
+        names = {field.name for field in fields(Task)}
+        table = json.loads(value["tasks"])
         return ServerInfo(
-            tasks=tuple(Task(**{name: entry[name] for name in fields}) for entry in json.loads(value["tasks"])),
+            tasks=tuple(Task(**{name: entry[name] for name in names.intersection(entry)}) for entry in table),
             patch_size=int(value["patch_size"]),
             stride=int(value["stride"]),
             keep=int(value["keep"]),

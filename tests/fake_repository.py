@@ -10,12 +10,13 @@ from tritonclient.grpc import model_config_pb2 as pb
 MAX_INPUT_PIXELS = 40_000
 MAX_OUTPUT_PIXELS = 60_000
 TASKS = [
-    {"id": 0, "name": "sr_x2", "kind": "sr", "scale": 2, "sigma": 0},
-    {"id": 3, "name": "derain", "kind": "derain", "scale": 1, "sigma": 0},
-    {"id": 5, "name": "stamp", "kind": "denoise", "scale": 1, "sigma": 50},
-    {"id": 6, "name": "busy", "kind": "denoise", "scale": 1, "sigma": 0},
-    {"id": 7, "name": "slow", "kind": "denoise", "scale": 1, "sigma": 0},
-    {"id": 8, "name": "crash", "kind": "denoise", "scale": 1, "sigma": 0},
+    {"id": 0, "name": "sr_x2", "kind": "sr", "scale": 2, "sigma": 0, "quality": 0},
+    {"id": 3, "name": "derain", "kind": "derain", "scale": 1, "sigma": 0, "quality": 0},
+    {"id": 5, "name": "stamp", "kind": "denoise", "scale": 1, "sigma": 50, "quality": 0},
+    {"id": 6, "name": "busy", "kind": "denoise", "scale": 1, "sigma": 0, "quality": 0},
+    {"id": 7, "name": "slow", "kind": "denoise", "scale": 1, "sigma": 0, "quality": 0},
+    {"id": 8, "name": "crash", "kind": "denoise", "scale": 1, "sigma": 0, "quality": 0},
+    {"id": 9, "name": "dejpeg_40", "kind": "dejpeg", "scale": 1, "sigma": 0, "quality": 40},
 ]
 
 

@@ -154,8 +154,8 @@ def client(server: TritonServer) -> Iterator[RestorationClient]:
 
 def test_the_server_tells_its_tasks_rule_limits_and_model(client: RestorationClient) -> None:
     info = client.info()
-    assert [(task.id, task.name, task.scale, task.sigma) for task in client.tasks()] == [
-        (task["id"], task["name"], task["scale"], task["sigma"]) for task in TASKS
+    assert [(task.id, task.name, task.scale, task.sigma, task.quality) for task in client.tasks()] == [
+        (task["id"], task["name"], task["scale"], task["sigma"], task["quality"]) for task in TASKS
     ]
     assert (info.patch_size, info.stride, info.keep, info.max_input_pixels) == (48, 36, 36, MAX_INPUT_PIXELS)
     assert (info.runtime, info.precision, info.checkpoint_sha256) == ("openvino", "fp32", "0" * 64)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
@@ -11,9 +10,10 @@ import pytest
 from small_parts import small_parts
 
 from benchmarks import engines
-from benchmarks.engines import Measurement, Spread
+from benchmarks.engines import Measurement
+from benchmarks.record import Record, Spread
+from export.engine_metadata import EngineError
 from export.engine_parts import read_manifest
-from export.engine_runner import EngineError
 from export.flops import count_flops
 
 
@@ -28,16 +28,20 @@ def test_the_command_measures_parts_on_the_cpu(
     path = tmp_path / "results" / "engines.json"
     arguments = ["--parts", str(parts_folder), "--only", "body", "--batch", "1", "3", "--seconds", "0.05"]
     assert engines.main([*arguments, "--matmul-size", "256", "--json", str(path)]) == 0
-    result = json.loads(path.read_text())
-    assert result["command"][-2:] == ["--json", str(path)] and result["machine"]["openvino"]
+    record = Record.load(path)
+    assert record.command[-2:] == ["--json", str(path)] and record.machine["versions"]["openvino"]
     flops = count_flops(onnx.load(parts_folder / "body.onnx"))
-    assert [(f["part"], f["batch"], f["flops"]) for f in result["figures"]] == [("body", 1, flops), ("body", 3, flops)]
-    for figure in result["figures"]:
-        latency = figure["latency"]
-        assert 0 < latency["low"] <= latency["median"] <= latency["high"] and latency["runs"] >= engines.FEWEST_RUNS
-        assert figure["share"] == pytest.approx(figure["flops_per_second"] / figure["matmul_rate"])
+    found = engines.measurements(record)
+    assert [(m.part, m.batch, m.flops) for m in found] == [("body", 1, flops), ("body", 3, flops)]
+    for m in found:
+        assert 0 < m.latency.low <= m.latency.median <= m.latency.high and m.latency.runs >= engines.FEWEST_RUNS
+        assert m.matmul_rate is not None and m.matmul_rate > 0
     table = capsys.readouterr().out
-    assert "| body | fp32 | 3 |" in table and "Matrix multiplication in fp32:" in table
+    assert "| body | fp32 | 3 |" in table and "GFLOP/s in fp32." in table
+    assert engines.markdown(record) in table
+    (plot,) = engines.draw(record).axes
+    assert [line.get_label() for line in plot.lines] == ["body", "matrix rate"]
+    assert list(plot.lines[0].get_ydata()) == [pytest.approx(m.rate / 1e9) for m in found if m.rate]
 
 
 def test_the_manifests_flops_come_before_counting(parts_folder: Path) -> None:
@@ -47,22 +51,31 @@ def test_the_manifests_flops_come_before_counting(parts_folder: Path) -> None:
     assert engines.part_flops(parts_folder, replace(body, flops=7)) == 7
 
 
+def record_of(*found: Measurement) -> Record:
+    return Record("engines", [], {}, {"measurements": [asdict(m) for m in found]})
+
+
 def test_rates_follow_from_times_and_operations() -> None:
     compute, latency = Spread(0.01, 0.01, 0.01, 5), Spread(0.02, 0.02, 0.02, 5)
     figure = Measurement("body", "fp16", 4, latency, compute, flops=10**9, matmul_rate=8e11)
     assert (figure.patches_per_second, figure.rate, figure.share) == (200, 4e11, 0.5)
-    assert "| 200 | 400.0 | 50 % |" in engines.markdown([figure])
+    assert "| 200 | 400.0 | 50 % |" in engines.markdown(record_of(figure))
 
 
-def test_what_is_not_known_is_a_question_mark() -> None:
+def test_the_plot_holds_the_rates_of_every_precision() -> None:
+    spread = Spread(0.01, 0.01, 0.01, 5)
+    rates = {"fp32": 5e11, "bf16": 2e12}
+    found = [Measurement("body", name, 4, spread, spread, 10**9, rate) for name, rate in rates.items()]
+    for plot in engines.draw(record_of(*found)).axes:
+        assert plot.get_ylim()[0] == 0 and plot.get_ylim()[1] > 2000
+
+
+def test_what_is_not_known_is_a_dash_and_has_no_line() -> None:
     spread = Spread.of([0.25])
-    assert spread == Spread(0.25, 0.25, 0.25, 1)
-    table = engines.markdown([Measurement("body", "bf16", 1, spread, spread, None)])
-    assert table.splitlines()[-1].endswith("| 4 | ? | ? |")
-
-
-def test_the_spread_is_median_and_quartiles() -> None:
-    assert Spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0, 5)
+    record = record_of(Measurement("body", "bf16", 1, spread, spread, None))
+    assert engines.markdown(record).splitlines()[-1].endswith("| 4 | – | – |")
+    (plot,) = engines.draw(record).axes
+    assert len(plot.lines[0].get_xdata()) == 0 and len(plot.lines) == 1
 
 
 def test_calls_repeat_at_least_the_fewest_times() -> None:
@@ -80,4 +93,4 @@ def test_a_folder_without_plans_and_an_unknown_part_are_refused(
     with pytest.raises(EngineError, match=r"holds no bodi; it holds body: run"):
         engines.measure_gpu(tmp_path, ["bodi"], [1], 0.1, 64, 0)
     assert engines.main(["--parts", str(parts_folder), "--only", "bodi"]) == 1
-    assert capsys.readouterr().err.startswith("error: there is no part bodi")
+    assert "error: there is no part bodi" in capsys.readouterr().err
