@@ -60,7 +60,7 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(bin)/python -m pip install $(pip_flags) --editable '.[serve,train,export,web,benchmarks,dev]'
+	$(bin)/python -m pip install $(pip_flags) --editable '.[serve,train,export,int8,web,benchmarks,dev]'
 	touch $@
 
 clean:

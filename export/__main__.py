@@ -2,6 +2,7 @@
 
     ipt-export weights/ipt-tiny
     ipt-export weights/ipt-small my/denoiser --precision bf16 --repository triton_models
+    ipt-export weights/ipt-tiny --precision int8 --calibration photos
     ipt-export weights/ipt-tiny --runtime tensorrt --precision fp16
     ipt-export --parts build/parts --engines build/engines
 
@@ -24,12 +25,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.calibration import CalibrationError, read_photos
 from export.manifest import ManifestError, read_manifest
 from export.parity import ParityError
 from export.parts import PRECISIONS, RESIDUALS, ExportError, check_combination, export_parts
+from export.quantize import QuantizationError
 from export.repository import RepositoryError, ServingOptions, write_repository
 from export.surgery import GraphError
 from train.checkpoint import CheckpointError, load_checkpoint
+
+PHOTOS = Path(__file__).parent.parent / "tests" / "images"
+REFUSALS = (
+    CalibrationError,
+    CheckpointError,
+    ExportError,
+    GraphError,
+    ManifestError,
+    ParityError,
+    QuantizationError,
+    RepositoryError,
+)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,6 +67,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--fp32-io",
         action="store_true",
         help="tensors between fp16 or bf16 parts in FP32 (default: FP16, unless their values do not fit)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help=f"clean photographs that int8 is calibrated and judged on (default {PHOTOS.name} of the project's tests)",
     )
     parser.add_argument(
         "--engines",
@@ -96,6 +117,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.runtime = arguments.runtime or "openvino"
     arguments.precision = arguments.precision or "fp32"
     arguments.residual = arguments.residual or "float32"
+    if arguments.calibration and arguments.precision != "int8":
+        parser.error(f"--calibration is for --precision int8, not {arguments.precision}")
     try:
         check_combination(arguments.runtime, arguments.precision, arguments.residual, arguments.fp32_io)
     except ExportError as error:
@@ -123,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.checkpoints:
             checkpoints = [load_checkpoint(folder) for folder in arguments.checkpoints]
+            photos = read_photos(arguments.calibration or PHOTOS) if arguments.precision == "int8" else []
             manifest = export_parts(
                 checkpoints,
                 arguments.parts,
@@ -130,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments.runtime,
                 arguments.residual,
                 arguments.fp32_io,
+                photos,
             )
         else:
             manifest = read_manifest(arguments.parts)
@@ -143,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 runtime=manifest.runtime,
                 engines=arguments.engines,
             )
-    except (CheckpointError, ExportError, GraphError, ManifestError, ParityError, RepositoryError, OSError) as error:
+    except (*REFUSALS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     tasks = ", ".join(route.task.name for route in manifest.routes)

@@ -21,6 +21,11 @@ def count_flops(model: onnx.ModelProto) -> int:
     Raises:
         ValueError: an operator of `UNCOUNTED`, or a shape that ONNX's shape inference does not find.
     """
+    return sum(flops_of_nodes(model))
+
+
+def flops_of_nodes(model: onnx.ModelProto) -> list[int]:
+    """Operations for one sample of each node, in the graph's order; raises as `count_flops` does."""
     single = onnx.ModelProto()
     single.CopyFrom(model)
     for port in single.graph.input:
@@ -31,7 +36,7 @@ def count_flops(model: onnx.ModelProto) -> int:
     graph = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
     shapes = {value.name: _shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     shapes.update({tensor.name: tuple(tensor.dims) for tensor in graph.initializer})
-    return sum(_node_flops(node, shapes) for node in graph.node)
+    return [_node_flops(node, shapes) for node in graph.node]
 
 
 def _node_flops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -31,6 +31,14 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Int8:
+    """An INT8 body: the share of its multiplications that are INT8, 0 to 1, and the PSNR in dB that each task loses."""
+
+    share: float
+    loss: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Part:
     """One ONNX file.
 
@@ -39,9 +47,10 @@ class Part:
         sha256: hash of the PyTorch weights it came from.
         parity: against PyTorch FP32 on real tiles, in the manifest's precision.
         flops: floating-point operations per patch; a multiply-add is two.
-        keep: layers of a typed graph that stay FP32 because of their values.
+        keep: layers of a typed graph that stay FP32 because of their values; of an INT8 body, those that are not INT8.
         residual: type of the sums that run beside the branches, as numpy names it.
         largest_activation: largest absolute value in the FP32 graph, over tiles of all its tasks; typed graphs only.
+        int8: what INT8 is of a body and costs it; None elsewhere.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Part:
     keep: tuple[str, ...] = ()
     residual: str = "float32"
     largest_activation: float | None = None
+    int8: Int8 | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class Manifest:
                 part[ports] = tuple(Port(port["name"], tuple(port["shape"]), port["dtype"]) for port in part[ports])
             part["parity"] = Parity(**part["parity"])
             part["keep"] = tuple(part["keep"])
+            part["int8"] = None if part["int8"] is None else Int8(**part["int8"])
         for route in routes:
             route["task"] = Task(**route["task"])
             route["image"] = None if route["image"] is None else ImageParity(**route["image"])

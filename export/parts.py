@@ -23,10 +23,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from export.calibration import calibration_samples, held_out
 from export.flops import count_flops
 from export.lower import check_for_tensorrt, check_task, choose_half_ports, lower
-from export.manifest import Manifest, Part, Port, Route
+from export.manifest import Int8, Manifest, Part, Port, Route
 from export.parity import check_part, real_tiles
+from export.quantize import quantize_body
 from export.surgery import OPSET, clean_graph
 from export.typed_checks import OpByOp, check_typed_part
 from train.atomic import atomic_directory
@@ -38,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLES = "samples.npz"
 PRECISIONS = {
-    "openvino": ("fp32", "bf16"),
+    "openvino": ("fp32", "bf16", "int8"),
     "tensorrt": ("fp32", "fp16", "bf16"),
     "tensorrt-python": ("fp32", "fp16", "bf16"),
 }
@@ -111,6 +113,7 @@ def export_parts(
     runtime: str = "openvino",
     residual: str = "float32",
     fp32_io: bool = False,
+    photos: Sequence[np.ndarray] = (),
 ) -> Manifest:
     """Write the parts folder atomically.
 
@@ -118,9 +121,10 @@ def export_parts(
         precision: how the parts will be run, one of `PRECISIONS` for the runtime; the parity gate uses it.
         residual: type of the residual stream of FP16 parts, one of `RESIDUALS`.
         fp32_io: keep the tensors between typed parts FP32; otherwise they are FP16 unless their values do not fit.
+        photos: clean photographs, uint8 RGB, for INT8 alone, which is calibrated and judged on them.
 
     Raises:
-        ExportError, GraphError, ParityError: nothing is written then.
+        CalibrationError, ExportError, GraphError, ParityError, QuantizationError: nothing is written then.
     """
     check_combination(runtime, precision, residual, fp32_io)
     routes, modules = plan_routes(checkpoints)
@@ -136,11 +140,17 @@ def export_parts(
             sha256, module = modules[name]
             path = temporary / f"{name}.onnx"
             graph = to_onnx(module, inputs, list(expected), name)
+            flops = count_flops(graph)
+            keep: tuple[str, ...] = ()
+            int8: Int8 | None = None
+            if precision == "int8" and kind == "body":
+                by_task = [(models[r.checkpoint_sha256], r.task) for r in routes if r.body == name]
+                tiles = [tile for model, task in by_task for tile in calibration_samples(model, [task], photos)]
+                quantized = quantize_body(graph, tiles, [held_out(model, task, photos) for model, task in by_task])
+                graph, keep, int8 = quantized.model, quantized.kept, Int8(quantized.share, quantized.loss)
             onnx.save(graph, path)
             parity = check_part(path, inputs, expected, precision if runtime == "openvino" else "fp32")
             logger.info("%s: %s", name, parity)
-            flops = count_flops(graph)
-            keep: tuple[str, ...] = ()
             largest: float | None = None
             if typed:
                 lowered = lower(graph, inputs, precision, "low" if residual == "float16" else "fp32", half_ports)
@@ -161,6 +171,7 @@ def export_parts(
                 keep,
                 residual,
                 largest,
+                int8,
             )
         for i, route in enumerate(routes if typed else ()):
             in_a_row = [networks[name] for name in (route.head, route.body, route.tail)]

@@ -1,8 +1,9 @@
 """Triton Python-backend model that runs one part (head, body or tail) with OpenVINO on the CPU.
 
 `ipt-export` copies this file as `model.py` into the folder of each part, beside the part's `model.onnx`; inputs and
-outputs are those of the ONNX graph. Parameters of the part's configuration: `precision` (`fp32` or `bf16`, a hint to
-OpenVINO; the graph itself stays FP32) and `threads` (0: half of the cores, because two bodies run side by side).
+outputs are those of the ONNX graph. Parameters of the part's configuration: `precision` and `threads` (0: half of the
+cores, because two bodies run side by side). `fp32` and `bf16` are hints to OpenVINO, while the graph itself is FP32; an
+`int8` graph has its INT8 layers marked, and the others compute in BF16 if the CPU can.
 Python 3.9 syntax, nothing of ours imported.
 """
 
@@ -14,8 +15,6 @@ import numpy as np
 import openvino as ov
 import triton_python_backend_utils as pb_utils
 
-PRECISIONS = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
-
 
 class TritonPythonModel:
     """One OpenVINO-compiled part; requests that the dynamic batcher brings together run as one batch."""
@@ -25,13 +24,14 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         precision = parameters["precision"]
         core = ov.Core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and not bf16:
             raise pb_utils.TritonModelException(
                 "this CPU computes no BF16 and the repository was exported for it; run ipt-export with --precision fp32"
             )
         folder = Path(args["model_repository"]) / args["model_version"]
         options = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "INFERENCE_PRECISION_HINT": ov.Type.bf16 if bf16 and precision != "fp32" else ov.Type.f32,
             "INFERENCE_NUM_THREADS": int(parameters["threads"]) or max(1, len(os.sched_getaffinity(0)) // 2),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # instances are processes: all would pin themselves to core 0

@@ -200,8 +200,8 @@ def test_router_tells_tasks_and_limits(served: Served, client: RestorationClient
     assert parameters["checkpoint_sha256"] == served.checkpoint.sha256
     assert {k: parameters[k] for k in ("patch_size", "stride", "keep", "runtime", "precision")} == {
         "patch_size": "48",
-        "stride": "36",
-        "keep": "36",
+        "stride": "40",
+        "keep": "40",
         "runtime": "openvino",
         "precision": "fp32",
     }

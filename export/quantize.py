@@ -1,0 +1,234 @@
+"""INT8: post-training quantisation of a body by NNCF, held to what it may cost.
+
+Weights and activations of the matrix products become 8 bits (QuantizeLinear and DequantizeLinear in the ONNX graph);
+norms, sums and Softmax stay as they are. Activations get the range of the calibration tiles from end to end: NNCF's
+default, the mean of the tiles' ranges, clips the rare large values that flat areas of a picture hang on. The loss is
+judged by the PSNR of each task on tiles that calibration has not seen. Where it is too large, the layers that cost
+most go back to FP32, exactly as they were, and are named.
+
+    quantized = quantize_body(onnx.load("body.onnx"), samples, judges)     # export/calibration.py
+    onnx.save(quantized.model, "body.onnx")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import onnx
+import openvino as ov
+
+from export.calibration import HeldOut
+from export.flops import flops_of_nodes
+from export.layers import MOVING, groups_of, layer_names, named, source_of
+from export.parity import inference_type
+
+logger = logging.getLogger(__name__)
+
+MAX_LOSS = 0.1
+"""PSNR in dB that INT8 may cost any task."""
+
+MIN_SHARE = 0.5
+"""Share of the multiplications that must be INT8, or it is not worth its loss."""
+
+
+class QuantizationError(ValueError):
+    """A body that INT8 costs too much, or no NNCF to quantise it with."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A body in INT8.
+
+    Attributes:
+        kept: layers that are not INT8, as `export.layers` calls them.
+        share: of the multiplications, how many are INT8, 0 to 1.
+        loss: PSNR in dB that INT8 costs each task on held-out tiles.
+    """
+
+    model: onnx.ModelProto
+    kept: tuple[str, ...]
+    share: float
+    loss: dict[str, float]
+
+
+def quantize_body(
+    model: onnx.ModelProto,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    judges: Sequence[HeldOut],
+    allowed: float = MAX_LOSS,
+) -> Quantized:
+    """Quantise a body so that no task loses more than `allowed` dB.
+
+    Args:
+        model: FP32 body, as `export.parts` writes it.
+        samples: what to calibrate on, one tile each, of all its tasks.
+        judges: held-out tiles, one for each of its tasks.
+
+    Raises:
+        QuantizationError: NNCF is not installed, or less than `MIN_SHARE` of the body can be INT8 within the bound.
+    """
+    everything = post_training(model, samples)
+    layers = layer_names(model)
+    groups = groups_of(layers)
+    costs = {node.name: flops for node, flops in zip(model.graph.node, flops_of_nodes(model), strict=True)}
+    full = _scores(model, judges, ov.Type.f32)
+    hint = inference_type("int8")
+
+    @cache
+    def loss(kept: frozenset[str]) -> dict[str, float]:
+        reached = _scores(with_fp32(everything, model, kept), judges, hint)
+        found = {task: full[task] - reached[task] for task in full}
+        logger.info("INT8 without %s: %s", ", ".join(named(kept, groups, layers)) or "exceptions", _table(found))
+        return found
+
+    eligible = quantized_layers(everything)
+    chosen = choose_kept(
+        {name: nodes & eligible for name, nodes in groups.items() if nodes & eligible},
+        costs,
+        lambda kept: max(loss(kept).values()),
+        allowed,
+    )
+    result = with_fp32(everything, model, chosen)
+    inside = quantized_layers(result)
+    share = sum(costs[node] for node in inside) / sum(costs.values())
+    kept = named(frozenset(layers) - inside, groups, layers)
+    if share < MIN_SHARE:
+        raise QuantizationError(
+            f"only {share:.0%} of body {model.graph.name} can be INT8 within {allowed} dB (not {', '.join(kept)}); "
+            "use --precision bf16"
+        )
+    return Quantized(result, kept, share, loss(chosen))
+
+
+def post_training(model: onnx.ModelProto, samples: Sequence[Mapping[str, np.ndarray]]) -> onnx.ModelProto:
+    """The body with every layer in INT8 that NNCF quantises in a transformer; progress goes to stderr.
+
+    Raises:
+        QuantizationError: NNCF is not installed.
+    """
+    os.environ.setdefault("NNCF_CI", "1")  # otherwise it reports its use over the network
+    try:
+        import nncf
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+    except ModuleNotFoundError as error:
+        raise QuantizationError(f"INT8 needs NNCF ({error}): pip install 'ipt-triton[int8]'") from error
+    nncf.set_log_level(logging.WARNING)
+    with contextlib.redirect_stdout(sys.stderr):
+        quantised: onnx.ModelProto = nncf.quantize(
+            model,
+            nncf.Dataset(samples),
+            subset_size=len(samples),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                # Both rewrite the FP32 graph, so that a layer could not go back; neither gained anything.
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
+                disable_bias_correction=True,
+            ),
+        )
+    return quantised
+
+
+def choose_kept(
+    groups: Mapping[str, frozenset[str]],
+    costs: Mapping[str, float],
+    worst: Callable[[frozenset[str]], float],
+    allowed: float,
+) -> frozenset[str]:
+    """Nodes to leave out of INT8 so that `worst` of them is at most `allowed`; few and cheap ones, not all.
+
+    The groups are ranked by what each gains alone and left out in that order until the bound holds. Then group by
+    group and node by node, the most expensive first, what is not needed goes back to INT8. At most three trials for
+    each group, and one for each node left out.
+
+    Raises:
+        QuantizationError: the bound does not hold with all of them left out.
+    """
+    if worst(frozenset()) <= allowed:
+        return frozenset()
+    alone = {name: worst(nodes) for name, nodes in groups.items()}
+    price = {name: sum(costs[node] for node in nodes) for name, nodes in groups.items()}
+    enough = [name for name in groups if alone[name] <= allowed]
+    kept = frozenset[str]()
+    for name in [min(enough, key=price.__getitem__)] if enough else sorted(groups, key=alone.__getitem__):
+        kept |= groups[name]
+        if worst(kept) <= allowed:
+            break
+    else:
+        raise QuantizationError(f"INT8 costs more than {allowed} dB whatever is left out; use --precision bf16")
+    for name in sorted(groups, key=price.__getitem__, reverse=True):
+        if groups[name] <= kept and worst(kept - groups[name]) <= allowed:
+            kept -= groups[name]
+    for node in sorted(kept, key=costs.__getitem__, reverse=True):
+        if worst(kept - {node}) <= allowed:
+            kept -= {node}
+    return kept
+
+
+def quantized_layers(model: onnx.ModelProto) -> frozenset[str]:
+    """Nodes of the matrix products whose operands are both 8-bit."""
+    written = {output: node for node in model.graph.node for output in node.output}
+
+    def is_int8(tensor: str) -> bool:
+        source = source_of(tensor, written)
+        return source in written and written[source].op_type == "DequantizeLinear"
+
+    return frozenset(n.name for n in model.graph.node if n.op_type == "MatMul" and all(map(is_int8, n.input)))
+
+
+def with_fp32(quantised: onnx.ModelProto, model: onnx.ModelProto, nodes: frozenset[str]) -> onnx.ModelProto:
+    """A quantised body in which some matrix products read what they read in the FP32 body."""
+    original = {node.name: node for node in model.graph.node}
+    written = {output: node for node in model.graph.node for output in node.output}
+    restored = set(nodes)
+    for name in nodes:  # NNCF quantises before a Reshape or Transpose rather than behind it
+        waiting = list(original[name].input)
+        for tensor in waiting:
+            if tensor in written and written[tensor].op_type in MOVING:
+                restored.add(written[tensor].name)
+                waiting.append(written[tensor].input[0])
+    result = onnx.ModelProto()
+    result.CopyFrom(quantised)
+    graph = result.graph
+    for node in graph.node:
+        if node.name in restored:
+            node.input[:] = original[node.name].input
+    used = {output.name for output in graph.output}
+    needed = []
+    for node in reversed(graph.node):
+        if used.intersection(node.output):
+            used.update(node.input)
+            needed.append(node)
+    weights = {w.name: w for w in (*model.graph.initializer, *quantised.graph.initializer) if w.name in used}
+    for field, values in (("node", needed[::-1]), ("initializer", list(weights.values()))):
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
+        graph.ClearField(field)  # type: ignore[arg-type]
+        getattr(graph, field).extend(copies)
+    del graph.value_info[:]
+    onnx.checker.check_model(result)
+    return result
+
+
+def _scores(model: onnx.ModelProto, judges: Sequence[HeldOut], precision: ov.Type) -> dict[str, float]:
+    """PSNR in dB by task, run as it is served."""
+    core = ov.Core()
+    graph = core.read_model(model.SerializeToString())
+    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    scores = {}
+    for judge in judges:
+        count = len(judge.inputs["FEATURES"])
+        batches = [{k: x[i : i + 8] for k, x in judge.inputs.items()} for i in range(0, count, 8)]
+        scores[judge.task.name] = judge.psnr(np.concatenate([compiled(b)["BODY_FEATURES"] for b in batches]))
+    return scores
+
+
+def _table(loss: Mapping[str, float]) -> str:
+    return ", ".join(f"{task} {value:+.3f} dB" for task, value in loss.items())
