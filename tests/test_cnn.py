@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from train.cnn import CNN_PRESETS, EDSR, EDSRConfig
-from train.model import IPT, RGB_MEAN, ConfigError, preset
+from train.cnn import CNN_PRESETS, EDSR, EDSRConfig, bicubic_start
+from train.model import IPT, RGB_MEAN, ConfigError, identity_start, preset
 from train.tasks import OFFICIAL_TASKS, Task, TaskError
 
 SMALL = EDSRConfig(features=6, blocks=2, residual_scale=0.5)
@@ -63,6 +63,28 @@ def test_presets_cost_as_much_as_ipts(cnn: str, ipt: str):
                 model(torch.zeros(1, 3, 48, 48), "denoise_30")
             costs.append(counter.get_total_flops())
     assert costs[0] == pytest.approx(costs[1], rel=0.04)
+
+
+@pytest.mark.parametrize("task", [t.name for t in OFFICIAL_TASKS])
+def test_it_starts_where_ipt_starts(task: str):
+    patches = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 255
+    with torch.no_grad():
+        started = bicubic_start(small_edsr())(patches, task)
+        torch.testing.assert_close(started, identity_start(IPT(preset("ipt-tiny")))(patches, task), rtol=0, atol=0.01)
+    assert started.std() > 20
+
+
+def test_every_layer_learns_from_that_start():
+    """The layers before the zero one from the second step on."""
+    model = bicubic_start(small_edsr().train())
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4)
+    patches = torch.rand(2, 3, 16, 16) * 255
+    for _ in range(2):
+        optimiser.zero_grad()
+        (model(patches, "derain") - 100).abs().mean().backward()
+        optimiser.step()
+    for name, parameter in model.body.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
 def test_one_task_trains_its_head_its_tail_and_the_body_alone():

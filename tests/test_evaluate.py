@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -31,7 +32,7 @@ from train.evaluate import (
 )
 from train.infer import restore_image
 from train.metrics import psnr, psnr_y, ssim_y, to_uint8
-from train.tasks import OFFICIAL_TASKS, Task, find_task
+from train.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, find_task
 from train.tiling import Tiler
 
 
@@ -153,6 +154,19 @@ def test_noise_for_evaluation_is_unclipped_for_every_image():
     noisy = degrade_image(np.zeros((40, 40, 3), np.uint8), task("denoise_50"), seed=1)
     assert noisy.dtype == np.float32 and noisy.min() < -50
     assert noisy.std() == pytest.approx(50, rel=0.05)
+
+
+def test_jpeg_is_that_of_a_file_with_its_blocks_from_the_corner():
+    clean = read_image("dog")[:101, :135]
+    file = io.BytesIO()
+    Image.fromarray(clean).save(file, "JPEG", quality=40)
+    expected = np.asarray(Image.open(file)).astype(float)
+    degraded = degrade_image(clean, find_task(OPTIONAL_TASKS, "dejpeg_40"), seed=1)
+    assert np.abs(degraded - expected).mean() < 1
+    moved = find_task(OPTIONAL_TASKS, "dejpeg_40")
+    planes = torch.tensor(clean.transpose(2, 0, 1))[None].float()
+    elsewhere = degrade(planes, moved, torch.Generator().manual_seed(1))[0].permute(1, 2, 0).numpy()
+    assert np.abs(elsewhere - expected).mean() > 2  # as training sees it
 
 
 @pytest.mark.parametrize("scale", [1, 2])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training import CONFIG, photograph, write_photographs
+from training import CONFIG, one_thread, photograph, write_photographs
 
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.command import HELD_OUT
@@ -21,11 +21,9 @@ from train.tasks import OFFICIAL_TASKS, Task
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def repeatable() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

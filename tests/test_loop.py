@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import CONFIG, CPU, feed_of, make_trainer, photograph, weights
+from training import CONFIG, CPU, feed_of, make_trainer, one_thread, photograph, weights
 
 from train.checkpoint import load_checkpoint
 from train.command import HELD_OUT
@@ -27,12 +27,9 @@ from train.validation import validate
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Sums in one order, so that equal runs give equal bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def repeatable() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +186,19 @@ def test_a_gradient_that_is_not_finite_stops_as_well(pool: Pool) -> None:
     step(trainer, pool)
     with pytest.raises(TrainingError, match=r"gradient of step 0, task \w+, is nan"):
         trainer.settle()
+
+
+@pytest.mark.parametrize("part", ["model", "average"])
+def test_weights_that_are_not_finite_are_never_saved(pool: Pool, tmp_path: Path, part: str) -> None:
+    """Even if every loss so far was finite: the weights themselves are looked at."""
+    trainer = make_trainer(5)
+    run(trainer, pool, tmp_path)
+    before = load_checkpoint(tmp_path / "checkpoint").sha256, (tmp_path / "state.pt").read_bytes()
+    with torch.no_grad():
+        getattr(trainer, part).body.out1.weight[3, 4] = float("nan")
+    with pytest.raises(TrainingError, match=r"after step 5 the weight body\.out1\.weight is not finite"):
+        save(trainer, tmp_path)
+    assert (load_checkpoint(tmp_path / "checkpoint").sha256, (tmp_path / "state.pt").read_bytes()) == before
 
 
 def test_schedules_warm_up_and_fall() -> None:

@@ -17,7 +17,10 @@ from training import photograph, write_photographs
 
 from train import state
 from train.checkpoint import load_checkpoint
+from train.cli import COMMANDS
+from train.cli import main as ipt_train
 from train.command import HELD_OUT, parse_duration
+from train.data import main as pack
 from train.pretrain import main
 
 ROOT = Path(__file__).parent.parent
@@ -136,6 +139,38 @@ def test_without_safetensors_the_state_is_kept_and_becomes_a_checkpoint_later(
     assert checkpoint.provenance["steps"] == 2 and "denoise_50" in checkpoint.quality["held_out_psnr_rgb"]
 
 
+BARE = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))  # None: as if not installed
+from train.pretrain import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_machine_with_torch_and_numpy_alone_trains_on_a_packed_pool(photos: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "pool.npz"
+    assert pack([str(photos), "--output", str(packed), "--min-side", "48"]) == 0
+    missing = "PIL,cv2,lightning_fabric,safetensors,scipy,skimage,tensorboard,tqdm,tritonclient"
+    bare = [sys.executable, "-c", BARE, missing]
+    arguments = command(packed, tmp_path / "run", "--steps", "2")
+    ended = subprocess.run([*bare, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert "python -m train.state" in ended.stderr
+    assert state.read_state(tmp_path / "run" / "state.pt")["step"] == 2
+    arguments = command(photos, tmp_path / "other", "--steps", "2")
+    ended = subprocess.run([*bare, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 2
+    assert "error: photographs are read with Pillow: pip install pillow, or pack them elsewhere" in ended.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_names_it_as_it_is_called(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ipt_train([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: ipt-train {name} ")
+
+
 def test_curves_and_samples_are_written_for_tensorboard(photos: Path, tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert main(command(photos, tmp_path / "run", "--steps", "3", "--tensorboard")) == 0
@@ -147,8 +182,6 @@ def test_curves_and_samples_are_written_for_tensorboard(photos: Path, tmp_path: 
 
 
 def test_optional_tasks_weights_fractions_and_packed_pools_are_accepted(photos: Path, tmp_path: Path) -> None:
-    from train.data import main as pack
-
     packed = tmp_path / "pool.npz"
     assert pack([str(photos), "--output", str(packed), "--min-side", "48"]) == 0
     more = ["--tasks", "dejpeg_40", "deblur", "--task-weights", "deblur=2", "--task-sampling", "sample"]

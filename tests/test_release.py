@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import small_model
@@ -12,7 +13,7 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.cli import main as ipt_train
 from train.release import main
 
-PROVENANCE = {
+PROVENANCE: dict[str, Any] = {
     "data": {"photographs": 20, "megapixels": 3.5, "held_out": 2},
     "recipe": {"lr": 4e-4, "seed": 3, "steps": None},
     "steps": 100,
@@ -58,6 +59,21 @@ def test_released_weights_are_rounded_and_carry_card_and_figures(trained: Path, 
     assert "| derain | Rain, 3 images | input | **33.75** (32.75) | **32.40** (31.40) | **0.9460** (-0.0540) |" in card
     assert "20 photographs, 3.5 megapixels; 2 more were held out. CC0." in card
     assert "lr 0.0004, seed 3." in card
+
+
+def test_a_run_whose_workers_decoded_does_not_know_its_megapixels(tmp_path: Path):
+    seen = {name: value for name, value in PROVENANCE["data"].items() if name != "megapixels"}
+    save_checkpoint(small_model(), tmp_path / "trained", {**PROVENANCE, "data": seen}, {})
+    assert main([str(tmp_path / "trained"), str(tmp_path / "released")]) == 0
+    assert "- Data: 20 photographs; 2 more were held out." in (tmp_path / "released" / "README.md").read_text()
+
+
+def test_weights_without_their_story_are_refused(
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([str(small_checkpoint), str(tmp_path / "released")]) == 1
+    assert "does not tell its 'data'" in capsys.readouterr().err
+    assert not (tmp_path / "released").exists()
 
 
 def test_figures_of_other_weights_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

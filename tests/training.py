@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,15 @@ from train.tasks import OFFICIAL_TASKS
 
 CONFIG = IPTConfig(features=4, encoder_layers=1, decoder_layers=1, heads=2, tasks=OFFICIAL_TASKS[3:])
 CPU = torch.device("cpu")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that equal runs give equal bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def photograph(number: int, side: int = 192) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 import tempfile
@@ -14,7 +15,8 @@ from pathlib import Path
 def atomic_directory(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without an error.
 
-    What stood at `target` is replaced as a whole; after an error it is untouched and the temporary folder is gone.
+    What stood at `target` is replaced as a whole. It is untouched after an error, and if it holds the same already:
+    then its times stay as well, by which Triton sees what has changed. The temporary folder is gone in any case.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -22,6 +24,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
+        if target.is_dir() and _same(temporary, target):
+            return
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             target.rename(old / target.name)
@@ -31,6 +35,19 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files and folders, Python's caches aside."""
+
+    def names(folder: Path) -> list[Path]:
+        found = (p.relative_to(folder) for p in folder.rglob("*"))
+        return sorted(p for p in found if "__pycache__" not in p.parts)
+
+    return names(one) == names(other) and all(
+        (other / name).is_dir() if (one / name).is_dir() else filecmp.cmp(one / name, other / name, shallow=False)
+        for name in names(one)
+    )
 
 
 @contextmanager

@@ -12,10 +12,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+
+from train.parser import make_parser
 
 COMMANDS = {
     "pretrain": "train.pretrain",
@@ -30,10 +31,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Hand the arguments to the sub-command's module; returns its exit status, 2 for an unknown sub-command."""
     words = sys.argv[1:] if argv is None else argv
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="ipt-train", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("ipt-train", __doc__ or "")
     parser.add_argument("command", choices=COMMANDS, help="what to do")
     arguments = parser.parse_args(words[:1])  # the rest is the sub-command's
     status: int = importlib.import_module(COMMANDS[arguments.command]).main(words[1:])

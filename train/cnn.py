@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.model import RGB_MEAN, ConfigError, Tail
+from train.model import RGB_MEAN, ConfigError, Tail, interpolate, pass_colours
 from train.tasks import OFFICIAL_TASKS, Task, find_task, task_table
 
 
@@ -105,3 +105,21 @@ class EDSR(nn.Module):
         features = self.heads[name](patches - self.mean)
         restored: Tensor = self.tails[name](self.body(features) + features)
         return restored
+
+
+def bicubic_start(model: EDSR) -> EDSR:
+    """Set weights so that the untrained model is bicubic upsampling, as `train.model.identity_start` does for IPT.
+
+    RGB passes through the first three channels, the body's last layer is zero, and the tails hold the interpolation;
+    the rest stays random. Needs at least 3 features.
+    """
+    heads: list[Any] = list(model.heads.values())
+    tails: dict[str, Any] = dict(model.tails.items())
+    for head in heads:
+        pass_colours(head)
+    last: Any = model.body[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    for task in model.config.tasks:
+        interpolate(tails[task.name], task.scale, gain=1.0)
+    return model

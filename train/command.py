@@ -47,14 +47,6 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser with a module's docstring as its help."""
-    summary, _, rest = description.partition("\n\n")
-    return argparse.ArgumentParser(
-        prog=prog, description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every training run."""
     defaults, cadence = Recipe(), Cadence()

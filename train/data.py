@@ -7,7 +7,6 @@ packs photographs for a machine that cannot decode them; `--data` of the trainer
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import logging
@@ -21,10 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from train.atomic import atomic_file
+from train.parser import make_parser
 
+try:
+    from PIL import Image
+except ImportError:  # a machine that gets packed pools
+    Image = None  # type: ignore[assignment]
 try:
     import cv2
 except ImportError:  # a machine with Pillow alone
@@ -121,7 +124,14 @@ def decode(path: Path) -> np.ndarray | None:
     """RGB uint8 [height, width, 3], or None (and a warning) for a file that cannot be read.
 
     OpenCV decodes JPEG in half the time of Pillow, but passes off a truncated file as a picture: it gets whole ones.
+
+    Raises:
+        DataError: Pillow is not installed.
     """
+    if Image is None:
+        raise DataError(
+            "photographs are read with Pillow: pip install pillow, or pack them elsewhere with python -m train.data"
+        )
     try:
         data = path.read_bytes()
         if cv2 is not None and data[:2] == b"\xff\xd8" and data.endswith(b"\xff\xd9"):
@@ -130,7 +140,7 @@ def decode(path: Path) -> np.ndarray | None:
                 return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         with Image.open(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         logger.warning("left out %s: %s", path, error)
         return None
 
@@ -225,13 +235,7 @@ def read_packed(path: Path) -> Pool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 2 wrong arguments or data."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m train.data",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m train.data", __doc__ or "")
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of photographs")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=f"ends in {PACKED}")
     parser.add_argument("--max-megapixels", type=float, default=math.inf, metavar="N", help="take no more than these")

@@ -89,9 +89,10 @@ def rain(clean: Tensor, task: Task, generator: Generator) -> Tensor:
 
 
 def jpeg(clean: Tensor, task: Task, generator: Generator) -> Tensor:
-    """JPEG of `task.quality` with its block grid anywhere, as in a tile of a photograph; the border is mirrored.
+    """JPEG of `task.quality` for training on crops: its block grid is anywhere, as in a tile of a photograph.
 
-    One place of the grid per batch, so that a batch is one call.
+    The border is mirrored. One place of the grid per batch, so that a batch is one call. `train.jpeg.compress` is what
+    a file of the whole photograph holds.
     """
     top, left = torch.randint(BLOCK, (2,), device=clean.device, generator=generator).split(1)
     height, width = clean.shape[-2:]

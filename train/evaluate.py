@@ -38,7 +38,9 @@ from train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from train.data import SUFFIXES
 from train.degrade import add_noise, degrade
 from train.infer import restore_image
+from train.jpeg import compress
 from train.metrics import psnr, psnr_y, ssim_y, to_uint8
+from train.parser import make_parser
 from train.pictures import side_by_side
 from train.tasks import Task, TaskError
 from train.tiling import KEEP, STRIDE, check_rule
@@ -162,11 +164,16 @@ def seed_of(name: str) -> int:
 def degrade_image(clean: np.ndarray, task: Task, seed: int) -> np.ndarray:
     """Degrade uint8 [height, width, 3] -> float32 [height / scale, width / scale, 3]; noise stays unclipped.
 
-    `to_uint8` of the result is what an 8-bit file would hold.
+    `to_uint8` of the result is what an 8-bit file would hold. The blocks of JPEG start at the corner, as in a file.
     """
     planes = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None].float()
-    degradation = add_noise if task.kind == "denoise" else degrade
-    degraded = degradation(planes, task, torch.Generator().manual_seed(seed))
+    draws = torch.Generator().manual_seed(seed)
+    if task.kind == "denoise":
+        degraded = add_noise(planes, task, draws)
+    elif task.kind == "dejpeg":
+        degraded = compress(planes, task.quality)
+    else:
+        degraded = degrade(planes, task, draws)
     return np.ascontiguousarray(degraded[0].permute(1, 2, 0).numpy())
 
 
@@ -341,13 +348,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m train.evaluate",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("ipt-train evaluate", __doc__ or "")
     parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the test set")
     parser.add_argument("--task", nargs="+", required=True, help="names or ids")

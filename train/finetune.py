@@ -24,9 +24,10 @@ from pathlib import Path
 
 import torch
 
-from train.command import add_arguments, check_arguments, make_parser, make_recipe, run, run_command
+from train.command import add_arguments, check_arguments, make_recipe, run, run_command
 from train.loop import TrainingError
 from train.model import IPT, identity_start
+from train.parser import make_parser
 from train.runtime import Runtime
 from train.tasks import KINDS, OFFICIAL_TASKS, OPTIONAL_TASKS, SCALES, Task, TaskError, find_task
 
@@ -35,7 +36,7 @@ DESCRIPTION = ("id", "degradation", "scale", "sigma", "quality")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("python -m train.finetune", __doc__ or "")
+    parser = make_parser("ipt-train finetune", __doc__ or "")
     add = parser.add_argument
     add("checkpoint", type=Path, help="checkpoint folder")
     add("--task", required=True, help="name or id; a new name adds a task")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from train.checkpoint import CheckpointError, load_strictly, save_checkpoint
 from train.model import IPT, RGB_MEAN, ConfigError, IPTConfig
+from train.parser import make_parser
 from train.tasks import OFFICIAL_TASKS, Task, TaskError, find_task
 
 logger = logging.getLogger(__name__)
@@ -265,13 +266,7 @@ def _check_layout(tensors: Mapping[str, Tensor], model: IPT, names: Mapping[str,
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m train.import_official",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("ipt-train import-official", __doc__ or "")
     parser.add_argument("file", type=Path, metavar="FILE.pt", help="official weights")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="names or ids, in the order of the file")

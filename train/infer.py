@@ -6,7 +6,6 @@ python -m train.infer weights/ipt-tiny photo.png restored.png --task denoise_30 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,16 @@ from PIL import Image, UnidentifiedImageError
 
 from train.atomic import atomic_file
 from train.checkpoint import CheckpointError, load_checkpoint
+from train.cnn import EDSR
 from train.model import IPT
+from train.parser import make_parser
 from train.tasks import TaskError
 from train.tiling import KEEP, STRIDE, Tiler
 
 
 @torch.inference_mode()
 def restore_image(
-    model: IPT,
+    model: IPT | EDSR,
     image: np.ndarray,
     task: int | str,
     stride: int = STRIDE,
@@ -62,13 +63,7 @@ def restore_image(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m train.infer",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("ipt-train infer", __doc__ or "")
     parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
     parser.add_argument("input", type=Path, help="8-bit photograph")
     parser.add_argument("output", type=Path, help="restored photograph; the name's ending decides the format")

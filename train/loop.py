@@ -209,8 +209,19 @@ class Trainer:
 
 
 def save(trainer: Trainer, output: Path) -> None:
-    """Write `state.pt`, and of an IPT the averaged weights as `checkpoint/`, each atomically."""
+    """Write `state.pt`, and of an IPT the averaged weights as `checkpoint/`, each atomically.
+
+    Raises:
+        TrainingError: a weight is not finite (nothing is written), or the checkpoint cannot be written.
+    """
     state = trainer.state()
+    for part in ("model", "average"):
+        for name, tensor in state[part].items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingError(
+                    f"after step {trainer.step} the weight {name} is not finite; what was saved before is kept; try a "
+                    "lower --lr"
+                )
     write_state(state, output / "state.pt")
     if not isinstance(trainer.model, IPT):
         return

@@ -30,8 +30,14 @@ class Group(NamedTuple):
 def contrastive_loss(tokens: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Tokens of one image attract each other and repel those of other images (equation 6 of the paper).
 
-    With cosine similarity d over the temperature, for each pair j, k of tokens of image i: minus d(i j, i k), plus the
-    log of the sum over the other images m of exp d(i j, m k); then the mean over all i, j, k.
+    With f_i^j the token j of image i, and d the cosine similarity over the temperature:
+
+        l(f_i^j, f_i^k) = -log( exp d(f_i^j, f_i^k) / sum over m ≠ i of exp d(f_i^j, f_m^k) )
+        loss = 1 / (B N²) · sum over i, j, k of l(f_i^j, f_i^k)
+
+    The sum runs over j = k as well, which adds a constant and no gradient. The paper has no temperature; 0.07 is that
+    of the authors' MindSpore release, whose loss (Khosla et al. 2020, "SupCon") is another one: there every token of
+    the batch but the anchor is in the denominator, and j = k is left out.
 
     Args:
         tokens: [B, N, D], any scale and any float type; computed in float32.

@@ -367,9 +367,7 @@ def identity_start(model: IPT) -> IPT:
     heads: list[Any] = list(model.heads.values())
     tails: dict[str, Any] = dict(model.tails.items())
     for head in heads:
-        head.conv.weight[:3] = 0
-        head.conv.weight[:3, :, 1, 1] = torch.eye(3)
-        head.conv.bias[:3] = 0
+        pass_colours(head.conv)
         for block in head.blocks:
             nn.init.zeros_(block.conv2.weight)
             nn.init.zeros_(block.conv2.bias)
@@ -385,18 +383,35 @@ def identity_start(model: IPT) -> IPT:
         if linear.bias is not None:
             nn.init.zeros_(linear.bias)
     for task in model.config.tasks:
-        tail, (steps, smooth) = tails[task.name], _BICUBIC[task.scale]
-        for conv, factor, half in zip(tail.steps, tail.factors, steps, strict=True):
-            phases = torch.tensor(half + [p[::-1] for p in half[: factor // 2][::-1]])  # [factor, 3]
-            taps = torch.einsum("pk,ql->pqkl", phases, phases).reshape(factor**2, 3, 3)
-            weight = conv.weight.view(-1, factor**2, *conv.weight.shape[1:])  # [C, factor², C, 3, 3]
-            weight[:3] = 0
-            for c in range(3):
-                weight[c, :, c] = taps
-            conv.bias.view(-1, factor**2)[:3] = 0
-        smoothing = torch.tensor([smooth, 1.0, smooth])
-        tail.conv.weight.zero_()
-        for c in range(3):
-            tail.conv.weight[c, c] = 0.5 * torch.outer(smoothing, smoothing)
-        tail.conv.bias.zero_()
+        interpolate(tails[task.name], task.scale, gain=0.5)
     return model
+
+
+@torch.no_grad()
+def pass_colours(conv: nn.Conv2d) -> None:
+    """Set a head's 3x3 convolution so that RGB comes through unchanged in its first three channels."""
+    assert conv.bias is not None
+    conv.weight[:3] = 0
+    conv.weight[:3, :, 1, 1] = torch.eye(3)
+    conv.bias[:3] = 0
+
+
+@torch.no_grad()
+def interpolate(tail: Tail, scale: int, gain: float) -> None:
+    """Set a tail so that it returns the first three channels, upsampled bicubically, `gain` times."""
+    halves, smooth = _BICUBIC[scale]
+    steps: list[Any] = list(tail.steps)
+    for conv, factor, half in zip(steps, tail.factors, halves, strict=True):
+        phases = torch.tensor(half + [p[::-1] for p in half[: factor // 2][::-1]])  # [factor, 3]
+        taps = torch.einsum("pk,ql->pqkl", phases, phases).reshape(factor**2, 3, 3)
+        weight = conv.weight.view(-1, factor**2, *conv.weight.shape[1:])  # [C, factor², C, 3, 3]
+        weight[:3] = 0
+        for c in range(3):
+            weight[c, :, c] = taps
+        conv.bias.view(-1, factor**2)[:3] = 0
+    smoothing = torch.tensor([smooth, 1.0, smooth])
+    nn.init.zeros_(tail.conv.weight)
+    for c in range(3):
+        tail.conv.weight[c, c] = gain * torch.outer(smoothing, smoothing)
+    assert tail.conv.bias is not None
+    nn.init.zeros_(tail.conv.bias)

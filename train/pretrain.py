@@ -25,9 +25,10 @@ from dataclasses import replace
 
 import torch
 
-from train.cnn import CNN_PRESETS, EDSR
-from train.command import add_arguments, check_arguments, make_parser, make_recipe, run, run_command
+from train.cnn import CNN_PRESETS, EDSR, bicubic_start
+from train.command import add_arguments, check_arguments, make_recipe, run, run_command
 from train.model import IPT, POSITIONS, PRESETS, identity_start, preset
+from train.parser import make_parser
 from train.recipe import Recipe
 from train.runtime import Runtime
 from train.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, find_task
@@ -48,7 +49,7 @@ def parse_weight(text: str) -> tuple[str, float]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("python -m train.pretrain", __doc__ or "")
+    parser = make_parser("ipt-train pretrain", __doc__ or "")
     add = parser.add_argument
     add("--preset", default="ipt-tiny", choices=sorted([*PRESETS, *CNN_PRESETS]))
     add("--position", choices=POSITIONS, help="position table, for ablations (default learned)")
@@ -77,7 +78,7 @@ def new_model(arguments: argparse.Namespace, tasks: Sequence[Task]) -> IPT | EDS
     """The untrained model, its weights decided by --seed."""
     torch.manual_seed(arguments.seed)
     if arguments.preset in CNN_PRESETS:
-        return EDSR(replace(CNN_PRESETS[arguments.preset], tasks=tuple(tasks)))
+        return bicubic_start(EDSR(replace(CNN_PRESETS[arguments.preset], tasks=tuple(tasks))))
     config = preset(arguments.preset, tasks)
     return identity_start(IPT(replace(config, position=arguments.position or config.position)))
 

@@ -9,7 +9,6 @@ What is measured is what is shipped: evaluations of other weights than the round
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 
 from train.checkpoint import DTYPES, Checkpoint, CheckpointError, content_hash, load_checkpoint, save_checkpoint
+from train.parser import make_parser
+from train.tiling import STRIDE
 
 Row = dict[str, Any]
 
@@ -80,7 +81,10 @@ def model_card(name: str, checkpoint: Checkpoint, rows: Sequence[Row], data: str
     recipe = ", ".join(f"{k} {v}" for k, v in made.get("recipe", {}).items() if v is not None)
     parameters = sum(p.numel() for p in checkpoint.model.parameters()) / 1e6
     tasks = ", ".join(t.name for t in config.tasks)
-    data_line = f"{made['data']['photographs']} photographs, {made['data']['megapixels']} megapixels"
+    seen = made["data"]
+    data_line = f"{seen['photographs']} photographs"
+    if "megapixels" in seen:  # unknown where workers decode
+        data_line += f", {seen['megapixels']} megapixels"
     return f"""# {name}
 
 IPT with {config.features} features, {config.encoder_layers}+{config.decoder_layers} layers and {parameters:.2f} M
@@ -89,13 +93,13 @@ parameters for {tasks}, stored in half precision.
 ## Quality
 
 Ours in bold, the classical baseline in brackets. PSNR in dB; inputs and outputs in 8 bit; super-resolution without
-`scale` border pixels. Plain PyTorch in FP32, tiles every 36 pixels. The test images are for evaluation alone.
+`scale` border pixels. Plain PyTorch in FP32, tiles every {STRIDE} pixels. The test images are for evaluation alone.
 
 {quality_table(rows)}
 
 ## Training
 
-- Data: {data_line}; {made["data"]["held_out"]} more were held out. {data}
+- Data: {data_line}; {seen["held_out"]} more were held out. {data}
 - Inputs are degraded on the fly: antialiased bicubic reduction; Gaussian noise, every second crop rounded to 8 bit;
   synthetic rain streaks.
 - {made["steps"]} steps, {made["patches"]} patches of {config.patch_size}x{config.patch_size} pixels and
@@ -112,13 +116,7 @@ on the lens, are not known to it. Noise of another kind, or far from σ 30 and 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 refused, 2 wrong arguments."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="ipt-train release",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("ipt-train release", __doc__ or "")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--evaluation", type=Path, nargs="+", default=[], metavar="FILE", help="JSON files")
@@ -133,8 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         save_checkpoint(
             checkpoint.model, arguments.output, checkpoint.provenance, quality, arguments.dtype, {"README.md": card}
         )
-    except (CheckpointError, KeyError) as error:
+    except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyError as error:
+        print(f"error: {arguments.checkpoint} does not tell its {error}: was it trained here?", file=sys.stderr)
         return 1
     print(f"{arguments.output}: {sum(p.stat().st_size for p in arguments.output.iterdir()) / 2**20:.1f} MiB")
     return 0

@@ -8,7 +8,6 @@ installed; on a machine without it the state is all there is, and this command f
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 
 from train.atomic import atomic_file
 from train.model import IPT, ConfigError, IPTConfig
+from train.parser import make_parser
 from train.tasks import TaskError
 
 FORMAT = 2
@@ -88,13 +88,7 @@ def write_checkpoint(state: dict[str, Any], folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m train.state",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("python -m train.state", __doc__ or "")
     parser.add_argument("state", type=Path, help="state.pt of a run")
     parser.add_argument("checkpoint", type=Path, help="folder to write")
     arguments = parser.parse_args(argv)
