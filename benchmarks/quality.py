@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SERVED = PRECISIONS["openvino"]
 KINDS = ("sr", "denoise", "derain")
 DEFAULT = (STRIDE, KEEP)
-RULES = ((12, 24), (24, 24), (36, 36), (36, 48), (42, 42), (48, 48))
+RULES = ((12, 24), (24, 24), (36, 36), (36, 48), (40, 40), (40, 46), (42, 42), (48, 48))
 MARKERS = "osD*^vPX<>"
 
 Paths = Sequence[tuple[Path, Path | None]]

@@ -7,6 +7,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from train.tiling import KEEP, STRIDE
+
 MAX_INPUT_PIXELS = 40_000
 MAX_OUTPUT_PIXELS = 60_000
 TASKS = [
@@ -44,8 +46,8 @@ def write_fake_repository(folder: Path) -> Path:
     parameters = {
         "tasks": json.dumps(TASKS),
         "patch_size": 48,
-        "stride": 36,
-        "keep": 36,
+        "stride": STRIDE,
+        "keep": KEEP,
         "max_input_pixels": MAX_INPUT_PIXELS,
         "max_output_pixels": MAX_OUTPUT_PIXELS,
         "checkpoint_sha256": "0" * 64,

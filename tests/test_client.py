@@ -40,7 +40,7 @@ from client import (
 from client.restore import main
 from client.splitting import split_axis, split_image
 from export.server import TritonServer
-from train.tiling import PATCH, Tiler, plan_axis
+from train.tiling import KEEP, PATCH, STRIDE, Tiler, plan_axis
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "client" / "restore.py"
@@ -57,8 +57,8 @@ def tiled(
     network: Callable[[np.ndarray, int], np.ndarray],
     image: np.ndarray,
     scale: int = 1,
-    stride: int = 36,
-    keep: int = 36,
+    stride: int = STRIDE,
+    keep: int = KEEP,
 ) -> np.ndarray:
     """What a server without limits gives back."""
     tiler = Tiler(image, scale, PATCH, stride, keep)
@@ -157,7 +157,7 @@ def test_the_server_tells_its_tasks_rule_limits_and_model(client: RestorationCli
     assert [(task.id, task.name, task.scale, task.sigma, task.quality) for task in client.tasks()] == [
         (task["id"], task["name"], task["scale"], task["sigma"], task["quality"]) for task in TASKS
     ]
-    assert (info.patch_size, info.stride, info.keep, info.max_input_pixels) == (48, 36, 36, MAX_INPUT_PIXELS)
+    assert (info.patch_size, info.stride, info.keep, info.max_input_pixels) == (48, STRIDE, KEEP, MAX_INPUT_PIXELS)
     assert (info.runtime, info.precision, info.checkpoint_sha256) == ("openvino", "fp32", "0" * 64)
 
 
@@ -187,7 +187,7 @@ def test_an_image_over_the_servers_limits_is_the_same_as_from_a_server_without(
     image = noise(*shape)
     assert shape[0] * shape[1] > MAX_INPUT_PIXELS
     rgb = image if image.ndim == 3 else image[..., None].repeat(3, 2)
-    expected = tiled(fake_network.stamp, rgb, 1, rule[0] or 36, rule[1] or 36)
+    expected = tiled(fake_network.stamp, rgb, 1, rule[0] or STRIDE, rule[1] or KEEP)
     if image.ndim == 2:
         expected = expected[..., 0]
     np.testing.assert_array_equal(client.restore(image, "stamp", *rule), expected)
@@ -388,7 +388,7 @@ def test_a_bad_photo_is_named_and_the_others_are_done(
     assert "3 restored" in said.err and "1 failed" in said.err and said.out.count("\n") == 3
     content = json.loads(report.read_text())
     assert content["counts"] == {"restored": 3, "failed": 1} and content["task"]["name"] == "derain"
-    assert (content["stride"], content["keep"], content["runtime"]) == (36, 36, "openvino")
+    assert (content["stride"], content["keep"], content["runtime"]) == (STRIDE, KEEP, "openvino")
     bad = next(photo for photo in content["photos"] if photo["status"] == "failed")
     assert bad["input"] == str(photos / "broken.png") and "truncated" in bad["error"]
     assert not (tmp_path / "out" / "broken.png").exists()
@@ -453,7 +453,7 @@ def test_wrong_arguments_end_with_2_and_say_what_is_allowed(
         assert caught.value.code == 2 and sentence in capsys.readouterr().err
     for arguments, sentence in (
         (["--task", "sr_x9"], "task 'sr_x9' is not served; choose one of sr_x2 (0)"),
-        (["--task", "derain", "--stride", "40"], "STRIDE 40 is not allowed"),
+        (["--task", "derain", "--stride", "47"], "STRIDE 47 is not allowed"),
     ):
         assert command(photo, *output, *arguments) == 2
         assert sentence in capsys.readouterr().err

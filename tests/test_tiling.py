@@ -92,7 +92,7 @@ def test_the_result_does_not_depend_on_the_batch_size(
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 60), rules())
-def test_the_result_is_the_mean_of_the_kept_parts(height: int, width: int, rule: tuple[int, int, int]) -> None:
+def test_the_result_is_the_weighted_mean_of_the_kept_parts(height: int, width: int, rule: tuple[int, int, int]) -> None:
     patch, stride, keep = rule
     stride = max(stride, patch // 8)
     if stride > keep:
@@ -114,12 +114,23 @@ def test_the_result_is_the_mean_of_the_kept_parts(height: int, width: int, rule:
                 return found
             start += stride
 
+    def weight(place: int, low: int, high: int, side: int) -> int:
+        """1 at an edge of the kept part and one more with each step inwards, as far as neighbours overlap."""
+        steps = [keep - stride if 2 * stride > keep else 0]
+        steps += [place - low] if low else []
+        steps += [high - 1 - place] if high < side else []
+        return 1 + min(steps)
+
+    def weights(low: int, high: int, side: int) -> np.ndarray:
+        return np.array([weight(place, low, high, side) for place in range(low, high)], float)
+
     for y, top, bottom in places(padded.shape[0]):
         for x, left, right in places(padded.shape[1]):
             tile = padded[y : y + patch, x : x + patch].transpose(2, 0, 1)[None].astype(np.float32)
             answer = network(tile)[0].transpose(1, 2, 0)
-            sums[top:bottom, left:right] += answer[top - y : bottom - y, left - x : right - x]
-            counts[top:bottom, left:right] += 1
+            here = np.outer(weights(top, bottom, padded.shape[0]), weights(left, right, padded.shape[1]))[:, :, None]
+            sums[top:bottom, left:right] += here * answer[top - y : bottom - y, left - x : right - x]
+            counts[top:bottom, left:right] += here
     expected = np.clip(np.rint(sums / counts), 0, 255)[:height, :width]
     assert np.array_equal(result, expected.astype(np.uint8))
 

@@ -1,14 +1,16 @@
 """Tiling: any image through a network that takes fixed square patches, and back into one image.
 
 The rule has two numbers. `stride` is the distance of neighbouring tiles; `keep` is the side of the tile's centre that
-is used. Kept areas that overlap are averaged; a border tile keeps up to the image's edge; the last tile is clamped to
-the border; an image below one patch is reflect-padded at the bottom and right. 40/40 is the default: at most 1.8
-evaluations a pixel from 256 pixels a side, for a loss too small to measure (`benchmarks/quality.py`); 36/36 is the rule
-of the MindSpore release, 12/24 that of the official code (16 evaluations and 4 predictions a pixel).
+is used. A border tile keeps up to the image's edge; the last tile is clamped to the border; an image below one patch is
+reflect-padded at the bottom and right. Where kept areas overlap by less than half, one tile is faded into the next, its
+weight falling linearly to its edge; where by more, all count alike, as in the official code.
+
+40/46 is the default: at most 1.8 evaluations a pixel from 256 pixels a side. 12/24 is the rule of the official code (16
+evaluations and 4 predictions a pixel), 36/36 that of the MindSpore release (`benchmarks/quality.py` compares them).
 
 numpy only and Python 3.9 syntax: PyTorch inference, the client and Triton's router run this one source (`ipt-export`
-copies it beside the router). Sums are taken in float64, so a network that returns its input gives the image back bit
-for bit, and the result does not depend on batch size or order of arrival.
+copies it beside the router). Weights are whole numbers and sums are taken in float64, so a network that returns its
+input gives the image back bit for bit, and the result does not depend on batch size or order of arrival.
 """
 
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import numpy as np
 
 PATCH = 48
 STRIDE = 40
-KEEP = 40
+KEEP = 46
 DTYPES = {"uint8": 1.0, "uint16": 257.0}  # value = dtype's unit × a network value in 0..255
 
 
@@ -89,8 +91,9 @@ class Tiler:
         out_height, out_width = (side * scale for side in self._image.shape[:2])
         self._output = np.empty((out_height, out_width, 3), image.dtype)
         self._band = np.zeros((patch * scale, out_width, 3), np.float64)  # sums of output rows from self._done on
-        self._row_counts = _coverage(self._rows, scale)
-        self._col_counts = _coverage(self._cols, scale)
+        fade = (keep - stride) * scale if 2 * stride > keep else 0
+        self._row_weights, self._row_sums = _weights(self._rows, scale, fade)
+        self._col_weights, self._col_sums = _weights(self._cols, scale, fade)
         self._done = 0
         self._next = 0
 
@@ -141,9 +144,10 @@ class Tiler:
         kept = answer[
             :, (ys.low - ys.start) * s : (ys.high - ys.start) * s, (xs.low - xs.start) * s : (xs.high - xs.start) * s
         ]
-        self._band[ys.low * s - self._done : ys.high * s - self._done, xs.low * s : xs.high * s] += kept.transpose(
-            1, 2, 0
-        )
+        weights = self._row_weights[row][:, None] * self._col_weights[col]
+        self._band[ys.low * s - self._done : ys.high * s - self._done, xs.low * s : xs.high * s] += weights[
+            :, :, None
+        ] * kept.transpose(1, 2, 0)
         self._next += 1
         if col == len(self._cols) - 1:
             self._finish_rows(self._rows[row + 1].low * s if row + 1 < len(self._rows) else self._output.shape[0])
@@ -152,7 +156,7 @@ class Tiler:
         """Write output rows [done, until), which no later tile touches, and move the band on."""
         rows = until - self._done
         block = self._band[:rows]
-        block /= self._row_counts[self._done : until, None, None] * self._col_counts[None, :, None]
+        block /= self._row_sums[self._done : until, None, None] * self._col_sums[None, :, None]
         if not self._floating:
             block *= self._unit
             np.rint(block, out=block)
@@ -174,9 +178,19 @@ class Tiler:
         return np.ascontiguousarray(self._output[: self._size[0], : self._size[1]])
 
 
-def _coverage(spans: list[Span], scale: int) -> np.ndarray:
-    """How many tiles keep each output pixel of an axis (float64). In two dimensions the counts multiply."""
-    counts = np.zeros(spans[-1].high * scale)
+def _weights(spans: list[Span], scale: int, fade: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Weights of each tile's kept output pixels along an axis, and their sums by output pixel of the axis (float64).
+
+    At an edge within the image they rise from 1 to fade + 1 over `fade` pixels. In two dimensions both multiply.
+    """
+    size = spans[-1].high * scale
+    sums = np.zeros(size)
+    weights = []
     for span in spans:
-        counts[span.low * scale : span.high * scale] += 1
-    return counts
+        low, high = span.low * scale, span.high * scale
+        pixels = np.arange(low, high)
+        rise = np.minimum(pixels - low, fade) if low > 0 else fade
+        fall = np.minimum(high - 1 - pixels, fade) if high < size else fade
+        weights.append(np.minimum(rise, fall) + np.ones(high - low))
+        sums[low:high] += weights[-1]
+    return weights, sums
