@@ -1,10 +1,12 @@
 """Latency and throughput of each part by batch size and precision, against the machine's own matrix-multiply rate.
 
     python -m benchmarks.engines --parts build/parts --only body --precision fp32 bf16
+    python -m benchmarks.engines --preset ipt --only body --precision fp32 bf16
     python -m benchmarks.engines --plans build/engines --json build/engines.json
 
-`--parts` runs ONNX parts with OpenVINO on the CPU; `--plans` runs TensorRT plans on a GPU and needs, from source, no
-more than numpy, tensorrt and pycuda (Python 3.9 syntax). Random patches: speed does not depend on them.
+`--parts` runs ONNX parts with OpenVINO on the CPU, `--preset` those of an architecture with the weights that training
+starts from and one task; `--plans` runs TensorRT plans on a GPU and needs, from source, no more than numpy, tensorrt
+and pycuda (Python 3.9 syntax). Random patches: speed does not depend on them, nor on the weights.
 
 Latency is a whole call, on a GPU with the copies to it and from it; compute is the engine alone. The achieved rate is
 the FLOPs of the part (convolutions and matrix multiplications, a multiply-add is two) over the compute time; the last
@@ -20,8 +22,10 @@ import argparse
 import hashlib
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -316,10 +320,31 @@ def draw(record: Record) -> Figure:
     return drawn
 
 
+@contextmanager
+def parts_of(preset: str) -> Iterator[Path]:
+    """A folder with the parts of one task of an architecture, gone afterwards.
+
+    Raises:
+        EngineError: there is no such architecture.
+    """
+    from benchmarks.served import random_checkpoint
+    from export.parts import export_parts
+    from train.model import PRESETS
+    from train.tasks import OFFICIAL_TASKS
+
+    if preset not in PRESETS:
+        raise EngineError(f"--preset {preset} is not one of {', '.join(PRESETS)}")
+    with tempfile.TemporaryDirectory() as name:
+        parts = Path(name) / "parts"
+        export_parts([random_checkpoint(preset, OFFICIAL_TASKS[-1:])], parts)
+        yield parts
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line("engines", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
+    source.add_argument("--preset", metavar="NAME", help="parts of ipt, ipt-small or ipt-tiny, exported for this")
     source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
     parser.add_argument(
         "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="with --parts (default fp32)"
@@ -347,9 +372,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             session = Session.start("engines", argv, ("openvino", "numpy"))
-            found = measure_cpu(
-                arguments.parts, arguments.only, arguments.precision, arguments.batch, arguments.seconds, size
-            )
+            with parts_of(arguments.preset) if arguments.preset else nullcontext(arguments.parts) as parts:
+                found = measure_cpu(
+                    parts, arguments.only, arguments.precision, arguments.batch, arguments.seconds, size
+                )
     except (EngineError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

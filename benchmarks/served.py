@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from client.errors import RestorationError
+from export.calibration import read_photos
 from export.parity import ParityError
 from export.parts import ExportError, Manifest, export_parts
+from export.quantize import QuantizationError
 from export.repository import ServingOptions, write_repository
 from export.serve_errors import ServeError
 from export.server import TritonServer
@@ -27,7 +29,7 @@ from train.tasks import OFFICIAL_TASKS, Task
 
 PHOTO = Path(__file__).parent.parent / "tests" / "images" / "dog.png"
 
-FAILURES = (CheckpointError, ExportError, GraphError, ParityError, ServeError, RestorationError)
+FAILURES = (CheckpointError, ExportError, GraphError, ParityError, QuantizationError, ServeError, RestorationError)
 """What may go wrong between a checkpoint and an answer; each message says what to do."""
 
 
@@ -84,7 +86,8 @@ def serving(
     """A server for checkpoints, from a repository that is gone afterwards."""
     with tempfile.TemporaryDirectory() as name:
         parts = Path(name) / "parts"
-        with serving_parts(parts, export_parts(checkpoints, parts, precision), options) as served:
+        photos = read_photos(PHOTO.parent) if precision == "int8" else ()
+        with serving_parts(parts, export_parts(checkpoints, parts, precision, photos=photos), options) as served:
             yield served
 
 

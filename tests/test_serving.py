@@ -162,7 +162,7 @@ def number(value: int) -> tuple[np.ndarray, str]:
             {"IMAGE": IMAGE, "TASK_ID": DERAIN, "STRIDE": number(0)},
             "STRIDE 0 is not allowed: it must be from 1 to KEEP",
         ),
-        ((), {"IMAGE": IMAGE, "TASK_ID": DERAIN, "STRIDE": number(37)}, "STRIDE 47 is not allowed"),
+        ((), {"IMAGE": IMAGE, "TASK_ID": DERAIN, "STRIDE": number(47)}, "STRIDE 47 is not allowed"),
         (
             (),
             {"IMAGE": IMAGE, "TASK_ID": DERAIN, "KEEP": number(50)},
