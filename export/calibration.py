@@ -76,8 +76,10 @@ def calibration_samples(
     """Inputs of the body, one tile each, tasks mixed as in a server's batches.
 
     Raises:
-        CalibrationError: a photograph too small, or a task that is known by pairs of photographs alone.
+        CalibrationError: no photographs, one too small, or a task that is known by pairs of photographs alone.
     """
+    if not photos:
+        raise CalibrationError("there are no photographs to calibrate INT8 on; give clean ones with --calibration")
     samples = []
     per_photo = -(-tiles // len(photos))
     for task in tasks:

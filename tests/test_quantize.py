@@ -204,6 +204,8 @@ def test_photographs_and_tasks_that_do_not_fit_are_named(tmp_path):
         held_out(MODEL, TASKS[0], [np.zeros((95, 400, 3), np.uint8)])
     with pytest.raises(CalibrationError, match="holds no photographs"):
         read_photos(tmp_path)
+    with pytest.raises(CalibrationError, match="no photographs to calibrate INT8 on"):
+        calibration_samples(MODEL, TASKS, [])
     paired = Task(9, "dehaze", "paired")
     model = small_model(config=replace(SMALL, tasks=(paired,)))
     with pytest.raises(CalibrationError, match=r"dehaze.*--precision bf16"):
