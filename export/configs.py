@@ -148,6 +148,7 @@ def router_config(manifest: Manifest, options: ServingOptions, runtime: str) -> 
         patch_size=manifest.patch_size,
         stride=STRIDE,
         keep=KEEP,
+        body_instances=options.body_instances,
         max_input_pixels=options.max_input_pixels,
         max_output_pixels=options.max_output_pixels,
         checkpoint_sha256=",".join(dict.fromkeys(route.checkpoint_sha256 for route in manifest.routes)),

@@ -190,6 +190,18 @@ def test_tiles_lie_inside_and_keep_every_pixel(size: int, rule: tuple[int, int, 
         assert 0 < starts[-1] - starts[-2] <= stride
 
 
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 16), st.integers(2, 4))
+def test_batches_for_several_workers_are_as_many_for_each_and_alike(
+    height: int, width: int, size: int, workers: int
+) -> None:
+    tiler = Tiler(np.zeros((height, width, 3), np.uint8), 1)
+    bounds = list(tiler.batches(size, workers))
+    assert [first for first, _ in bounds] == [0, *(last for _, last in bounds[:-1])] and bounds[-1][1] == tiler.count
+    sizes = [last - first for first, last in bounds]
+    assert max(sizes) <= size and max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+    assert len(sizes) % workers == 0 or len(sizes) == tiler.count
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_answer_that_is_not_finite_raises_and_names_the_patch(value: float) -> None:
     tiler = Tiler(picture(100, 90), 2)

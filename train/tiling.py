@@ -113,10 +113,18 @@ class Tiler:
             out /= np.float32(self._unit)
         return out
 
-    def batches(self, size: int) -> Iterator[tuple[int, int]]:
-        """Bounds (first, last) of successive batches of at most `size` patches."""
-        for first in range(0, self.count, size):
-            yield first, min(first + size, self.count)
+    def batches(self, size: int, workers: int = 1) -> Iterator[tuple[int, int]]:
+        """Bounds (first, last) of successive batches of at most `size` patches.
+
+        All are full but the last one; for several `workers` they are as many for each and of nearly the same size, so
+        that all finish together.
+        """
+        if workers == 1:
+            bounds = [*range(0, self.count, size), self.count]
+        else:
+            number = min(self.count, -(-self.count // (workers * size)) * workers)
+            bounds = [i * self.count // number for i in range(number + 1)]
+        yield from zip(bounds, bounds[1:])
 
     def add(self, answers: np.ndarray) -> None:
         """Take the network's answers [n, 3, patch * scale, patch * scale] for the next n patches.

@@ -12,7 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tiling import Tiler, check_rule
 
-CHUNK = 8  # patches in one request to an ensemble
+CHUNK = 8  # most patches in one request to an ensemble
 DEPTH = 3  # such requests under way for one image: enough for two bodies, few enough to let other images in between
 
 OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
@@ -27,6 +27,7 @@ class TritonPythonModel:
         parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
         self._tasks = json.loads(parameters["tasks"])
         self._patch = int(parameters["patch_size"])
+        self._bodies = int(parameters["body_instances"])
         self._stride, self._keep = int(parameters["stride"]), int(parameters["keep"])
         self._max_input, self._max_output = int(parameters["max_input_pixels"]), int(parameters["max_output_pixels"])
 
@@ -70,7 +71,7 @@ class TritonPythonModel:
         """All patches through the ensemble, at most DEPTH chunks under way, joined in order."""
         pending = []
         try:
-            for first, last in tiler.batches(CHUNK):
+            for first, last in tiler.batches(CHUNK, self._bodies):
                 if len(pending) == DEPTH:
                     tiler.add(await pending.pop(0))
                 if request.is_cancelled():
