@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from export.parts import export_parts
 from export.repository import ServingOptions, write_repository
 from export.server import TritonServer
 from train.checkpoint import load_checkpoint, save_checkpoint
+
+# A shell starts what runs in the background with SIGINT ignored, and processes that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

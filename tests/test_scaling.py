@@ -44,13 +44,13 @@ def measured(path: Path, *arguments: str) -> list[dict]:
 
 def test_the_cost_of_sides_is_measured_from_the_smallest_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = measured(tmp_path / "r.json", "side", "200", "48")
-    assert [(row["side"], row["patches"]) for row in rows] == [(48, 1), (200, 36)]
+    assert [(row["side"], row["patches"]) for row in rows] == [(48, 1), (200, 25)]
     assert all(set(row["growth_mib"]) == {"router", "server", "client"} for row in rows)
     seconds = rows[0]["seconds"]
     assert 0 < seconds["low"] <= seconds["median"] and 1 <= seconds["runs"] <= scaling.MOST_RUNS
     lines = capsys.readouterr().out.splitlines()
     cells = next(line for line in lines if line.startswith("| 200 |")).split(" | ")
-    assert cells[1] == "2.07"  # 36 tiles of 48x48 for 200x200 pixels
+    assert cells[1] == "1.44"  # 25 tiles of 48x48 for 200x200 pixels
     assert float(cells[3]) == pytest.approx(rows[1]["seconds"]["median"] / 0.04, rel=0.01)
 
 
@@ -117,15 +117,17 @@ def test_a_watch_sees_memory_that_is_gone_again() -> None:
         block = np.ones(64 * memory.MIB, np.uint8)
         time.sleep(0.3)
         del block
-    assert 60 <= watch.growth()["client"]["own"] <= 80
+    held = watch.growth()["client"]["own"]
     with watch:
         time.sleep(0.2)
-    assert watch.growth()["client"]["own"] < 20
+    assert held >= 60 and held - watch.growth()["client"]["own"] >= 40  # other threads may take some meanwhile
 
 
 def test_processes_are_named_by_their_program_and_ended_ones_are_gone() -> None:
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
+        while memory.process_name(sleeper.pid) == "":  # it has no command line yet
+            time.sleep(0.01)
         assert memory.process_name(sleeper.pid) == Path(sys.executable).name
         assert 0 < memory.proportional([sleeper.pid]) <= memory.resident(sleeper.pid)[0]
     finally:
