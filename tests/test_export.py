@@ -291,7 +291,10 @@ def test_bf16_parts_may_keep_every_tensor_of_the_ensemble_fp32(tmp_path: Path):
 
 def test_combinations_that_do_not_exist_are_refused():
     for arguments, message in (
-        (("openvino", "fp16"), "runtime openvino has no precision 'fp16'; it has fp32, bf16, int8; fp16 is for the tensorrt"),
+        (
+            ("openvino", "fp16"),
+            "runtime openvino has no precision 'fp16'; it has fp32, bf16, int8; fp16 is for the tensorrt",
+        ),
         (("tensorrt", "int4"), "runtime tensorrt has no precision 'int4'; it has fp32, fp16, bf16"),
         (("onnx", "fp32"), "runtime 'onnx' is not one of openvino, tensorrt, tensorrt-python"),
         (("tensorrt", "bf16", "float16"), "a residual stream in float16 needs precision fp16, not bf16"),
