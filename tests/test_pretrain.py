@@ -197,6 +197,24 @@ def test_optional_tasks_weights_fractions_and_packed_pools_are_accepted(photos: 
     assert told["patches"] == 2 * 2 * 2
 
 
+def test_a_run_starts_from_a_checkpoint_with_its_architecture_and_tasks(
+    tmp_path: Path, small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photographs(tmp_path / "photos", HELD_OUT + 1)
+    arguments = ["--data", str(tmp_path / "photos"), "--batch", "2", "--lr", "1e-9", "--steps", "2", "--output"]
+    before = load_checkpoint(small_checkpoint)
+    assert (
+        main([*arguments, str(tmp_path / "run"), "--start", str(small_checkpoint), "--task-weights", "derain=3"]) == 0
+    )
+    after = load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert after.model.config == before.model.config
+    torch.testing.assert_close(after.model.state_dict(), before.model.state_dict(), rtol=0, atol=1e-7)
+    assert after.provenance["parent"] == {"sha256": before.sha256, "provenance": before.provenance}
+    assert main([*arguments, str(tmp_path / "other"), "--start", str(tmp_path)]) == 1
+    assert f"{tmp_path} is not a checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_convolutional_rival_is_trained_and_resumed(photos: Path, tmp_path: Path) -> None:
     arguments = command(photos, tmp_path / "run", "--preset", "edsr-tiny")
     assert main([*arguments, "--steps", "1"]) == 0
@@ -216,6 +234,7 @@ def test_a_convolutional_rival_is_trained_and_resumed(photos: Path, tmp_path: Pa
         (["--steps", "5", "--batch", "1"], "give --batch 2 or more, or --contrastive 0"),
         (["--time-budget", "soon"], "'soon' is no duration"),
         (["--steps", "5", "--preset", "ipt-huge"], "ipt-huge"),
+        (["--steps", "5", "--preset", "ipt-tiny", "--start", "x"], "--preset is decided by the checkpoint"),
         (["--steps", "5", "--preset", "edsr-tiny", "--contrastive", "0.1"], "edsr-tiny is none"),
         (["--steps", "5", "--data-fraction", "1.5"], "--data-fraction 1.5 is not allowed"),
         (["--steps", "5", "--task-weights", "sr_x2=none"], "'sr_x2=none' is no weight"),

@@ -61,6 +61,14 @@ def test_released_weights_are_rounded_and_carry_card_and_figures(trained: Path, 
     assert "lr 0.0004, seed 3." in card
 
 
+def test_weights_that_were_trained_on_tell_of_both_runs(tmp_path: Path):
+    second = {**PROVENANCE, "steps": 70, "parent": {"sha256": "00", "provenance": PROVENANCE}}
+    save_checkpoint(small_model(), tmp_path / "trained", second, {})
+    assert main([str(tmp_path / "trained"), str(tmp_path / "released")]) == 0
+    card = (tmp_path / "released" / "README.md").read_text()
+    assert card.index("- From the identity: 100 steps") < card.index("- From the weights before: 70 steps")
+
+
 def test_a_run_whose_workers_decoded_does_not_know_its_megapixels(tmp_path: Path):
     seen = {name: value for name, value in PROVENANCE["data"].items() if name != "megapixels"}
     save_checkpoint(small_model(), tmp_path / "trained", {**PROVENANCE, "data": seen}, {})

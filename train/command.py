@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,6 +33,9 @@ from train.recipe import SCHEDULES, Recipe
 from train.runtime import Runtime, RuntimeUnavailable, start
 from train.state import StateError, read_state
 from train.tasks import Task, TaskError
+
+if TYPE_CHECKING:
+    from train.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,23 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error(f"--data-fraction {arguments.data_fraction} is not allowed: it must be above 0 and at most 1")
     if not 0 <= arguments.ema < 1:
         parser.error(f"--ema {arguments.ema} is not allowed: it must be at least 0 and below 1")
+
+
+def read_start(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint that a run starts from, and what the run's provenance says of it.
+
+    Raises:
+        TrainingError: it cannot be read, or safetensors is not installed.
+    """
+    try:
+        from train.checkpoint import CheckpointError, load_checkpoint
+    except ImportError as error:
+        raise TrainingError(f"a checkpoint cannot be read ({error}): pip install safetensors") from None
+    try:
+        start = load_checkpoint(folder)
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from None
+    return start, {"parent": {"sha256": start.sha256, "provenance": start.provenance}}
 
 
 def make_recipe(arguments: argparse.Namespace, runtime: Runtime, lr: float, **more: Any) -> Recipe:

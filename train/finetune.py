@@ -24,8 +24,7 @@ from pathlib import Path
 
 import torch
 
-from train.command import add_arguments, check_arguments, make_recipe, run, run_command
-from train.loop import TrainingError
+from train.command import add_arguments, check_arguments, make_recipe, read_start, run, run_command
 from train.model import IPT, identity_start
 from train.parser import make_parser
 from train.runtime import Runtime
@@ -109,14 +108,7 @@ def extend(model: IPT, task: Task, alone: bool) -> IPT:
 
 def finetune(arguments: argparse.Namespace, runtime: Runtime) -> None:
     """The run that the arguments describe."""
-    try:
-        from train.checkpoint import CheckpointError, load_checkpoint
-    except ImportError as error:
-        raise TrainingError(f"a checkpoint cannot be read ({error}): pip install safetensors") from None
-    try:
-        start = load_checkpoint(arguments.checkpoint)
-    except CheckpointError as error:
-        raise TrainingError(str(error)) from None
+    start, parent = read_start(arguments.checkpoint)
     task = describe_task(arguments, start.model.config.tasks)
     torch.manual_seed(arguments.seed)
     model = extend(start.model, task, alone=not arguments.freeze_body)
@@ -125,8 +117,7 @@ def finetune(arguments: argparse.Namespace, runtime: Runtime) -> None:
         for part in (model.heads[task.name], model.tails[task.name]):
             part.requires_grad_(True)
     recipe = make_recipe(arguments, runtime, LEARNING_RATE, contrastive=0.0, freeze_body=arguments.freeze_body)
-    parent = {"sha256": start.sha256, "provenance": start.provenance, "quality": start.quality}
-    run(arguments, runtime, model, [task], recipe, {"trainer": "train.finetune", "task": task.name, "parent": parent})
+    run(arguments, runtime, model, [task], recipe, {"trainer": "train.finetune", "task": task.name, **parent})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

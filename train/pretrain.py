@@ -2,14 +2,15 @@
 
     python -m train.pretrain --data photos --output runs/tiny --preset ipt-tiny --time-budget 2h
     python -m train.pretrain --data photos --output runs/tiny --preset ipt-tiny --time-budget 2h --resume
+    python -m train.pretrain --data photos --output runs/more --start weights/ipt-tiny --time-budget 2h --lr 3e-4
     torchrun --nproc-per-node 8 -m train.pretrain --data imagenet --workers 12 --output runs/ipt --preset ipt \
         --batch 32 --schedule paper --steps 1500000 --compile
 
 As in the paper (section 3.2) every step belongs to one task drawn at random and trains that task's head, tail and
 embedding with the shared body; `--task-sampling sample` draws a task for each crop instead. The loss is L1 plus
-`--contrastive` times the paper's contrastive loss. Training starts from the identity (`train.model.identity_start`),
-runs Adam with warm-up and a cosine schedule over the steps or the time given, or with the paper's schedule, and
-averages the weights (EMA).
+`--contrastive` times the paper's contrastive loss. Training starts from the identity (`train.model.identity_start`) or,
+with `--start`, from the weights of a checkpoint, all of whose tasks it trains. It runs Adam with warm-up and a cosine
+schedule over the steps or the time given, or with the paper's schedule, and averages the weights (EMA).
 
 `--output` receives `checkpoint/` (averaged weights, servable) and `state.pt` (everything that `--resume` needs), both
 replaced atomically every few minutes, at the end, and on SIGINT or SIGTERM. The presets `edsr*` train a convolutional
@@ -22,17 +23,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from train.cnn import CNN_PRESETS, EDSR, bicubic_start
-from train.command import add_arguments, check_arguments, make_recipe, run, run_command
+from train.command import add_arguments, check_arguments, make_recipe, read_start, run, run_command
 from train.model import IPT, POSITIONS, PRESETS, identity_start, preset
 from train.parser import make_parser
 from train.recipe import Recipe
 from train.runtime import Runtime
 from train.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, find_task
 
+PRESET = "ipt-tiny"
 LEARNING_RATES = {"cosine": Recipe.lr, "paper": 5e-5, "constant": Recipe.lr}
 
 
@@ -51,7 +55,8 @@ def parse_weight(text: str) -> tuple[str, float]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("ipt-train pretrain", __doc__ or "")
     add = parser.add_argument
-    add("--preset", default="ipt-tiny", choices=sorted([*PRESETS, *CNN_PRESETS]))
+    add("--preset", choices=sorted([*PRESETS, *CNN_PRESETS]), help=f"(default {PRESET})")
+    add("--start", type=Path, metavar="CHECKPOINT", help="start from its weights, with its architecture and tasks")
     add("--position", choices=POSITIONS, help="position table, for ablations (default learned)")
     add("--tasks", nargs="+", metavar="TASK", help="names or ids; the paper's six by default")
     add("--task-sampling", choices=("batch", "sample"), default="batch", help="a task per step or per crop")
@@ -62,6 +67,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_arguments(parser, arguments)
     if not arguments.data:
         parser.error("on what? give --data")
+    if arguments.start:
+        for name in ("preset", "position", "tasks"):
+            if getattr(arguments, name):
+                parser.error(f"--{name} is decided by the checkpoint of --start: leave it out")
+    else:
+        arguments.preset = arguments.preset or PRESET
     convolutional = arguments.preset in CNN_PRESETS
     if arguments.contrastive is None:
         arguments.contrastive = 0.0 if convolutional else Recipe.contrastive
@@ -85,10 +96,17 @@ def new_model(arguments: argparse.Namespace, tasks: Sequence[Task]) -> IPT | EDS
 
 def pretrain(arguments: argparse.Namespace, runtime: Runtime) -> None:
     """The run that the arguments describe."""
-    known = (*OFFICIAL_TASKS, *OPTIONAL_TASKS)
-    tasks = [find_task(known, t) for t in arguments.tasks] if arguments.tasks else list(OFFICIAL_TASKS)
-    model = new_model(arguments, tasks)
-    weights = {find_task(tasks, name).name: weight for name, weight in arguments.task_weights}
+    provenance: dict[str, Any] = {"trainer": "train.pretrain"}
+    model: IPT | EDSR
+    if arguments.start:
+        start, parent = read_start(arguments.start)
+        model = start.model
+        provenance |= parent
+    else:
+        known = (*OFFICIAL_TASKS, *OPTIONAL_TASKS)
+        model = new_model(arguments, [find_task(known, t) for t in arguments.tasks or range(len(OFFICIAL_TASKS))])
+        provenance["preset"] = arguments.preset
+    weights = {find_task(model.config.tasks, name).name: weight for name, weight in arguments.task_weights}
     recipe = make_recipe(
         arguments,
         runtime,
@@ -97,9 +115,7 @@ def pretrain(arguments: argparse.Namespace, runtime: Runtime) -> None:
         sampling=arguments.task_sampling,
         weights=weights,
     )
-    run(
-        arguments, runtime, model, model.config.tasks, recipe, {"trainer": "train.pretrain", "preset": arguments.preset}
-    )
+    run(arguments, runtime, model, model.config.tasks, recipe, provenance)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -78,7 +78,6 @@ def model_card(name: str, checkpoint: Checkpoint, rows: Sequence[Row], data: str
         data: a sentence or more on the training images and their licences.
     """
     config, made = checkpoint.model.config, checkpoint.provenance
-    recipe = ", ".join(f"{k} {v}" for k, v in made.get("recipe", {}).items() if v is not None)
     parameters = sum(p.numel() for p in checkpoint.model.parameters()) / 1e6
     tasks = ", ".join(t.name for t in config.tasks)
     seen = made["data"]
@@ -102,16 +101,26 @@ Ours in bold, the classical baseline in brackets. PSNR in dB; inputs and outputs
 - Data: {data_line}; {seen["held_out"]} more were held out. {data}
 - Inputs are degraded on the fly: antialiased bicubic reduction; Gaussian noise, every second crop rounded to 8 bit;
   synthetic rain streaks.
-- {made["steps"]} steps, {made["patches"]} patches of {config.patch_size}x{config.patch_size} pixels and
-  {made["hours"]} hours ({made["device"].upper()}, torch {made["torch"]}, commit {made["git_commit"][:12]}), starting
-  from the identity.
-- Recipe: {recipe}.
+{_runs(made, config.patch_size)}
 
 ## Limits
 
 Trained for a short time: compare the figures with what larger models reach. Rain is synthetic streaks; mist, and drops
 on the lens, are not known to it. Noise of another kind, or far from σ 30 and 50, is out of its range.
 """
+
+
+def _runs(made: dict[str, Any], patch_size: int) -> str:
+    """A list of the training runs behind weights, the first one first."""
+    before = made.get("parent")
+    recipe = ", ".join(f"{k} {v}" for k, v in made.get("recipe", {}).items() if v is not None)
+    start = "the weights before" if before else "the identity"
+    where = f"{made['device'].upper()}, torch {made['torch']}, commit {made['git_commit'][:12]}"
+    line = (
+        f"- From {start}: {made['steps']} steps, {made['patches']} patches of {patch_size}x{patch_size} pixels and "
+        f"{made['hours']} hours\n  ({where}).\n  Recipe: {recipe}."
+    )
+    return f"{_runs(before['provenance'], patch_size)}\n{line}" if before else line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
