@@ -11,7 +11,7 @@
 FROM nvcr.io/nvidia/tensorrt:26.07-py3 AS engines
 RUN pip install --no-cache-dir numpy==1.26.4 pycuda==2025.1
 COPY export/__init__.py export/engine*.py /opt/ipt/export/
-WORKDIR /work
+WORKDIR /project
 USER 1000:1000
 ENTRYPOINT ["python3", "/opt/ipt/export/engine.py"]
 CMD ["build/parts", "--output", "build/engines"]

@@ -28,7 +28,8 @@ from benchmarks.record import Session, Spread, command_line, publish
 from benchmarks.scaling_report import draw, markdown
 from benchmarks.served import FAILURES, photograph, random_checkpoint, serving_parts
 from client import RestorationClient
-from export.parts import Manifest, export_parts
+from export.manifest import Manifest
+from export.parts import export_parts
 from export.repository import ServingOptions
 from train.model import PRESETS
 from train.tasks import OFFICIAL_TASKS

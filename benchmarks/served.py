@@ -16,8 +16,9 @@ from PIL import Image
 
 from client.errors import RestorationError
 from export.calibration import read_photos
+from export.manifest import Manifest
 from export.parity import ParityError
-from export.parts import ExportError, Manifest, export_parts
+from export.parts import ExportError, export_parts
 from export.quantize import QuantizationError
 from export.repository import ServingOptions, write_repository
 from export.serve_errors import ServeError

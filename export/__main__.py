@@ -165,8 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 manifest,
                 arguments.repository,
                 options,
-                runtime=manifest.runtime,
-                engines=arguments.engines,
+                arguments.engines,
             )
     except (*REFUSALS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -54,16 +54,14 @@ def plan_file(plan: Plan, plans: Sequence[Plan]) -> str:
     return "model.plan" if len(plans) == 1 else f"model_{plan.metadata.compute_capability}.plan"
 
 
-def part_config(
-    part: Part, manifest: Manifest, options: ServingOptions, runtime: str, plans: Sequence[Plan] = ()
-) -> pb.ModelConfig:
+def part_config(part: Part, manifest: Manifest, options: ServingOptions, plans: Sequence[Plan] = ()) -> pb.ModelConfig:
     """Configuration of a head, body or tail, with dynamic batching.
 
     Args:
         plans: the part's, one per compute capability; none for `openvino`.
     """
     count = options.body_instances if part.name in {route.body for route in manifest.routes} else 1
-    kind = pb.ModelInstanceGroup.KIND_CPU if runtime == "openvino" else pb.ModelInstanceGroup.KIND_GPU
+    kind = pb.ModelInstanceGroup.KIND_CPU if manifest.runtime == "openvino" else pb.ModelInstanceGroup.KIND_GPU
     largest = max_batch(plans) if plans else manifest.max_batch
     config = pb.ModelConfig(
         name=part.name,
@@ -74,7 +72,7 @@ def part_config(
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=options.queue_delay_us),
         model_warmup=[_warm_up(part, batch) for batch in (1, largest)],
     )
-    if runtime == "tensorrt":
+    if manifest.runtime == "tensorrt":
         config.platform = "tensorrt_plan"
         if len(plans) > 1:
             for plan in plans:
@@ -86,7 +84,7 @@ def part_config(
     else:
         config.backend = "python"
     _set_parameters(config, precision=manifest.precision)
-    if runtime == "openvino":
+    if manifest.runtime == "openvino":
         _set_parameters(config, threads=options.threads)
     return config
 
@@ -118,7 +116,7 @@ def ensemble_config(route: Route, parts: Sequence[pb.ModelConfig]) -> pb.ModelCo
     return config
 
 
-def router_config(manifest: Manifest, options: ServingOptions, runtime: str) -> pb.ModelConfig:
+def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig:
     """Configuration of the router; its parameters tell clients the tasks, the tiling rule and the limits."""
     image = [-1, -1, 3]
     config = pb.ModelConfig(
@@ -152,7 +150,7 @@ def router_config(manifest: Manifest, options: ServingOptions, runtime: str) -> 
         max_input_pixels=options.max_input_pixels,
         max_output_pixels=options.max_output_pixels,
         checkpoint_sha256=",".join(dict.fromkeys(route.checkpoint_sha256 for route in manifest.routes)),
-        runtime=runtime,
+        runtime=manifest.runtime,
         precision=manifest.precision,
     )
     return config

@@ -49,19 +49,19 @@ def write_repository(
     manifest: Manifest,
     repository: Path,
     options: ServingOptions,
-    runtime: str = "openvino",
     engines: Sequence[Path] = (),
 ) -> list[str]:
     """Write every generated file of the repository; returns the names of its models.
 
     Args:
-        runtime: one of `RUNTIMES`; the two of TensorRT are untested on a GPU.
-        engines: for these, the folders with the parts' plans: one, or for `tensorrt` one per compute capability.
+        manifest: of the parts; its runtime is one of `RUNTIMES`, of which the two of TensorRT are untested on a GPU.
+        engines: for these two, the folders with the parts' plans: one, or for `tensorrt` one per compute capability.
 
     Raises:
         RepositoryError: plans that are not those of the parts, or a folder that a model needs was not generated;
             nothing is written then.
     """
+    runtime = manifest.runtime
     if runtime not in RUNTIMES:
         raise RepositoryError(f"runtime {runtime!r} is none of {', '.join(RUNTIMES)}")
     if engines and runtime == "openvino":
@@ -80,7 +80,7 @@ def write_repository(
     for folder in repository.iterdir():
         if folder.is_dir() and folder.name not in models and folder.name != ROUTER and _is_generated(folder):
             shutil.rmtree(folder)
-    configs = {p.name: part_config(p, manifest, options, runtime, plans.get(p.name, ())) for p in manifest.parts}
+    configs = {p.name: part_config(p, manifest, options, plans.get(p.name, ())) for p in manifest.parts}
     for name, config in configs.items():
         with atomic_directory(repository / name) as folder:
             (folder / "1").mkdir()
@@ -103,7 +103,7 @@ def write_repository(
         _replace(ROUTER_SOURCE, router / "1" / "model.py")
     _replace(TILING_SOURCE, router / "1" / "tiling.py")
     with atomic_file(router / "config.pbtxt") as temporary:
-        _write(temporary, router_config(manifest, options, runtime))
+        _write(temporary, router_config(manifest, options))
     return [ROUTER, *sorted(models)]
 
 

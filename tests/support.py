@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.parts import Manifest
+from export.manifest import Manifest
 from export.server import TritonServer
 from train.checkpoint import Checkpoint
 from train.model import IPT, IPTConfig, identity_start

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ def parts_of(repository: Path) -> list[Path]:
 
 def write_models(parts: TypedParts, folder: Path, runtime: str) -> Path:
     engines = write_engines(folder / "engines", parts)
-    write_repository(parts.folder, parts.manifest, folder / "models", ServingOptions(), runtime, [engines])
+    manifest = replace(parts.manifest, runtime=runtime)
+    write_repository(parts.folder, manifest, folder / "models", ServingOptions(), [engines])
     return folder / "models"
 
 
@@ -151,7 +153,7 @@ def test_plans_for_several_gpus_serve_each_of_them(parts: TypedParts, tmp_path: 
         write_engines(tmp_path / "h200", parts),
         write_engines(tmp_path / "l4", parts, compute_capability="8.9", gpu="NVIDIA L4"),
     ]
-    write_repository(parts.folder, parts.manifest, tmp_path / "models", ServingOptions(), "tensorrt", engines)
+    write_repository(parts.folder, parts.manifest, tmp_path / "models", ServingOptions(), engines)
     gpus.append(L4)
     assert check_plans(parts_of(tmp_path / "models"), None) == []
     gpus.append(Gpu("NVIDIA B200", "10.0"))

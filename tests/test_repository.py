@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -29,7 +30,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> TypedParts:
 
 def write(parts: TypedParts, repository: Path, runtime: str, *engines: Path) -> dict[str, pb.ModelConfig]:
     """Write a repository; its configurations by model."""
-    names = write_repository(parts.folder, parts.manifest, repository, ServingOptions(), runtime, engines)
+    manifest = replace(parts.manifest, runtime=runtime)
+    names = write_repository(parts.folder, manifest, repository, ServingOptions(), engines)
     return {name: read(repository / name) for name in names}
 
 
