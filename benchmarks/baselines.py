@@ -3,7 +3,8 @@
     python -m benchmarks.baselines --preset ipt
     python -m benchmarks.baselines --checkpoint weights/ipt-tiny --only official openvino-bf16 served-bf16 --rounds 7
 
-`official` is PyTorch with the rule of the official code (stride 12, keep 24), all others use ours. Only the served ones
+`official` is PyTorch with as many patches as the official code takes (stride 12, keep 24, and the four borders once
+more), all others use our rule. Only the served ones
 get the photograph and cut and join it; the rest get all patches ready-made, one task, in one process, on all cores:
 PyTorch 16 at a time, ONNX Runtime the router's 8, OpenVINO (`openvino-…`: the exported parts, called directly) the
 router's 8 in as many threads as there are cores, each with a stream of its own, so that no core waits for another.
@@ -51,6 +52,18 @@ CHUNK = 8
 TORCH_BATCH = 16
 """Patches in one call of PyTorch, as `train.infer` has it."""
 OFFICIAL_RULE = (12, 24)
+
+
+def official_count(height: int, width: int, patch: int) -> int:
+    """Patches that the official code evaluates for an image (`forward_chop` and `forward_chop_` of model/__init__.py).
+
+    A grid with stride 12; the strips along the four borders are run again, and the bottom right corner once more, which
+    is how it covers sides that the stride does not divide.
+    """
+    rows, columns = ((side - patch) // OFFICIAL_RULE[0] + 1 for side in (height, width))
+    return rows * columns + 2 * rows + 2 * columns + 1
+
+
 WHOLE = 4
 """Whole photographs may take this many times `--part` before they are measured in part."""
 PAUSE = 0.3
@@ -136,7 +149,7 @@ class Contender:
     Attributes:
         rule: stride and keep.
         count: patches of the photograph by this rule.
-        sizes: patches of each batch; a single one if the work cannot be cut.
+        sizes: patches of each batch that there is to measure on; a single one if the work cannot be cut.
         step: smallest number of batches that keeps it busy.
         warm_up: does what only the first time costs.
         run: restores the first n batches.
@@ -152,11 +165,19 @@ class Contender:
 
 
 def ready_made(
-    name: str, tiler: Tiler, rule: tuple[int, int], size: int, run: Run, step: int = 1, equal: bool = False
+    name: str,
+    tiler: Tiler,
+    rule: tuple[int, int],
+    size: int,
+    run: Run,
+    step: int = 1,
+    equal: bool = False,
+    count: int | None = None,
 ) -> Contender:
     """A contender that gets its patches cut already, `size` at a time.
 
     Args:
+        count: how many it needs for the photograph, where that is not the tiler's number.
         equal: leave out a smaller last batch, for which torch.compile would compile anew.
     """
     size = min(size, tiler.count)
@@ -166,7 +187,7 @@ def ready_made(
     step = min(step, len(batches))
     sizes = tuple(len(batch) for batch in batches)
     return Contender(
-        name, rule, tiler.count, sizes, step, lambda: run(batches[:step]), lambda count: run(batches[:count])
+        name, rule, count or tiler.count, sizes, step, lambda: run(batches[:step]), lambda n: run(batches[:n])
     )
 
 
@@ -221,9 +242,11 @@ def contenders(
     for name in names:
         way, _, precision = name.partition("-")
         if name in PYTORCH:
-            rule = OFFICIAL_RULE if name == "official" else (STRIDE, KEEP)
+            official = name == "official"
+            rule = OFFICIAL_RULE if official else (STRIDE, KEEP)
+            count = official_count(side, side, patch) if official else None
             run = by_pytorch(checkpoint, task, **PYTORCH[name])
-            yield ready_made(name, Tiler(photo, scale, patch, *rule), rule, TORCH_BATCH, run, equal=True)
+            yield ready_made(name, Tiler(photo, scale, patch, *rule), rule, TORCH_BATCH, run, equal=True, count=count)
             continue
         precision = precision or "fp32"
         if precision not in servers:

@@ -37,7 +37,7 @@ _ELEMENT = {FP32: TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": Tensor
 NUMPY_TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _UNDEFINED = frozenset({("bf16", "Conv")})
 """What ONNX does not define at our opset: convolutions of BF16 came with opset 22."""
-_FOLLOWING = frozenset({"DepthToSpace", "Expand", "Relu", "Reshape", "Split", "Transpose"})
+_FOLLOWING = frozenset({"DepthToSpace", "Expand", "Relu", "Reshape", "Transpose"})
 """Operators that move values or clip them: they take the type they are given, so that no cast stands before them."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -23,7 +22,7 @@ OPERATORS = frozenset(
         "Reshape",
         "Shape",
     }
-    | {"Softmax", "Split", "Sub", "Transpose"}
+    | {"Softmax", "Sub", "Transpose"}
 )
 """What a part may consist of: a subset of the operators that TensorRT's ONNX parser takes (onnx-tensorrt,
 docs/operators.md)."""
@@ -34,18 +33,13 @@ class GraphError(ValueError):
 
 
 def clean_graph(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Fold constant sub-graphs, drop what is unused, give Splits their sizes, sort, and name the graph.
+    """Fold constant sub-graphs, drop what is unused, sort, and name the graph.
 
     Raises:
         GraphError: an operator outside `OPERATORS`, by name, or another opset than `OPSET`.
     """
     graph = gs.import_onnx(model)
     graph.name = name
-    for node in graph.nodes:
-        if node.op == "Split" and "num_outputs" in node.attrs:  # of opset 18; TensorRT 8.6 publishes 17
-            del node.attrs["num_outputs"]
-            sizes = [output.shape[node.attrs.get("axis", 0)] for output in node.outputs]
-            node.inputs.append(gs.Constant(f"{node.name}_sizes", np.array(sizes, np.int64)))
     graph.fold_constants(size_threshold=2**31)  # without one it warns of every projection that it cuts out of a matrix
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     cleaned = gs.export_onnx(graph, ir_version=IR_VERSION, producer_name="ipt-triton")

@@ -25,7 +25,7 @@ from train.tiling import PATCH, Tiler
 
 _FLOATS_8 = frozenset({"fp32", "fp16"})
 _FLOATS_10 = frozenset({"fp32", "fp16", "bf16"})
-_MOVING = ("Concat", "Expand", "Reshape", "Shape", "Split", "Transpose")
+_MOVING = ("Concat", "Expand", "Reshape", "Shape", "Transpose")
 _SUMS = ("Add", "Mul", "Sub")
 _FLOAT_ONLY = ("Conv", "LayerNormalization", "MatMul", "Softmax")
 

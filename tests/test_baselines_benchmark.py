@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
+from official_reference import official_whole_image
 from small_parts import MODEL, small_parts
 from support import read_image
 
@@ -84,7 +85,7 @@ def test_the_command_measures_in_turns_and_scales_parts_to_the_photograph(
     assert list(rows) == ["official", "onnxruntime", "openvino-fp32", "served-fp32"]
     patches = {name: (row["rule"], row["measured"], row["patches"]) for name, row in rows.items()}
     assert patches == {
-        "official": ("12/24", 16, 36),
+        "official": ("12/24", 16, 46),
         "onnxruntime": (RULE, 8, 9),
         "openvino-fp32": (RULE, 9, 9),
         "served-fp32": (RULE, 9, 9),
@@ -94,6 +95,19 @@ def test_the_command_measures_in_turns_and_scales_parts_to_the_photograph(
         assert 0 < spread["low"] <= spread["median"] <= spread["high"] and spread["runs"] == 2
     assert rows["official"]["times_first"]["median"] == 1 and rows["onnxruntime"]["times_first"]["median"] > 1
     assert list(record.figures["served_over_direct"]) == ["fp32"] and not record.figures["failures"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 72), (48, 48), (60, 132)])
+def test_the_official_code_runs_the_borders_again(height: int, width: int) -> None:
+    evaluated = 0
+
+    def network(patches: torch.Tensor) -> torch.Tensor:
+        nonlocal evaluated
+        evaluated += len(patches)
+        return patches
+
+    official_whole_image(torch.rand(1, 3, height, width), network, 1)
+    assert baselines.official_count(height, width, 48) == evaluated
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -109,7 +109,7 @@ def test_layers_are_named_after_the_modules_they_come_from(setting: Setting):
         else:
             assert np.array_equal(modules[name].weight.detach().numpy(), weight)
         checked += 1
-    assert checked == 1 + 2 * 4 + 2 * 8 + 2  # linear encoding, encoder, decoder, output layers
+    assert checked == 1 + 2 * 6 + 2 * 10 + 2  # linear encoding, encoder, decoder, output layers
     assert sum(name.endswith(".scores") for name in names.values()) == 2 + 2 * 2
     fresh = identity_start(IPT(MODEL.config)).eval()  # its norms are all equal, and so are its last layers
     assert list(layer_names(body_of(fresh, setting.samples)).values()) == list(names.values())
