@@ -1,12 +1,15 @@
 """Latency and throughput of each part by batch size and precision, against the machine's own matrix-multiply rate.
 
     python -m benchmarks.engines --parts build/parts --only body --precision fp32 bf16
-    python -m benchmarks.engines --preset ipt --only body --precision fp32 bf16
+    python -m benchmarks.engines --preset ipt --only body --precision fp32 bf16 --through openvino pytorch torch.compile
     python -m benchmarks.engines --plans build/engines --json build/engines.json
+    python -m benchmarks.engines --preset ipt --precision fp16 --through pytorch torch.compile     # also on a GPU
 
 `--parts` runs ONNX parts with OpenVINO on the CPU, `--preset` those of an architecture with the weights that training
 starts from and one task; `--plans` runs TensorRT plans on a GPU and needs, from source, no more than numpy, tensorrt
-and pycuda (Python 3.9 syntax). Random patches: speed does not depend on them, nor on the weights.
+and pycuda (Python 3.9 syntax). Random patches: speed does not depend on them, nor on the weights. `--through` runs the
+parts of a preset through PyTorch as well, or instead, eager or compiled (on a GPU with max-autotune), on the GPU where
+there is one, and needs no more than torch and numpy for it.
 
 Latency is a whole call, on a GPU with the copies to it and from it; compute is the engine alone. The achieved rate is
 the FLOPs of the part (convolutions and matrix multiplications, a multiply-add is two) over the compute time; the last
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 BATCHES = (1, 2, 4, 8, 16)
 WARM_UP = 3
 FEWEST_RUNS = 5
+WAYS = ("openvino", "pytorch", "torch.compile")
 MATMUL_SIZE = {"cpu": 1024, "gpu": 8192}
 """Side of the square matrices: large enough for the processor's best rate, and still quick."""
 
@@ -56,6 +60,7 @@ class Measurement:
     """One part at one batch size.
 
     Attributes:
+        through: what ran it, one of `WAYS` or `tensorrt`.
         flops: per patch; None if neither manifest nor plan gives them and onnx is not installed.
         matmul_rate: FLOP/s of one large matrix multiplication of this precision; None if it was not measured.
     """
@@ -67,6 +72,7 @@ class Measurement:
     compute: Spread
     flops: int | None
     matmul_rate: float | None = None
+    through: str = "openvino"
 
     @property
     def patches_per_second(self) -> float:
@@ -76,11 +82,6 @@ class Measurement:
     def rate(self) -> float | None:
         """Achieved FLOP/s."""
         return None if self.flops is None else self.flops * self.batch / self.compute.median
-
-    @property
-    def share(self) -> float | None:
-        """Achieved rate over the rate of the matrix multiplication."""
-        return None if self.rate is None or self.matmul_rate is None else self.rate / self.matmul_rate
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> Measurement:
@@ -202,7 +203,15 @@ def measure_gpu(
                     latency = repeat(partial(runner.run, inputs), seconds)
                     compute = _gpu_seconds(runner, batch, seconds)
                     found.append(
-                        Measurement(path.stem, precision, batch, Spread.of(latency), Spread.of(compute), metadata.flops)
+                        Measurement(
+                            path.stem,
+                            precision,
+                            batch,
+                            Spread.of(latency),
+                            Spread.of(compute),
+                            metadata.flops,
+                            through="tensorrt",
+                        )
                     )
         if matmul is not None:
             rates += _gpu_seconds(matmul, size, seconds)
@@ -276,39 +285,47 @@ def measurements(record: Record) -> list[Measurement]:
 
 
 def matmul_rates(found: Sequence[Measurement]) -> dict[str, float]:
-    """FLOP/s of the matrix multiplication by precision, where it was measured."""
-    return {m.precision: m.matmul_rate for m in found if m.matmul_rate is not None}
+    """FLOP/s of the matrix multiplication by precision, where it was measured; the fastest of what ran it."""
+    rates: dict[str, float] = {}
+    for m in found:
+        if m.matmul_rate is not None:
+            rates[m.precision] = max(rates.get(m.precision, 0.0), m.matmul_rate)
+    return rates
 
 
 def markdown(record: Record) -> str:
     """A table of all measurements, and the rates of the bare matrix multiplication."""
     rows = []
     found = measurements(record)
+    fastest = matmul_rates(found)
     for m in found:
         latency, compute = (
             f"{1e3 * s.median:.3g} [{1e3 * s.low:.3g}, {1e3 * s.high:.3g}]" for s in (m.latency, m.compute)
         )
         rate = "–" if m.rate is None else f"{m.rate / 1e9:.1f}"
-        share = "–" if m.share is None else f"{100 * m.share:.0f} %"
+        share = "–" if m.rate is None or m.precision not in fastest else f"{100 * m.rate / fastest[m.precision]:.0f} %"
         speed = f"{m.patches_per_second:.3g}" if m.patches_per_second < 1000 else f"{m.patches_per_second:.0f}"
-        rows.append((m.part, m.precision, m.batch, latency, compute, speed, rate, share))
-    header = ("part", "precision", "batch", "latency, ms", "compute, ms", "patches/s", "GFLOP/s", "of the matrix rate")
-    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in matmul_rates(found).items())
+        rows.append((m.part, m.through, m.precision, m.batch, latency, compute, speed, rate, share))
+    header = (
+        *("part", "through", "precision", "batch", "latency, ms", "compute, ms", "patches/s", "GFLOP/s"),
+        "of the matrix rate",
+    )
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in fastest.items())
     matrix = f"\n\nThe matrix rate, of one large matrix multiplication: {rates}." if rates else ""
     return table(header, rows) + matrix
 
 
 def draw(record: Record) -> Figure:
-    """Achieved rate by batch, a line per part, below the rate of the matrix multiplication; by precision."""
+    """Achieved rate by batch, a line per part and way, below the rate of the matrix multiplication; by precision."""
     found = measurements(record)
     precisions = list(dict.fromkeys(m.precision for m in found))
-    drawn, grid = figure(2 + 4 * len(precisions), 4, ncols=len(precisions), squeeze=False, sharey=True)
-    names = list(dict.fromkeys(m.part for m in found))
+    drawn, grid = figure(2.5 + 4 * len(precisions), 4, ncols=len(precisions), squeeze=False, sharey=True)
+    lines = list(dict.fromkeys((m.part, m.through) for m in found))
     for precision, ax in zip(precisions, grid.flat):
-        for name in names:
-            chosen = [m for m in found if (m.part, m.precision) == (name, precision) and m.rate is not None]
+        for number, (part, through) in enumerate(lines):
+            chosen = [m for m in found if (m.part, m.through, m.precision) == (part, through, precision) and m.rate]
             rates = [(m.rate or 0) / 1e9 for m in chosen]
-            ax.plot([m.batch for m in chosen], rates, "o-", label=name, color=f"C{names.index(name) % 10}")
+            ax.plot([m.batch for m in chosen], rates, "o-", label=f"{part}, {through}", color=f"C{number % 10}")
         if precision in matmul_rates(found):
             ax.axhline(matmul_rates(found)[precision] / 1e9, color="0.3", linestyle="--", label="matrix rate")
         batches = sorted({m.batch for m in found})
@@ -346,23 +363,64 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
     source.add_argument("--preset", metavar="NAME", help="parts of ipt, ipt-small or ipt-tiny, exported for this")
     source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
+    parser.add_argument("--through", nargs="+", choices=WAYS, default=["openvino"], help="(default openvino)")
     parser.add_argument(
-        "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="with --parts (default fp32)"
+        "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="not of plans (default fp32)"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="(default 1 2 4 8 16)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these parts alone")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure (default %(default)s)")
     parser.add_argument("--matmul-size", type=int, metavar="N", help="side of the matrices (default 1024; GPU 8192)")
     parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.through != ["openvino"] and not arguments.preset:
+        parser.error(
+            f"--through {' '.join(arguments.through)} needs --preset: PyTorch runs modules, not exported parts"
+        )
+    return arguments
+
+
+def _measure_parts(arguments: argparse.Namespace, argv: Sequence[str] | None) -> tuple[Session, list[Measurement]]:
+    """Exported parts through OpenVINO, and modules through PyTorch, as the arguments say."""
+    through_openvino = "openvino" in arguments.through
+    ways = [way for way in arguments.through if way != "openvino"]
+    packages, facts, where = ["numpy"], {}, "cpu"
+    if through_openvino:
+        packages.append("openvino")
+    if ways:
+        import torch
+
+        from benchmarks.engines_pytorch import measure_pytorch
+
+        packages.append("torch")
+        device = torch.device("cpu")
+        if torch.cuda.is_available():
+            if through_openvino:
+                raise EngineError("OpenVINO would run on the CPU and PyTorch on the GPU: measure them one at a time")
+            where, device = "gpu", torch.device("cuda", arguments.device)
+            facts["gpu"] = torch.cuda.get_device_name(device)
+    session = Session.start("engines", argv, packages, **facts)
+    common = (
+        arguments.precision,
+        arguments.batch,
+        arguments.seconds,
+        arguments.matmul_size or MATMUL_SIZE[where],
+    )
+    found: list[Measurement] = []
+    if through_openvino:
+        with parts_of(arguments.preset) if arguments.preset else nullcontext(arguments.parts) as parts:
+            found += measure_cpu(parts, arguments.only, *common)
+    if ways:
+        found += measure_pytorch(arguments.preset, arguments.only, ways, *common, device)
+    return session, found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 refused, 2 wrong arguments."""
     arguments = parse_arguments(argv)
-    size = arguments.matmul_size or MATMUL_SIZE["gpu" if arguments.plans else "cpu"]
     try:
         if arguments.plans:
+            size = arguments.matmul_size or MATMUL_SIZE["gpu"]
             tensorrt = f"TensorRT {require_tensorrt()}"
             gpu = GpuSession(arguments.device).gpu
             name = f"{gpu.name} (compute capability {gpu.compute_capability})"
@@ -371,11 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments.plans, arguments.only, arguments.batch, arguments.seconds, size, arguments.device
             )
         else:
-            session = Session.start("engines", argv, ("openvino", "numpy"))
-            with parts_of(arguments.preset) if arguments.preset else nullcontext(arguments.parts) as parts:
-                found = measure_cpu(
-                    parts, arguments.only, arguments.precision, arguments.batch, arguments.seconds, size
-                )
+            session, found = _measure_parts(arguments, argv)
     except (EngineError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

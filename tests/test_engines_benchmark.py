@@ -7,14 +7,18 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from small_parts import small_parts
+from support import SMALL
 
 from benchmarks import engines
 from benchmarks.engines import Measurement
+from benchmarks.engines_pytorch import measure_pytorch
 from benchmarks.record import Record, Spread
 from export.engine_metadata import EngineError
 from export.engine_parts import read_manifest
 from export.flops import count_flops
+from train.model import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +41,10 @@ def test_the_command_measures_parts_on_the_cpu(
         assert 0 < m.latency.low <= m.latency.median <= m.latency.high and m.latency.runs >= engines.FEWEST_RUNS
         assert m.matmul_rate is not None and m.matmul_rate > 0
     table = capsys.readouterr().out
-    assert "| body | fp32 | 3 |" in table and "GFLOP/s in fp32." in table
+    assert "| body | openvino | fp32 | 3 |" in table and "GFLOP/s in fp32." in table
     assert engines.markdown(record) in table
     (plot,) = engines.draw(record).axes
-    assert [line.get_label() for line in plot.lines] == ["body", "matrix rate"]
+    assert [line.get_label() for line in plot.lines] == ["body, openvino", "matrix rate"]
     assert list(plot.lines[0].get_ydata()) == [pytest.approx(m.rate / 1e9) for m in found if m.rate]
 
 
@@ -58,8 +62,50 @@ def record_of(*found: Measurement) -> Record:
 def test_rates_follow_from_times_and_operations() -> None:
     compute, latency = Spread(0.01, 0.01, 0.01, 5), Spread(0.02, 0.02, 0.02, 5)
     figure = Measurement("body", "fp16", 4, latency, compute, flops=10**9, matmul_rate=8e11)
-    assert (figure.patches_per_second, figure.rate, figure.share) == (200, 4e11, 0.5)
+    assert (figure.patches_per_second, figure.rate) == (200, 4e11)
     assert "| 200 | 400.0 | 50 % |" in engines.markdown(record_of(figure))
+    faster = replace(figure, through="pytorch", matmul_rate=1e12)  # what the machine can, whatever reached it
+    assert engines.markdown(record_of(figure, faster)).count("| 200 | 400.0 | 40 % |") == 2
+
+
+def test_pytorch_runs_the_same_work_beside_openvino(
+    parts_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PRESETS, "ipt-tiny", SMALL)
+    path = tmp_path / "engines.json"
+    arguments = ["--preset", "ipt-tiny", "--batch", "2", "--seconds", "0.05", "--matmul-size", "256"]
+    assert engines.main([*arguments, "--through", "openvino", "pytorch", "--json", str(path)]) == 0
+    record = Record.load(path)
+    assert {"openvino", "torch"} <= set(record.machine["versions"])
+    found = {(m.part, m.through): m.flops for m in engines.measurements(record)}
+    names = ["head_denoise_50", "body", "tail_denoise_50"]
+    assert list(found) == [(part, way) for way in ("openvino", "pytorch") for part in names]
+    for part in names:  # counted in the graph, and by PyTorch as it runs
+        assert found[part, "openvino"] == found[part, "pytorch"]
+    assert [line.get_label() for line in engines.draw(record).axes[0].lines][-2:] == [
+        "tail_denoise_50, pytorch",
+        "matrix rate",
+    ]
+
+
+def test_compiled_modules_are_measured_too() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "ipt-tiny", SMALL)
+        cpu = torch.device("cpu")
+        (one,) = measure_pytorch("ipt-tiny", ["tail_denoise_50"], ["torch.compile"], ["bf16"], [1], 0.01, 64, cpu)
+    assert (one.through, one.precision, one.batch) == ("torch.compile", "bf16", 1)
+    assert one.matmul_rate is not None and one.latency.median > 0
+    with pytest.raises(EngineError, match="there is no part neck; there are: head_denoise_50, body, tail_denoise_50"):
+        measure_pytorch("ipt-tiny", ["neck"], ["pytorch"], ["fp32"], [1], 0.01, 64, cpu)
+    with pytest.raises(EngineError, match="--preset huge is not one of ipt, ipt-small, ipt-tiny"):
+        measure_pytorch("huge", [], ["pytorch"], ["fp32"], [1], 0.01, 64, cpu)
+
+
+def test_pytorch_needs_a_preset(parts_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        engines.main(["--parts", str(parts_folder), "--through", "pytorch"])
+    assert ended.value.code == 2
+    assert "--through pytorch needs --preset" in capsys.readouterr().err
 
 
 def test_the_plot_holds_the_rates_of_every_precision() -> None:

@@ -44,7 +44,7 @@ def test_the_page_shows_each_record_with_table_plot_and_command(folder: Path) ->
     text = (folder / "README.md").read_text()
     order = [f"## {report.HEADINGS[name]}\n" for name in ("engines", "training")]
     assert [text.index(heading) for heading in order] == sorted(text.index(heading) for heading in order)
-    assert "| body | fp32 | 4 | 10 [9, 11] |" in text and "400.0 | 50 % |" in text
+    assert "| body | openvino | fp32 | 4 | 10 [9, 11] |" in text and "400.0 | 50 % |" in text
     assert "Trainer : bare loop = **0.800**" in text
     for record, name in ((TRAINING, "a-training"), (ENGINES, "b-engines")):
         assert record.footnote in text and f"({name}.png)" in text
