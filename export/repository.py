@@ -12,7 +12,6 @@ recognised by its absence.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +85,8 @@ def write_repository(
             (folder / "1").mkdir()
             if runtime == "openvino":
                 shutil.copyfile(ROOM / "runner_openvino.py", folder / "1" / "model.py")
-                _link_or_copy(parts_folder / f"{name}.onnx", folder / "1" / "model.onnx")
+                shutil.copyfile(parts_folder / f"{name}.onnx", folder / "1" / "model.onnx")
+                _keep_out_bytecode(folder / "1")
             else:
                 _add_plans(plans[name], folder / "1")
             if runtime == "tensorrt-python":
@@ -111,7 +111,7 @@ def _add_plans(plans: Sequence[Plan], version: Path) -> None:
     """Plans with their descriptions, which `export/preflight_gpu.py` and the engine runner read."""
     for plan in plans:
         target = version / plan_file(plan, plans)
-        _link_or_copy(plan.path, target)
+        shutil.copyfile(plan.path, target)
         shutil.copyfile(describe_path(plan.path), describe_path(target))
 
 
@@ -121,6 +121,13 @@ def _add_engine_runner(version: Path) -> None:
     (version / ENGINE_PACKAGE / "__init__.py").touch()
     for name in ENGINE_SOURCES:
         shutil.copyfile(ROOM / name, version / ENGINE_PACKAGE / name)
+    _keep_out_bytecode(version)
+    _keep_out_bytecode(version / ENGINE_PACKAGE)
+
+
+def _keep_out_bytecode(folder: Path) -> None:
+    """A file where Python would make a folder, after which Triton takes a model for a changed one and loads it anew."""
+    (folder / "__pycache__").touch()
 
 
 def _write(path: Path, config: pb.ModelConfig) -> None:
@@ -138,10 +145,3 @@ def _is_generated(folder: Path) -> bool:
 def _replace(source: Path, target: Path) -> None:
     with atomic_file(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
