@@ -115,14 +115,12 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert (spread["median"], spread["low"], spread["high"]) == (4, 3, 7)
 
 
-def test_a_rival_that_cannot_run_is_named_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+def test_a_rival_that_cannot_run_is_named_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(MODEL, tmp_path / "small")
     arguments = ["--checkpoint", str(tmp_path / "small"), "--task", TASK, "--side", "48", "--rounds", "1"]
-    assert baselines.main([*arguments, "--only", "eager", "compile"]) == 0
+    # Not by monkeypatch, which leaves torch without the setting when it takes its change back.
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        assert baselines.main([*arguments, "--only", "eager", "compile"]) == 0
     output = capsys.readouterr().out
     assert f"| eager | {RULE} | 1 of 1 |" in output and "Not measured: compile: " in output
 

@@ -72,11 +72,14 @@ def test_rate_and_latency_are_those_of_a_server_whose_speed_is_known(slow_server
     with ClosedLoop(slow_server.grpc_url, [slow_request(slow_server)], concurrency) as loop:
         loop.warm_up(0.5)
         windows = [loop.window(1.0) for _ in range(3)]
-    fastest = min(concurrency, INSTANCES) / WORK_S
+    busy = min(concurrency, INSTANCES)
+    fastest = busy / WORK_S
+    answered = sum(len(window.latencies) for window in windows)
+    assert answered <= fastest * sum(window.seconds for window in windows) + busy  # those were begun before
     for window in windows:
         assert window.seconds >= 1
         assert len(window.latencies) % concurrency == 0
-        assert 0.4 * fastest < window.rate < 1.05 * fastest  # a busy machine wakes up late
+        assert window.rate > 0.4 * fastest  # a busy machine wakes up late
         assert window.rate * latency_ms([window])["mean"] / 1e3 == pytest.approx(concurrency, rel=0.05)
 
 
