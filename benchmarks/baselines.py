@@ -4,10 +4,10 @@
     python -m benchmarks.baselines --checkpoint weights/ipt-tiny --only official openvino-bf16 served-bf16 --rounds 7
 
 `official` is PyTorch with as many patches as the official code takes (stride 12, keep 24, and the four borders once
-more), all others use our rule. Only the served ones
-get the photograph and cut and join it; the rest get all patches ready-made, one task, in one process, on all cores:
-PyTorch 16 at a time, ONNX Runtime the router's 8, OpenVINO (`openvino-…`: the exported parts, called directly) the
-router's 8 in as many threads as there are cores, each with a stream of its own, so that no core waits for another.
+more), all others use our rule. Only the served ones get the photograph and cut and join it; the rest get all patches
+ready-made, one task, in one process, on all cores: PyTorch 16 at a time, ONNX Runtime the router's 8, OpenVINO
+(`openvino-…`: the exported parts, called directly) the router's 8 in as many threads as there are cores, each with a
+stream of its own, so that no core waits for another.
 
 All are measured in turns, round by round. One that would take longer than 4 times `--part` for the whole photograph is
 measured on as many patches as take about `--part` seconds and its time is scaled up; the served ones always restore the
@@ -52,6 +52,13 @@ CHUNK = 8
 TORCH_BATCH = 16
 """Patches in one call of PyTorch, as `train.infer` has it."""
 OFFICIAL_RULE = (12, 24)
+WHOLE = 4
+"""Whole photographs may take this many times `--part` before they are measured in part."""
+PAUSE = 0.3
+"""Seconds between two measurements, for threads that spin a while after their work."""
+
+Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+"""Patches in batches, float32 [n, 3, 48, 48] in 0..255 -> their restorations, batch by batch."""
 
 
 def official_count(height: int, width: int, patch: int) -> int:
@@ -62,15 +69,6 @@ def official_count(height: int, width: int, patch: int) -> int:
     """
     rows, columns = ((side - patch) // OFFICIAL_RULE[0] + 1 for side in (height, width))
     return rows * columns + 2 * rows + 2 * columns + 1
-
-
-WHOLE = 4
-"""Whole photographs may take this many times `--part` before they are measured in part."""
-PAUSE = 0.3
-"""Seconds between two measurements, for threads that spin a while after their work."""
-
-Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-"""Patches in batches, float32 [n, 3, 48, 48] in 0..255 -> their restorations, batch by batch."""
 
 
 class DirectPipeline:

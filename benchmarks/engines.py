@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 BATCHES = (1, 2, 4, 8, 16)
 WARM_UP = 3
 FEWEST_RUNS = 5
-WAYS = ("openvino", "pytorch", "torch.compile")
+OPENVINO, PYTORCH, COMPILED = WAYS = ("openvino", "pytorch", "torch.compile")
 MATMUL_SIZE = {"cpu": 1024, "gpu": 8192}
 """Side of the square matrices: large enough for the processor's best rate, and still quick."""
 
@@ -72,7 +72,7 @@ class Measurement:
     compute: Spread
     flops: int | None
     matmul_rate: float | None = None
-    through: str = "openvino"
+    through: str = OPENVINO
 
     @property
     def patches_per_second(self) -> float:
@@ -99,6 +99,19 @@ def repeat(call: Callable[[], object], seconds: float) -> list[float]:
         call()
         times.append(time.perf_counter() - started)
     return times
+
+
+def runs_in(seconds: float, once: float) -> int:
+    """How many runs of `once` seconds take about `seconds`."""
+    return max(FEWEST_RUNS, min(10_000, int(seconds / once)))
+
+
+def check_preset(name: str) -> None:
+    """Raises EngineError: there is no such architecture."""
+    from train.model import PRESETS
+
+    if name not in PRESETS:
+        raise EngineError(f"--preset {name} is not one of {', '.join(PRESETS)}")
 
 
 def part_flops(folder: Path, part: PartSpec) -> int | None:
@@ -224,7 +237,7 @@ def measure_gpu(
 def _gpu_seconds(runner: EngineRunner, batch: int, seconds: float) -> list[float]:
     """Compute times for about `seconds`."""
     once = statistics.median(runner.device_seconds(batch, WARM_UP + FEWEST_RUNS))
-    return runner.device_seconds(batch, max(FEWEST_RUNS, min(10_000, int(seconds / once))))
+    return runner.device_seconds(batch, runs_in(seconds, once))
 
 
 def gpu_matmul(size: int, precision: str, device: int) -> EngineRunner:
@@ -346,11 +359,9 @@ def parts_of(preset: str) -> Iterator[Path]:
     """
     from benchmarks.served import random_checkpoint
     from export.parts import export_parts
-    from train.model import PRESETS
     from train.tasks import OFFICIAL_TASKS
 
-    if preset not in PRESETS:
-        raise EngineError(f"--preset {preset} is not one of {', '.join(PRESETS)}")
+    check_preset(preset)
     with tempfile.TemporaryDirectory() as name:
         parts = Path(name) / "parts"
         export_parts([random_checkpoint(preset, OFFICIAL_TASKS[-1:])], parts)
@@ -363,7 +374,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
     source.add_argument("--preset", metavar="NAME", help="parts of ipt, ipt-small or ipt-tiny, exported for this")
     source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
-    parser.add_argument("--through", nargs="+", choices=WAYS, default=["openvino"], help="(default openvino)")
+    parser.add_argument("--through", nargs="+", choices=WAYS, default=[OPENVINO], help="(default openvino)")
     parser.add_argument(
         "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="not of plans (default fp32)"
     )
@@ -373,7 +384,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--matmul-size", type=int, metavar="N", help="side of the matrices (default 1024; GPU 8192)")
     parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
     arguments = parser.parse_args(argv)
-    if arguments.through != ["openvino"] and not arguments.preset:
+    if arguments.through != [OPENVINO] and not arguments.preset:
         parser.error(
             f"--through {' '.join(arguments.through)} needs --preset: PyTorch runs modules, not exported parts"
         )
@@ -382,8 +393,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _measure_parts(arguments: argparse.Namespace, argv: Sequence[str] | None) -> tuple[Session, list[Measurement]]:
     """Exported parts through OpenVINO, and modules through PyTorch, as the arguments say."""
-    through_openvino = "openvino" in arguments.through
-    ways = [way for way in arguments.through if way != "openvino"]
+    through_openvino = OPENVINO in arguments.through
+    ways = [way for way in arguments.through if way != OPENVINO]
     packages, facts, where = ["numpy"], {}, "cpu"
     if through_openvino:
         packages.append("openvino")

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.engines import FEWEST_RUNS, WARM_UP, Measurement, repeat
+from benchmarks.engines import COMPILED, FEWEST_RUNS, WARM_UP, Measurement, check_preset, repeat, runs_in
 from benchmarks.record import Spread
 from export.engine_metadata import EngineError
-from train.model import IPT, PRESETS, identity_start, preset
+from train.model import IPT, identity_start, preset
 from train.tasks import OFFICIAL_TASKS
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-EAGER, COMPILED = "pytorch", "torch.compile"
 
 
 @torch.inference_mode()
@@ -37,7 +36,7 @@ def measure_pytorch(
     size: int,
     device: torch.device,
 ) -> list[Measurement]:
-    """Parts of the preset `name` with one task, through each of `ways` (`EAGER`, `COMPILED`).
+    """Parts of the preset `name` with one task, through each of `ways` (`engines.PYTORCH`, `engines.COMPILED`).
 
     Args:
         seconds: per part, precision and batch.
@@ -46,8 +45,7 @@ def measure_pytorch(
     Raises:
         EngineError: there is no such preset or part.
     """
-    if name not in PRESETS:
-        raise EngineError(f"--preset {name} is not one of {', '.join(PRESETS)}")
+    check_preset(name)
     done = []
     for precision in precisions:
         parts = _parts(name, TYPES[precision], device)
@@ -124,4 +122,4 @@ def _compute_seconds(call: Callable[[], object], seconds: float, device: torch.d
         return float(begin.elapsed_time(end)) / 1e3
 
     once = statistics.median([timed() for _ in range(WARM_UP + FEWEST_RUNS)])
-    return [timed() for _ in range(max(FEWEST_RUNS, min(10_000, int(seconds / once))))]
+    return [timed() for _ in range(runs_in(seconds, once))]

@@ -80,6 +80,7 @@ def test_rate_and_latency_are_those_of_a_server_whose_speed_is_known(slow_server
         assert window.seconds >= 1
         assert len(window.latencies) % concurrency == 0
         assert window.rate > 0.4 * fastest  # a busy machine wakes up late
+        assert len(window.latencies) <= fastest * window.seconds + busy
         assert window.rate * latency_ms([window])["mean"] / 1e3 == pytest.approx(concurrency, rel=0.05)
 
 

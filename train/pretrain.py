@@ -104,7 +104,8 @@ def pretrain(arguments: argparse.Namespace, runtime: Runtime) -> None:
         provenance |= parent
     else:
         known = (*OFFICIAL_TASKS, *OPTIONAL_TASKS)
-        model = new_model(arguments, [find_task(known, t) for t in arguments.tasks or range(len(OFFICIAL_TASKS))])
+        asked = [find_task(known, t) for t in arguments.tasks] if arguments.tasks else OFFICIAL_TASKS
+        model = new_model(arguments, asked)
         provenance["preset"] = arguments.preset
     weights = {find_task(model.config.tasks, name).name: weight for name, weight in arguments.task_weights}
     recipe = make_recipe(
