@@ -17,7 +17,7 @@ from train.checkpoint import load_checkpoint
 from train.command import HELD_OUT
 from train.data import Pool
 from train.feed import Crops, Part, Store, parts_from
-from train.loop import Trainer, TrainingError, save, train
+from train.loop import Figures, Trainer, TrainingError, save, train
 from train.model import IPT, IPTConfig
 from train.recipe import Recipe
 from train.runtime import Runtime
@@ -249,3 +249,8 @@ def test_a_compiled_body_computes_the_same(pool: Pool, monkeypatch: pytest.Monke
         step(trainer, pool, 3)
     for one, other in zip(plain.settle(), compiled.settle(), strict=True):
         assert one.tasks == other.tasks and list(one[2:]) == pytest.approx(list(other[2:]), rel=1e-3)
+
+
+def test_a_step_of_several_tasks_is_one_series() -> None:
+    one = Figures(3, "derain", 1.0, 0.5, 30.0, 2.0)
+    assert one.series == "derain" and one._replace(tasks="derain sr_x2").series == "mixed"

@@ -25,10 +25,9 @@ class Board:
     def steps(self, steps: Sequence[Figures], rate: float, learning_rate: float) -> None:
         """Losses, PSNR and gradient of every step, patches per second and learning rate of the last."""
         for one in steps:
-            name = one.tasks if " " not in one.tasks else "mixed"
-            self.writer.add_scalar(f"loss/{name}", one.pixel, one.step)
-            self.writer.add_scalar(f"contrastive/{name}", one.contrastive, one.step)
-            self.writer.add_scalar(f"psnr/{name}", one.psnr, one.step)
+            self.writer.add_scalar(f"loss/{one.series}", one.pixel, one.step)
+            self.writer.add_scalar(f"contrastive/{one.series}", one.contrastive, one.step)
+            self.writer.add_scalar(f"psnr/{one.series}", one.psnr, one.step)
             self.writer.add_scalar("gradient", one.gradient, one.step)
         self.writer.add_scalar("patches_per_s", rate, steps[-1].step)
         self.writer.add_scalar("learning_rate", learning_rate, steps[-1].step)

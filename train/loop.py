@@ -63,6 +63,11 @@ class Figures(NamedTuple):
     psnr: float
     gradient: float
 
+    @property
+    def series(self) -> str:
+        """The task, or `mixed` for a step of several: what progress lines and curves call it."""
+        return "mixed" if " " in self.tasks else self.tasks
+
 
 class Trainer:
     """A run: model, its average, optimiser and clock.
@@ -323,8 +328,8 @@ class Report:
         rate = (trainer.step - self.step) * trainer.recipe.patches / (now - self.since)
         left = (now - self.started) * (1 - min(done, 1)) / max(done - self.started_at, 1e-9)
         means = {
-            name: [sum(v) / len(v) for v in zip(*(s[2:] for s in steps if s.tasks == name), strict=True)]
-            for name in sorted({s.tasks for s in steps})
+            name: [sum(v) / len(v) for v in zip(*(s[2:] for s in steps if s.series == name), strict=True)]
+            for name in sorted({s.series for s in steps})
         }
         logger.info(
             "step %d, %.0f %% done, %.1f patches/s, %s left, %s",
@@ -332,9 +337,7 @@ class Report:
             100 * min(done, 1),
             rate,
             f"{left / 3600:.1f} h" if left >= 3600 else f"{left / 60:.0f} min" if left >= 60 else f"{left:.0f} s",
-            ", ".join(
-                f"{name if len(name) < 40 else 'mixed'} loss {v[0]:.2f} PSNR {v[2]:.2f}" for name, v in means.items()
-            ),
+            ", ".join(f"{name} loss {v[0]:.2f} PSNR {v[2]:.2f}" for name, v in means.items()),
         )
         if self.board:
             self.board.steps(steps, rate, trainer.optimiser.param_groups[0]["lr"])
