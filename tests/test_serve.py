@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,28 @@ def test_a_signal_stops_the_command_with_exit_0_and_nothing_is_left(repository: 
     assert command.process.wait(20) == 0, command.output
     assert command.left() == []
     assert "CudaDriverHelper" not in command.output
+
+
+def test_a_stop_answers_what_is_in_flight_and_then_waits_for_no_model_to_end(repository: Path) -> None:
+    slow = ROUTER_MODEL.replace(
+        "        scale =", "        if image[0, 0, 0]: import time; time.sleep(2)\n        scale ="
+    )
+    slow_end = """    def finalize(self):
+        import os, time
+        try:
+            os.mkdir(__file__ + ".ended")
+        except FileExistsError:  # the other instance has ended
+            time.sleep(60)
+"""
+    (repository / "restore" / "1" / "model.py").write_text(slow + slow_end)
+    log = repository.parent / "log"
+    with TritonServer(repository, log_path=log) as server, ThreadPoolExecutor() as pool:
+        answers = [pool.submit(restore, server, np.full((3, 3, 3), 9, np.uint8), task) for task in (0, 3)]
+        assert server.wait(1) is False
+        server.stop(grace=60)
+        assert [answer.result().shape for answer in answers] == [(6, 6, 3), (3, 3, 3)]
+        assert (repository / "restore" / "1" / "model.py.ended").is_dir()
+    assert "Exit timeout expired" not in log.read_text()
 
 
 def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:
