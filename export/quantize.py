@@ -3,10 +3,11 @@
 Weights and activations of the matrix products become 8 bits (QuantizeLinear and DequantizeLinear in the ONNX graph);
 norms, sums and Softmax stay as they are. Activations get the range of the calibration tiles from end to end: NNCF's
 default, the mean of the tiles' ranges, clips the rare large values that flat areas of a picture hang on. The loss is
-judged by the PSNR of each task on tiles that calibration has not seen. Where it is too large, the layers that cost
-most go back to FP32, exactly as they were, and are named.
+judged by the PSNR of each task on tiles that calibration has not seen, and by the parity gate's tiles, where a single
+value that is clipped shows. Where it is too large, the layers that cost most go back to FP32, exactly as they were, and
+are named.
 
-    quantized = quantize_body(onnx.load("body.onnx"), samples, judges)     # export/calibration.py
+    quantized = quantize_body(onnx.load("body.onnx"), samples, judges, gate)     # export/calibration.py
     onnx.save(quantized.model, "body.onnx")
 """
 
@@ -27,7 +28,7 @@ import openvino as ov
 from export.calibration import HeldOut
 from export.flops import flops_of_nodes
 from export.layers import MOVING, groups_of, layer_names, named, source_of
-from export.parity import inference_type
+from export.parity import Parity, inference_type, measure
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +59,37 @@ class Quantized:
     loss: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Gate:
+    """What the parity gate will ask of the body: inputs, and what PyTorch makes of them."""
+
+    inputs: Mapping[str, np.ndarray]
+    expected: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Loss in dB by task on held-out tiles, and parity on the gate's."""
+
+    loss: dict[str, float]
+    parity: Parity
+
+    def strain(self, allowed: float) -> float:
+        """Above 1 it costs a task more than `allowed` dB, or is refused by the gate."""
+        return max(max(self.loss.values()) / allowed, self.parity.strain)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{task} {value:+.3f} dB" for task, value in self.loss.items()) + f", {self.parity}"
+
+
 def quantize_body(
     model: onnx.ModelProto,
     samples: Sequence[Mapping[str, np.ndarray]],
     judges: Sequence[HeldOut],
+    gate: Gate,
     allowed: float = MAX_LOSS,
 ) -> Quantized:
-    """Quantise a body so that no task loses more than `allowed` dB.
+    """Quantise a body so that no task loses more than `allowed` dB and the parity gate takes it.
 
     Args:
         model: FP32 body, as `export.parts` writes it.
@@ -72,39 +97,45 @@ def quantize_body(
         judges: held-out tiles, one for each of its tasks.
 
     Raises:
-        QuantizationError: NNCF is not installed, or less than `MIN_SHARE` of the body can be INT8 within the bound.
+        QuantizationError: NNCF is not installed, or less than `MIN_SHARE` of the body can be INT8 within the bounds.
     """
     everything = post_training(model, samples)
     layers = layer_names(model)
     groups = groups_of(layers)
     costs = {node.name: flops for node, flops in zip(model.graph.node, flops_of_nodes(model), strict=True)}
-    full = _scores(model, judges, ov.Type.f32)
-    hint = inference_type("int8")
+    full = _scores(_compiled(model, ov.Type.f32), judges)
 
     @cache
-    def loss(kept: frozenset[str]) -> dict[str, float]:
-        reached = _scores(with_fp32(everything, model, kept), judges, hint)
-        found = {task: full[task] - reached[task] for task in full}
-        logger.info("INT8 without %s: %s", ", ".join(named(kept, groups, layers)) or "exceptions", _table(found))
+    def trial(kept: frozenset[str]) -> _Trial:
+        body = _compiled(with_fp32(everything, model, kept), inference_type("int8"))
+        reached = _scores(body, judges)
+        results = {"BODY_FEATURES": body(gate.inputs)}
+        parity = measure(model.graph.name, results, gate.expected, "int8")
+        found = _Trial({task: full[task] - reached[task] for task in full}, parity)
+        logger.info("INT8 without %s: %s", ", ".join(named(kept, groups, layers)) or "exceptions", found)
         return found
 
     eligible = quantized_layers(everything)
     chosen = choose_kept(
         {name: nodes & eligible for name, nodes in groups.items() if nodes & eligible},
         costs,
-        lambda kept: max(loss(kept).values()),
-        allowed,
+        lambda kept: trial(kept).strain(allowed),
     )
+    if chosen is None:
+        raise QuantizationError(
+            f"INT8 costs body {model.graph.name} more than {allowed} dB or fails the parity gate whatever is left out "
+            f"({trial(eligible)}); use --precision bf16"
+        )
     result = with_fp32(everything, model, chosen)
     inside = quantized_layers(result)
     share = sum(costs[node] for node in inside) / sum(costs.values())
     kept = named(frozenset(layers) - inside, groups, layers)
     if share < MIN_SHARE:
         raise QuantizationError(
-            f"only {share:.0%} of body {model.graph.name} can be INT8 within {allowed} dB (not {', '.join(kept)}); "
-            "use --precision bf16"
+            f"only {share:.0%} of body {model.graph.name} can be INT8 within {allowed} dB and the parity gate "
+            f"(not {', '.join(kept)}); use --precision bf16"
         )
-    return Quantized(result, kept, share, loss(chosen))
+    return Quantized(result, kept, share, trial(chosen).loss)
 
 
 def post_training(model: onnx.ModelProto, samples: Sequence[Mapping[str, np.ndarray]]) -> onnx.ModelProto:
@@ -140,35 +171,31 @@ def post_training(model: onnx.ModelProto, samples: Sequence[Mapping[str, np.ndar
 def choose_kept(
     groups: Mapping[str, frozenset[str]],
     costs: Mapping[str, float],
-    worst: Callable[[frozenset[str]], float],
-    allowed: float,
-) -> frozenset[str]:
-    """Nodes to leave out of INT8 so that `worst` of them is at most `allowed`; few and cheap ones, not all.
+    strain: Callable[[frozenset[str]], float],
+) -> frozenset[str] | None:
+    """Nodes to leave out of INT8 so that the `strain` without them is at most 1; few and cheap ones, not all.
 
     The groups are ranked by what each gains alone and left out in that order until the bound holds. Then group by
     group and node by node, the most expensive first, what is not needed goes back to INT8. At most three trials for
-    each group, and one for each node left out.
-
-    Raises:
-        QuantizationError: the bound does not hold with all of them left out.
+    each group, and one for each node left out. None if the bound does not hold with all of them left out.
     """
-    if worst(frozenset()) <= allowed:
+    if strain(frozenset()) <= 1:
         return frozenset()
-    alone = {name: worst(nodes) for name, nodes in groups.items()}
+    alone = {name: strain(nodes) for name, nodes in groups.items()}
     price = {name: sum(costs[node] for node in nodes) for name, nodes in groups.items()}
-    enough = [name for name in groups if alone[name] <= allowed]
+    enough = [name for name in groups if alone[name] <= 1]
     kept = frozenset[str]()
     for name in [min(enough, key=price.__getitem__)] if enough else sorted(groups, key=alone.__getitem__):
         kept |= groups[name]
-        if worst(kept) <= allowed:
+        if strain(kept) <= 1:
             break
     else:
-        raise QuantizationError(f"INT8 costs more than {allowed} dB whatever is left out; use --precision bf16")
+        return None
     for name in sorted(groups, key=price.__getitem__, reverse=True):
-        if groups[name] <= kept and worst(kept - groups[name]) <= allowed:
+        if groups[name] <= kept and strain(kept - groups[name]) <= 1:
             kept -= groups[name]
     for node in sorted(kept, key=costs.__getitem__, reverse=True):
-        if worst(kept - {node}) <= allowed:
+        if strain(kept - {node}) <= 1:
             kept -= {node}
     return kept
 
@@ -217,18 +244,20 @@ def with_fp32(quantised: onnx.ModelProto, model: onnx.ModelProto, nodes: frozens
     return result
 
 
-def _scores(model: onnx.ModelProto, judges: Sequence[HeldOut], precision: ov.Type) -> dict[str, float]:
-    """PSNR in dB by task, run as it is served."""
+def _compiled(model: onnx.ModelProto, precision: ov.Type) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """A body as it is served: inputs of n tiles to BODY_FEATURES."""
     core = ov.Core()
     graph = core.read_model(model.SerializeToString())
     compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": precision})
-    scores = {}
-    for judge in judges:
-        count = len(judge.inputs["FEATURES"])
-        batches = [{k: x[i : i + 8] for k, x in judge.inputs.items()} for i in range(0, count, 8)]
-        scores[judge.task.name] = judge.psnr(np.concatenate([compiled(b)["BODY_FEATURES"] for b in batches]))
-    return scores
+
+    def run(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        count = len(inputs["FEATURES"])
+        batches = [{name: x[i : i + 8] for name, x in inputs.items()} for i in range(0, count, 8)]
+        return np.concatenate([compiled(batch)["BODY_FEATURES"] for batch in batches])
+
+    return run
 
 
-def _table(loss: Mapping[str, float]) -> str:
-    return ", ".join(f"{task} {value:+.3f} dB" for task, value in loss.items())
+def _scores(body: Callable[[Mapping[str, np.ndarray]], np.ndarray], judges: Sequence[HeldOut]) -> dict[str, float]:
+    """PSNR in dB by task."""
+    return {judge.task.name: judge.psnr(body(judge.inputs)) for judge in judges}

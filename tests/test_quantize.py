@@ -20,10 +20,12 @@ from export.calibration import CalibrationError, HeldOut, calibration_samples, h
 from export.flops import flops_of_nodes
 from export.layers import groups_of, layer_names, named
 from export.manifest import read_manifest
+from export.parity import TOLERANCES, measure
 from export.parts import to_onnx
 from export.quantize import (
     MAX_LOSS,
     MIN_SHARE,
+    Gate,
     QuantizationError,
     choose_kept,
     post_training,
@@ -54,6 +56,10 @@ def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return compiled(inputs)["BODY_FEATURES"]
 
 
+def gate_of(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> Gate:
+    return Gate(inputs, {"BODY_FEATURES": run(model, inputs)})
+
+
 @dataclass(frozen=True)
 class Setting:
     """A small body, its calibration tiles and judges, and all of it in INT8."""
@@ -73,7 +79,9 @@ def setting() -> Setting:
 
 @needs_nncf
 def test_int8_stays_within_the_bound_and_is_smaller(setting: Setting):
-    quantized = quantize_body(setting.body, setting.samples, setting.judges)
+    quantized = quantize_body(
+        setting.body, setting.samples, setting.judges, gate_of(setting.body, setting.judges[0].inputs)
+    )
     assert set(quantized.loss) == {t.name for t in TASKS}
     assert all(loss <= 0.1 for loss in quantized.loss.values())
     assert 0.8 < quantized.share < 1
@@ -141,32 +149,53 @@ def test_a_layer_that_int8_spoils_is_found_named_and_left_out():
     restored = torch.from_numpy(run(body, judge.inputs))
     clean = judge.tail(restored).detach().clamp(0, 255)  # what the model makes of the tiles, give or take 5 levels
     clean += 5 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    quantized = quantize_body(body, samples, [replace(judge, clean=clean)])
+    quantized = quantize_body(body, samples, [replace(judge, clean=clean)], gate_of(body, judge.inputs))
     assert set(quantized.kept) == {"out2", *NEVER_INT8}
     assert quantized.loss["denoise_30"] <= 0.1
 
 
-def test_a_bound_that_cannot_be_met_is_an_error_that_says_so():
-    groups = {"a": frozenset({"a0"}), "b": frozenset({"b0"})}
-    with pytest.raises(QuantizationError, match=r"more than 0.1 dB whatever is left out; use --precision bf16"):
-        choose_kept(groups, {"a0": 1, "b0": 1}, lambda kept: 0.2, 0.1)
+@needs_nncf
+def test_a_layer_is_left_out_for_a_single_value_that_the_parity_gate_would_refuse(setting: Setting):
+    """One tile of the gate's is far brighter in one feature than what calibration has seen."""
+    judge = setting.judges[1]
+    inputs = {name: x[:8].copy() for name, x in judge.inputs.items()}
+    inputs["FEATURES"][3, 0, 20, -1] = 8 * np.abs(judge.inputs["FEATURES"]).max()
+    gate = gate_of(setting.body, inputs)
+    refused = measure("body", {"BODY_FEATURES": run(setting.int8, inputs)}, gate.expected, "int8")
+    assert refused.strain > 1 and refused.max_abs > TOLERANCES["int8"].max_abs
+    quantized = quantize_body(setting.body, setting.samples, [judge], gate)
+    taken = measure("body", {"BODY_FEATURES": run(quantized.model, inputs)}, gate.expected, "int8")
+    assert taken.strain <= 1 and set(quantized.kept) > set(NEVER_INT8)
+
+
+@needs_nncf
+def test_a_bound_that_cannot_be_met_is_an_error_that_says_so(setting: Setting):
+    gate = gate_of(setting.body, setting.judges[0].inputs)
+    wrong = replace(gate, expected={"BODY_FEATURES": gate.expected["BODY_FEATURES"] + 100})
+    with pytest.raises(
+        QuantizationError, match=r"0\.1 dB or fails the parity gate whatever .* int8 max .*; use --precision bf16"
+    ):
+        quantize_body(setting.body, setting.samples, setting.judges, wrong)
 
 
 def test_few_and_cheap_layers_are_left_out():
     groups = {"a": frozenset({"a0", "a1"}), "b": frozenset({"b0", "b1"}), "c": frozenset({"c0"})}
     costs = {"a0": 1.0, "a1": 1.0, "b0": 5.0, "b1": 5.0, "c0": 3.0}
 
-    def worst_of(**losses: float) -> Callable[[frozenset[str]], float]:
-        return lambda kept: sum(loss for node, loss in losses.items() if node not in kept)
+    def strain_of(**losses: float) -> Callable[[frozenset[str]], float]:
+        return lambda kept: sum(loss for node, loss in losses.items() if node not in kept) / 0.1
 
     def chosen(**losses: float) -> set[str]:
-        return set(choose_kept(groups, costs, worst_of(**losses), 0.1))
+        found = choose_kept(groups, costs, strain_of(**losses))
+        assert found is not None
+        return set(found)
 
     assert chosen(a0=0.03, b0=0.03, c0=0.03) == set()
     assert chosen(a0=0.05, a1=0.03, b0=0.3, c0=0.01) == {"b0"}
     assert chosen(a0=0.05, b0=0.06) == {"a0"}  # either would do, and this one costs less
     assert chosen(a0=0.2, a1=0.01, b1=0.3, c0=0.02) == {"a0", "b1"}
     assert chosen(a0=1, a1=1, b0=1, b1=1, c0=1) == {"a0", "a1", "b0", "b1", "c0"}
+    assert choose_kept(groups, costs, lambda kept: 2.0) is None
 
 
 @needs_nncf
