@@ -27,6 +27,8 @@ The server is the tritonserver on PATH (an NGC container), else the one in the w
 Closed to clients: model-repository, shared-memory, trace and logging; to open some, pass your own
 --http-restricted-api and --grpc-restricted-protocol after the --.
 
+Told to stop, it first answers the photographs under way, for 20 seconds at most; told twice, it ends at once.
+
 exit codes:
   0  stopped as asked (Ctrl-C, SIGTERM, SIGHUP); with --check: everything is there
   1  the server failed: it did not become ready, the warm-up failed, or it ended by itself

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http.client
 import logging
 import os
 import re
@@ -38,9 +39,12 @@ output_logger = logging.getLogger(f"{__name__}.output")
 """Takes what tritonserver and its models write, a record per line, at Triton's own severity."""
 
 DEFAULT_MAX_INPUT_PIXELS = 64_000_000
-GRACE_S = 15.0
+GRACE_S = 20.0
+"""Seconds that photographs under way get to be finished when the server is told to stop."""
 
-_EXIT_TIMEOUT_S = 10
+_EXIT_TIMEOUT_S = 5
+_END_S = 9.0  # until tritonserver, told to stop, is killed
+_UNDER_WAY = ("ipt_photographs_under_way{", f'nv_inference_pending_request_count{{model="{preflight.ROUTER}"')
 _POLL_S = 0.1
 # What a client needs stays open: health, metadata, inference, the router's config (the task table), statistics.
 _CLOSED_APIS = "model-repository,shared-memory,trace,logging"
@@ -198,24 +202,48 @@ class TritonServer:
             raise
 
     def stop(self, grace: float = GRACE_S) -> None:
-        """End the server: requests in flight may finish for some seconds, what is left after `grace` s is killed.
+        """End the server once the photographs under way are answered, after `grace` seconds at the latest.
 
-        Does nothing when the server does not run. Afterwards no process, no shared-memory region and no temporary file
-        of it is left.
+        New requests are taken meanwhile, but do not prolong the `grace`; with 0 the server is killed at once. Does
+        nothing when the server does not run. Afterwards no process, no shared-memory region and no temporary file of it
+        is left.
         """
         self._stopped = True
         self._interrupted.set()
         supervisor = self._supervisor
         if supervisor is None:
             return
+        if grace > 0:
+            self._await_answers(time.monotonic() + grace)
         self._tell(b"stop" if grace > 0 else b"kill")
         try:
-            supervisor.wait(grace or None)
+            supervisor.wait(_END_S)
         except subprocess.TimeoutExpired:
             self._tell(b"kill")
             supervisor.wait()
         self._clean_up(supervisor)
         self._supervisor = None
+
+    def _await_answers(self, deadline: float) -> None:
+        """Wait until twice in a row nothing is under way: a request that is handed to the router counts nowhere."""
+        idle = 0
+        while idle < 2 and self.running and time.monotonic() < deadline:
+            idle = 0 if self._under_way() else idle + 1
+            time.sleep(_POLL_S)
+
+    def _under_way(self) -> float:
+        """Photographs that the router has begun or that wait for it, by the server's metrics; 0 where it has none."""
+        connection = http.client.HTTPConnection(self._reachable_host, self._ports["--metrics-port"], timeout=1)
+        try:
+            connection.request("GET", "/metrics")
+            page = connection.getresponse().read().decode()
+        except TimeoutError:
+            return 1  # busy
+        except (OSError, http.client.HTTPException):
+            return 0
+        finally:
+            connection.close()
+        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(_UNDER_WAY))
 
     def kill(self) -> None:
         """Ask for the immediate end of the server without waiting for it; `stop` still cleans up."""

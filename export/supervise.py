@@ -220,10 +220,10 @@ def supervise(prefix: str, directory: Path, command: list[str]) -> int:
         elif b"stop" in words:
             stopping = set(session_processes(supervisor))
             server.terminate()
-        elif stopping.difference(session_processes(supervisor)) and server.poll() is None:
+        elif stopping.difference(session_processes(supervisor)):
             answered = True
-            server.kill()
-            server.wait()
+            end_session(supervisor)
+            break
 
     clean_up(supervisor, prefix, directory, started)
     if answered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -257,3 +258,43 @@ def test_wrong_type_rank_or_channels_are_refused_by_name(
         ask(served, IMAGE=image_input, TASK_ID=DERAIN)
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert words in caught.value.message()
+
+
+def under_way(server: TritonServer) -> float:
+    """What the routers' metric says, over all instances."""
+    with urllib.request.urlopen(server.metrics_url) as page:
+        lines = page.read().decode().splitlines()
+    counts = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("ipt_photographs_under_way{")]
+    assert len(counts) > 1
+    return sum(counts)
+
+
+def test_a_server_that_is_told_to_stop_answers_the_photographs_under_way_first(
+    served: Served, client: RestorationClient
+):
+    photo = image(400, 400)
+    expected = client.restore(photo, "derain")
+    with TritonServer(served.repository) as server, ThreadPoolExecutor() as pool:
+        assert under_way(server) == 0  # the warm-up has been answered
+        with RestorationClient(server.grpc_url) as connection:
+            answers = [pool.submit(connection.restore, photo, "derain") for _ in range(6)]
+            while not under_way(server):
+                assert not any(answer.done() for answer in answers)
+            server.stop(grace=60)
+            assert all(np.array_equal(answer.result(), expected) for answer in answers)
+
+
+def test_photographs_that_cannot_be_restored_do_not_stay_under_way(served: Served):
+    for inputs in ({"TASK_ID": (np.array([99], np.int32), "INT32")}, {"STRIDE": (np.array([0], np.int32), "INT32")}):
+        with pytest.raises(InferenceServerException):
+            ask(served, IMAGE=(image(), "UINT8"), **inputs)
+    assert under_way(served.server) == 0
+
+
+def test_a_server_without_metrics_serves_and_stops(served: Served, client: RestorationClient):
+    photo = image()
+    with (
+        TritonServer(served.repository, extra_args=["--allow-metrics=false"]) as server,
+        RestorationClient(server.grpc_url) as connection,
+    ):
+        assert np.array_equal(connection.restore(photo, "sr_x2"), client.restore(photo, "sr_x2"))

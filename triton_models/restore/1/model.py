@@ -3,6 +3,10 @@
 It cuts the image into patches (`tiling.py` beside this file, copied there by `ipt-export`), sends them in bounded
 chunks, several at a time, to the ensemble `ipt_<task>` and joins the answers. The tasks and limits are parameters of
 its configuration. Python 3.9 syntax; imports only numpy and the tiling module.
+
+Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
+A server that is told to stop takes no more patches at once, not even those of a photograph that it has begun; so
+`ipt-serve` waits for this count to fall to 0 before it tells the server.
 """
 
 import asyncio
@@ -30,11 +34,13 @@ class TritonPythonModel:
         self._bodies = int(parameters["body_instances"])
         self._stride, self._keep = int(parameters["stride"]), int(parameters["keep"])
         self._max_input, self._max_output = int(parameters["max_input_pixels"]), int(parameters["max_output_pixels"])
+        self._family, self._under_way = _gauge(args["model_instance_name"])
 
     async def execute(self, requests):
         return await asyncio.gather(*[self._answer(request) for request in requests])
 
     async def _answer(self, request):
+        self._count(1)
         try:
             output, restored = await self._restore(request)
         except InvalidRequest as error:
@@ -45,7 +51,13 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=error.args[0])
         except Cancelled:
             return _error("the caller has left; the rest of the image was not computed", pb_utils.TritonError.CANCELLED)
+        finally:
+            self._count(-1)
         return pb_utils.InferenceResponse([pb_utils.Tensor(output, restored)])
+
+    def _count(self, change):
+        if self._under_way is not None:
+            self._under_way.increment(change)
 
     async def _restore(self, request):
         name, image = self._image(request)
@@ -150,6 +162,19 @@ async def _restore_patches(ensemble, patches):
     if response.has_error():
         raise PartFailure(response.error())
     return pb_utils.get_output_tensor_by_name(response, "RESTORED").as_numpy()
+
+
+def _gauge(instance):
+    """The family, which must outlive it, and the metric of this instance; None on a server without metrics."""
+    try:
+        family = pb_utils.MetricFamily(
+            name="ipt_photographs_under_way",
+            description="Photographs that an instance of the router has begun and not yet answered",
+            kind=pb_utils.MetricFamily.GAUGE,
+        )
+        return family, family.Metric(labels={"instance": instance})
+    except pb_utils.TritonModelException:
+        return None, None
 
 
 def _number(request, name, default):
