@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from types import FrameType
 
 from export.serve_errors import CheckError, InterruptedStartError, ServeError
-from export.server import TritonServer, output_logger
+from export.server import GRACE_S, TritonServer, output_logger
 
-_EPILOG = """\
+_EPILOG = f"""\
 examples:
   ipt-serve                                       serve triton_models on localhost, ports 8000, 8001, 8002
   ipt-serve --check                               only look whether everything is there
@@ -27,7 +27,8 @@ The server is the tritonserver on PATH (an NGC container), else the one in the w
 Closed to clients: model-repository, shared-memory, trace and logging; to open some, pass your own
 --http-restricted-api and --grpc-restricted-protocol after the --.
 
-Told to stop, it first answers the photographs under way, for 20 seconds at most; told twice, it ends at once.
+Told to stop, it first answers the photographs under way, for {GRACE_S:.0f} seconds at most. Told twice, it ends at
+once.
 
 exit codes:
   0  stopped as asked (Ctrl-C, SIGTERM, SIGHUP); with --check: everything is there

@@ -39,11 +39,11 @@ output_logger = logging.getLogger(f"{__name__}.output")
 """Takes what tritonserver and its models write, a record per line, at Triton's own severity."""
 
 DEFAULT_MAX_INPUT_PIXELS = 64_000_000
-GRACE_S = 20.0
+GRACE_S = 15.0
 """Seconds that photographs under way get to be finished when the server is told to stop."""
 
-_EXIT_TIMEOUT_S = 5
-_END_S = 9.0  # until tritonserver, told to stop, is killed
+_EXIT_TIMEOUT_S = 10
+_END_S = _EXIT_TIMEOUT_S + 4.0  # until tritonserver, told to stop, is killed
 _UNDER_WAY = ("ipt_photographs_under_way{", f'nv_inference_pending_request_count{{model="{preflight.ROUTER}"')
 _POLL_S = 0.1
 # What a client needs stays open: health, metadata, inference, the router's config (the task table), statistics.

@@ -5,8 +5,8 @@ chunks, several at a time, to the ensemble `ipt_<task>` and joins the answers. T
 its configuration. Python 3.9 syntax; imports only numpy and the tiling module.
 
 Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
-A server that is told to stop takes no more patches at once, not even those of a photograph that it has begun; so
-`ipt-serve` waits for this count to fall to 0 before it tells the server.
+A server that is told to stop refuses further patches, even those of a photograph that it has begun; so `ipt-serve`
+waits for this count to fall to 0 before it tells the server.
 """
 
 import asyncio
