@@ -6,41 +6,48 @@
 #   server    ipt-serve in NGC's Triton container, for GPU repositories; the default
 #
 # TensorRT loads plans of its own version alone, so `engines` and `server` are of the same release. The model repository
-# is mounted at /models. ipt-serve imports numpy and tritonclient; so only the files below are needed of this project.
+# is mounted at /models. ipt-serve imports numpy and tritonclient; so only the folders below are needed of this project.
 
 FROM nvcr.io/nvidia/tensorrt:26.07-py3 AS engines
 RUN pip install --no-cache-dir numpy==1.26.4 pycuda==2025.1
-COPY export/__init__.py export/engine*.py /opt/ipt/export/
+COPY src/ipt_triton/*.py /opt/ipt/ipt_triton/
+COPY export/__init__.py /opt/ipt/ipt_triton/export/
+COPY export/engines/*.py /opt/ipt/ipt_triton/export/engines/
 WORKDIR /project
 USER 1000:1000
-ENTRYPOINT ["python3", "/opt/ipt/export/engine.py"]
+ENV PYTHONPATH=/opt/ipt PYTHONDONTWRITEBYTECODE=1
+ENTRYPOINT ["python3", "-m", "ipt_triton.export.engines.build"]
 CMD ["build/parts", "--output", "build/engines"]
 
 
 FROM python:3.11.13-slim-bookworm AS cpu
 RUN pip install --no-cache-dir "numpy<2" nvidia-pytriton==0.7.0 openvino==2026.4.1 "tritonclient[grpc]==2.73.0" \
     && useradd --uid 1000 --no-create-home ipt
-COPY export/__init__.py export/engine_device.py export/engine_metadata.py export/preflight.py export/preflight_gpu.py \
-    export/serve.py export/serve_errors.py export/server.py export/supervise.py export/warm_up.py /opt/ipt/export/
+COPY src/ipt_triton/*.py /opt/ipt/ipt_triton/
+COPY export/__init__.py /opt/ipt/ipt_triton/export/
+COPY export/engines/*.py /opt/ipt/ipt_triton/export/engines/
+COPY export/serving/*.py /opt/ipt/ipt_triton/export/serving/
 ENV PYTHONPATH=/opt/ipt PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=3)"]
-ENTRYPOINT ["python3", "-m", "export.serve", "--repository", "/models", "--host", "0.0.0.0"]
+ENTRYPOINT ["python3", "-m", "ipt_triton.export.serving.command", "--repository", "/models", "--host", "0.0.0.0"]
 
 
 FROM nvcr.io/nvidia/tritonserver:26.07-py3 AS server
 # The image's own Python runs Triton's Python models; there is no other here to keep the packages apart from.
 ENV PIP_BREAK_SYSTEM_PACKAGES=1
 RUN pip install --no-cache-dir numpy "tritonclient[grpc]==2.73.0"
-COPY export/__init__.py export/engine_device.py export/engine_metadata.py export/preflight.py export/preflight_gpu.py \
-    export/serve.py export/serve_errors.py export/server.py export/supervise.py export/warm_up.py /opt/ipt/export/
+COPY src/ipt_triton/*.py /opt/ipt/ipt_triton/
+COPY export/__init__.py /opt/ipt/ipt_triton/export/
+COPY export/engines/*.py /opt/ipt/ipt_triton/export/engines/
+COPY export/serving/*.py /opt/ipt/ipt_triton/export/serving/
 ENV PYTHONPATH=/opt/ipt PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=3)"]
-ENTRYPOINT ["python3", "-m", "export.serve", "--repository", "/models", "--host", "0.0.0.0"]
+ENTRYPOINT ["python3", "-m", "ipt_triton.export.serving.command", "--repository", "/models", "--host", "0.0.0.0"]
 # Triton's default pool of 64 MB of GPU memory holds the tensors of some 200 patches between the parts.
 CMD ["--", "--cuda-memory-pool-byte-size=0:536870912"]

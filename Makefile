@@ -20,7 +20,7 @@ REPOSITORY ?= triton_models
 RUNTIME ?= tensorrt
 PARTS ?= build/parts
 ENGINES ?= build/engines
-BUILD_ENGINES ?= $(bin)/python export/engine.py
+BUILD_ENGINES ?= $(bin)/python export/engines/build.py
 
 bin := $(VENV)/bin
 pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
@@ -30,7 +30,7 @@ sources := $(wildcard train/*.py export/*.py triton_models/restore/1/model.py)
 .PHONY: demo serve export engines test lint clean
 
 demo: export
-	$(bin)/python -m benchmarks.demo --repository $(REPOSITORY) --output build/demo
+	$(bin)/ipt-benchmark demo --repository $(REPOSITORY) --output build/demo
 
 serve: export
 	$(bin)/ipt-serve --repository $(REPOSITORY)

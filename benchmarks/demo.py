@@ -1,11 +1,11 @@
 """The demo: real photographs, degraded, restored through a real Triton server for every task it serves, and shown.
 
     make demo
-    python -m benchmarks.demo --repository triton_models --output build/demo
+    ipt-benchmark demo --repository triton_models --output build/demo
 
 Starts a server on free ports, degrades the photographs with a fixed seed, restores them through the client, stops the
 server, prints a table (task, input size, seconds, PSNR of the classical baseline, PSNR restored) and writes
-`report.html` with side-by-side pictures. PSNR is on RGB for denoising and on luma for the others (`train.metrics`).
+`report.html` with side-by-side pictures. PSNR is on RGB for denoising and on luma for the others (`metrics`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from client import RestorationClient, RestorationError
-from export.serve_errors import ServeError
-from export.server import TritonServer
-from train.atomic import atomic_file
-from train.baselines import baseline
-from train.evaluate import degrade_image, seed_of
-from train.metrics import psnr, psnr_y, to_uint8
-from train.parser import make_parser
-from train.pictures import busiest_square, side_by_side
-from train.tasks import Task
+from ipt_triton.benchmarks.quality.classical import baseline
+from ipt_triton.benchmarks.quality.pictures import busiest_square, side_by_side
+from ipt_triton.cli import make_parser
+from ipt_triton.client import RestorationClient, RestorationError
+from ipt_triton.export.serving.errors import ServeError
+from ipt_triton.export.serving.server import TritonServer
+from ipt_triton.files import atomic_file
+from ipt_triton.images import PHOTOS
+from ipt_triton.metrics import psnr, psnr_y, to_uint8
+from ipt_triton.tasks import Task
+from ipt_triton.train.data.degradations import degrade_image, seed_of
 
-ROOT = Path(__file__).parent.parent
-PHOTOS = ROOT / "tests" / "images"
 CROP = 144  # side of the detail that the report shows, in pixels of the original
 
 
@@ -177,7 +176,7 @@ def write_picture(results: Sequence[Result], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed."""
-    parser = make_parser("python -m benchmarks.demo", __doc__ or "")
+    parser = make_parser("ipt-benchmark demo", __doc__ or "")
     parser.add_argument("--repository", type=Path, default=Path("triton_models"), help="(default %(default)s)")
     parser.add_argument(
         "--photos", type=Path, default=PHOTOS, help="folder of PNG photographs (default: the project's)"

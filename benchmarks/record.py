@@ -3,7 +3,8 @@
 A benchmark is a module with `main`, which measures and makes a `Record`, and with two functions of a record alone,
 `markdown` (tables) and `draw` (a plot), so that `benchmarks.report` shows a committed record just as the command did.
 
-Python 3.9 syntax and, until a plot is drawn, the standard library alone: `benchmarks.engines` runs on GPU machines too.
+Python 3.9 syntax and, until a plot is drawn, the standard library alone: `benchmarks.compute.engines` runs on GPU
+machines too.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.atomic import atomic_file
-from train.parser import make_parser
+from ipt_triton.cli import make_parser
+from ipt_triton.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 QUIET_CORES = 0.1
 """Other work up to this many cores leaves a measurement quiet."""
 
@@ -53,7 +54,7 @@ class Record:
     """A benchmark's result as it is written: everything needed to read it and to run it again.
 
     Attributes:
-        benchmark: the module's name, as in `python -m benchmarks.<name>`.
+        benchmark: the module's name, as in `ipt-benchmark <name>`.
         command: what makes the record, without the interpreter's path.
         machine: processor, cores, versions, and cores busy with other work just before and after.
         figures: what was measured; JSON values only.
@@ -121,13 +122,13 @@ class Session:
         return cls(benchmark, list(sys.argv[1:] if argv is None else argv), machine)
 
     def record(self, figures: dict[str, Any]) -> Record:
-        command = ["python", "-m", f"benchmarks.{self.benchmark}", *self.argv]
+        command = ["ipt-benchmark", self.benchmark, *self.argv]
         return Record(self.benchmark, command, {**self.machine, "busy_cores_after": busy_cores()}, figures)
 
 
 def command_line(benchmark: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser whose help is the module's docstring, with `--json` and `--plot`."""
-    parser = make_parser(f"python -m benchmarks.{benchmark}", doc or "")
+    parser = make_parser(f"ipt-benchmark {benchmark}", doc or "")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record: machine, command, figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the plot as PNG (needs matplotlib)")
     return parser

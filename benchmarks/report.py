@@ -1,7 +1,7 @@
 """The page of results: every record in benchmarks/results as its tables, its plot, its machine and its command.
 
-    python -m benchmarks.report
-    python -m benchmarks.report --check
+    ipt-benchmark report
+    ipt-benchmark report --check
 
 Writes README.md and a PNG beside each record. --check writes nothing and looks whether README.md is what the records
 give and every plot is there.
@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks.record import ROOT, Record, save_plot
-from train.atomic import atomic_file
-from train.parser import make_parser
+from ipt_triton.benchmarks.__main__ import BENCHMARKS
+from ipt_triton.benchmarks.record import ROOT, Record, save_plot
+from ipt_triton.cli import make_parser
+from ipt_triton.files import atomic_file
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = "README.md"
@@ -64,12 +65,12 @@ def load_records(folder: Path) -> dict[Path, Record]:
 
 
 def own_pages(folder: Path) -> list[Path]:
-    """Pages that a benchmark wrote itself, as `benchmarks.ablations` does."""
+    """Pages that a benchmark wrote itself, as `benchmarks.ablations.run` does."""
     return sorted(path for path in folder.glob("*.md") if path.name != PAGE)
 
 
 def module_of(record: Record) -> ModuleType:
-    return importlib.import_module(f"benchmarks.{record.benchmark}")
+    return importlib.import_module(f"ipt_triton.benchmarks.{BENCHMARKS[record.benchmark]}")
 
 
 def page(records: dict[Path, Record], others: Sequence[Path]) -> str:
@@ -80,7 +81,7 @@ def page(records: dict[Path, Record], others: Sequence[Path]) -> str:
     """
     parts = [
         "# Results",
-        "Written by `python -m benchmarks.report` from the records in this folder. Figures are medians, with quartiles "
+        "Written by `ipt-benchmark report` from the records in this folder. Figures are medians, with quartiles "
         "in brackets, unless said otherwise. Below each plot: the machine, other load on it just before and after, "
         "versions, and the command that measures again.",
     ]
@@ -132,12 +133,12 @@ def out_of_step(folder: Path) -> list[str]:
 
 
 def _unreadable(path: Path, record: Record, error: Exception) -> ReportError:
-    return ReportError(f"{path} is not what benchmarks.{record.benchmark} writes ({error!r}); measure it again")
+    return ReportError(f"{path} is not what ipt-benchmark {record.benchmark} writes ({error!r}); measure it again")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = make_parser("python -m benchmarks.report", __doc__ or "")
+    parser = make_parser("ipt-benchmark report", __doc__ or "")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="(default benchmarks/results)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is not in step")
     arguments = parser.parse_args(argv)
@@ -153,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for problem in problems:
-        print(f"{problem}: run python -m benchmarks.report", file=sys.stderr)
+        print(f"{problem}: run ipt-benchmark report", file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -14,21 +14,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from client.errors import RestorationError
-from export.calibration import read_photos
-from export.manifest import Manifest
-from export.parity import ParityError
-from export.parts import ExportError, export_parts
-from export.quantize import QuantizationError
-from export.repository import ServingOptions, write_repository
-from export.serve_errors import ServeError
-from export.server import TritonServer
-from export.surgery import GraphError
-from train.checkpoint import Checkpoint, CheckpointError, content_hash, load_checkpoint
-from train.model import IPT, PRESETS, identity_start, preset
-from train.tasks import OFFICIAL_TASKS, Task
-
-PHOTO = Path(__file__).parent.parent / "tests" / "images" / "dog.png"
+from ipt_triton.client.errors import RestorationError
+from ipt_triton.export.parts.calibration import read_photos
+from ipt_triton.export.parts.graph import GraphError
+from ipt_triton.export.parts.int8 import QuantizationError
+from ipt_triton.export.parts.split import ExportError, export_parts
+from ipt_triton.export.repository.write import ServingOptions, write_repository
+from ipt_triton.export.serving.errors import ServeError
+from ipt_triton.export.serving.server import TritonServer
+from ipt_triton.images import PHOTOS
+from ipt_triton.manifest import Manifest
+from ipt_triton.parity import ParityError
+from ipt_triton.tasks import OFFICIAL_TASKS, Task
+from ipt_triton.train.model.checkpoint import Checkpoint, CheckpointError, content_hash, load_checkpoint
+from ipt_triton.train.model.ipt import IPT, PRESETS, identity_start, preset
 
 FAILURES = (CheckpointError, ExportError, GraphError, ParityError, QuantizationError, ServeError, RestorationError)
 """What may go wrong between a checkpoint and an answer; each message says what to do."""
@@ -77,7 +76,7 @@ def checkpoint_of(model: IPT) -> Checkpoint:
 
 def photograph(width: int, height: int) -> np.ndarray:
     """The same photograph at any size, uint8 [height, width, 3]."""
-    return np.asarray(Image.open(PHOTO).convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+    return np.asarray(Image.open(PHOTOS / "dog.png").convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
 
 
 @contextmanager
@@ -87,7 +86,7 @@ def serving(
     """A server for checkpoints, from a repository that is gone afterwards."""
     with tempfile.TemporaryDirectory() as name:
         parts = Path(name) / "parts"
-        photos = read_photos(PHOTO.parent) if precision == "int8" else ()
+        photos = read_photos(PHOTOS) if precision == "int8" else ()
         with serving_parts(parts, export_parts(checkpoints, parts, precision, photos=photos), options) as served:
             yield served
 

@@ -1,13 +1,13 @@
 """Client room: restore photos through a running server.
 
-from client import RestorationClient
+from ipt_triton.client import RestorationClient
 
 with RestorationClient("localhost:8001") as client:
     restored = client.restore(image, "sr_x2")
 """
 
-from client.connection import AsyncRestorationClient, RestorationClient
-from client.errors import (
+from ipt_triton.client.connection import AsyncRestorationClient, RestorationClient
+from ipt_triton.client.errors import (
     ImageError,
     InvalidRequest,
     RequestTimeout,
@@ -16,8 +16,8 @@ from client.errors import (
     ServerUnavailable,
     UnknownTask,
 )
-from client.images import Photo, read_photo, write_photo
-from client.protocol import ServerInfo, Task
+from ipt_triton.client.photo import Photo, read_photo, write_photo
+from ipt_triton.client.protocol import ServerInfo, Task
 
 __all__ = [
     "AsyncRestorationClient",

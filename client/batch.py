@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from client.errors import PlanError
-from client.images import READ_SUFFIXES
+from ipt_triton.client.errors import PlanError
+from ipt_triton.client.photo import READ_SUFFIXES
 
 Existing = Literal["refuse", "overwrite", "skip"]
 

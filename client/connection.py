@@ -13,9 +13,10 @@ import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from client import protocol
-from client.errors import UnknownTask
-from client.protocol import Restoration, ServerInfo, Task
+from ipt_triton.client import protocol
+from ipt_triton.client.errors import UnknownTask
+from ipt_triton.client.protocol import Restoration, ServerInfo, Task
+from ipt_triton.service import ROUTER
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ class RestorationClient:
         Raises:
             ServerUnavailable, RequestTimeout, ServerError: see `client.errors`.
         """
-        answer = self._call(lambda: self._grpc.get_model_config(protocol.MODEL, client_timeout=self._timeout))
+        answer = self._call(lambda: self._grpc.get_model_config(ROUTER, client_timeout=self._timeout))
         self._info = protocol.parse_info(answer.config, self.url)
         return self._info
 
@@ -95,9 +96,7 @@ class RestorationClient:
 
     def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
         inputs, outputs = work.inputs(block), work.outputs()
-        return self._call(
-            lambda: self._grpc.infer(protocol.MODEL, inputs, outputs=outputs, client_timeout=self._timeout)
-        )
+        return self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, client_timeout=self._timeout))
 
     def _call(self, send: Callable[[], T]) -> T:
         delays = protocol.retry_delays(self._retries)
@@ -137,7 +136,7 @@ class AsyncRestorationClient:
 
     async def info(self) -> ServerInfo:
         """See `RestorationClient.info`."""
-        answer = await self._call(lambda: self._grpc.get_model_config(protocol.MODEL, client_timeout=self._timeout))
+        answer = await self._call(lambda: self._grpc.get_model_config(ROUTER, client_timeout=self._timeout))
         self._info = protocol.parse_info(answer.config, self.url)
         return self._info
 
@@ -159,9 +158,7 @@ class AsyncRestorationClient:
 
     async def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
         inputs, outputs = work.inputs(block), work.outputs()
-        return await self._call(
-            lambda: self._grpc.infer(protocol.MODEL, inputs, outputs=outputs, client_timeout=self._timeout)
-        )
+        return await self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, client_timeout=self._timeout))
 
     async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
         delays = protocol.retry_delays(self._retries)

@@ -1,7 +1,9 @@
 """Errors of the client: every message is one sentence that names the value, what is allowed and what to do."""
 
+from ipt_triton.errors import IptError
 
-class RestorationError(Exception):
+
+class RestorationError(IptError):
     """Base of every error that the client raises on purpose."""
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from client.errors import (
+from ipt_triton.client.errors import (
     InvalidRequest,
     RequestTimeout,
     RestorationError,
@@ -21,10 +19,11 @@ from client.errors import (
     ServerUnavailable,
     UnknownTask,
 )
-from client.splitting import Block, split_image
-from train.tiling import check_rule
+from ipt_triton.client.splitting import Block, split_image
+from ipt_triton.service import ROUTER, ServiceError, ServiceInfo
+from ipt_triton.tasks import Task, TaskError, find_task
+from ipt_triton.tiling import check_rule
 
-MODEL = "restore"
 GRPC_BYTES = 2**31 - 1
 """The largest message of gRPC."""
 _HEADROOM = 2**20  # of a message, for names and shapes
@@ -45,39 +44,8 @@ CHANNEL_ARGS: list[tuple[str, int]] = [
 ]
 
 
-@dataclass(frozen=True)
-class Task:
-    """One restoration that the server offers.
-
-    Attributes:
-        id, name: either selects it.
-        kind: family of the degradation: "sr", "derain", "denoise".
-        scale: output side over input side.
-        sigma: standard deviation of the noise it removes, on the 0..255 scale, or of the blur, in pixels; 0 for others.
-        quality: of the JPEG files that it repairs, 1 to 100; 0 for others.
-    """
-
-    id: int
-    name: str
-    kind: str
-    scale: int
-    sigma: float
-    quality: int = 0
-
-
-@dataclass(frozen=True)
-class ServerInfo:
+class ServerInfo(ServiceInfo):
     """What a server says about itself: its tasks, the default tiling rule, limits per request, and its model."""
-
-    tasks: tuple[Task, ...]
-    patch_size: int
-    stride: int
-    keep: int
-    max_input_pixels: int
-    max_output_pixels: int
-    checkpoint_sha256: str
-    runtime: str
-    precision: str
 
     def task(self, key: int | str) -> Task:
         """The task with this id (an int, or its digits) or name.
@@ -85,11 +53,11 @@ class ServerInfo:
         Raises:
             UnknownTask: naming the key and every task there is.
         """
-        for task in self.tasks:
-            if str(key) in (task.name, str(task.id)):
-                return task
-        known = ", ".join(f"{task.name} ({task.id})" for task in self.tasks)
-        raise UnknownTask(f"task {key!r} is not served; choose one of {known}")
+        try:
+            return find_task(self.tasks, key)
+        except TaskError:
+            known = ", ".join(f"{task.name} ({task.id})" for task in self.tasks)
+            raise UnknownTask(f"task {key!r} is not served; choose one of {known}") from None
 
     def rule(self, stride: int | None, keep: int | None) -> tuple[int, int]:
         """The tiling rule that holds for a request: stride and keep, the server's own where None is given.
@@ -106,30 +74,15 @@ class ServerInfo:
 
 
 def parse_info(config: Any, url: str) -> ServerInfo:
-    """Read the configuration of the model `restore` (a ModelConfig message).
+    """Read the configuration of the router (a ModelConfig message).
 
     Raises:
-        ServerError: it lacks a parameter, so the server is no ipt-triton router of this version.
+        ServerError: it lacks a parameter, so the server is not an ipt-triton router of this version.
     """
     try:
-        value = {name: parameter.string_value for name, parameter in config.parameters.items()}
-        names = {field.name for field in fields(Task)}
-        table = json.loads(value["tasks"])
-        return ServerInfo(
-            tasks=tuple(Task(**{name: entry[name] for name in names.intersection(entry)}) for entry in table),
-            patch_size=int(value["patch_size"]),
-            stride=int(value["stride"]),
-            keep=int(value["keep"]),
-            max_input_pixels=int(value["max_input_pixels"]),
-            max_output_pixels=int(value["max_output_pixels"]),
-            checkpoint_sha256=value["checkpoint_sha256"],
-            runtime=value["runtime"],
-            precision=value["precision"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ServerError(
-            f"the model {MODEL!r} at {url} does not describe its tasks ({error!r}); serve a repository of ipt-export"
-        ) from error
+        return ServerInfo.from_parameters({name: value.string_value for name, value in config.parameters.items()})
+    except ServiceError as error:
+        raise ServerError(f"{error} at {url}; serve a repository of ipt-export") from error
 
 
 class Restoration:
@@ -247,5 +200,5 @@ def explain(error: InferenceServerException, url: str, timeout: float | None) ->
     if status == "StatusCode.DEADLINE_EXCEEDED":
         return RequestTimeout(f"the server at {url} did not answer within {timeout} s; allow more or send less")
     if status == "StatusCode.NOT_FOUND":
-        return ServerError(f"the server at {url} does not serve the model {MODEL!r}; serve a repository of ipt-export")
+        return ServerError(f"the server at {url} does not serve the model {ROUTER!r}; serve a repository of ipt-export")
     return ServerError(f"the server at {url} failed ({status}: {message.splitlines()[0]}); look at its log")

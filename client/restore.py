@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 if not __package__:  # run as a file: the packages beside this folder are meant, not the modules in it
-    sys.path[:] = [str(Path(__file__).resolve().parent.parent), *sys.path[1:]]
+    sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 
 from tqdm import tqdm
 
-from client.batch import Existing, Job, plan_jobs
-from client.connection import RestorationClient
-from client.errors import ImageError, RestorationError, ServerUnavailable
-from client.images import FORMATS, check_format, read_photo, write_photo
-from client.protocol import ServerInfo, Task
+from ipt_triton.client.batch import Existing, Job, plan_jobs
+from ipt_triton.client.connection import RestorationClient
+from ipt_triton.client.errors import ImageError, RestorationError, ServerUnavailable
+from ipt_triton.client.photo import FORMATS, check_format, read_photo, write_photo
+from ipt_triton.client.protocol import ServerInfo, Task
 
 Status = Literal["restored", "skipped", "failed", "not reached"]
 DONE, PHOTOS_FAILED, NOT_POSSIBLE, INTERRUPTED = 0, 1, 2, 130

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from client.errors import InvalidRequest
-from train.tiling import plan_axis
+from ipt_triton.client.errors import InvalidRequest
+from ipt_triton.tiling import plan_axis
 
 
 class Piece(NamedTuple):

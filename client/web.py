@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from client.connection import RestorationClient
-from client.errors import RestorationError
-from client.images import Photo, read_photo, write_photo
+from ipt_triton.client.connection import RestorationClient
+from ipt_triton.client.errors import RestorationError
+from ipt_triton.client.photo import Photo, read_photo, write_photo
 
 LABELS = {
     "sr": "enlarge x{scale}",

@@ -25,16 +25,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.calibration import CalibrationError, read_photos
-from export.manifest import ManifestError, read_manifest
-from export.parity import ParityError
-from export.parts import PRECISIONS, RESIDUALS, ExportError, check_combination, export_parts
-from export.quantize import QuantizationError
-from export.repository import RepositoryError, ServingOptions, write_repository
-from export.surgery import GraphError
-from train.checkpoint import CheckpointError, load_checkpoint
+from ipt_triton.export.parts.calibration import CalibrationError, read_photos
+from ipt_triton.export.parts.graph import GraphError
+from ipt_triton.export.parts.int8 import QuantizationError
+from ipt_triton.export.parts.split import PRECISIONS, RESIDUALS, ExportError, check_combination, export_parts
+from ipt_triton.export.repository.write import RepositoryError, ServingOptions, write_repository
+from ipt_triton.images import PHOTOS
+from ipt_triton.manifest import ManifestError, read_manifest
+from ipt_triton.parity import ParityError
+from ipt_triton.train.model.checkpoint import CheckpointError, load_checkpoint
 
-PHOTOS = Path(__file__).parent.parent / "tests" / "images"
 REFUSALS = (
     CalibrationError,
     CheckpointError,
@@ -72,7 +72,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--calibration",
         type=Path,
         metavar="DIR",
-        help=f"clean photographs that int8 is calibrated and judged on (default {PHOTOS.name} of the project's tests)",
+        help="clean photographs that int8 is calibrated and judged on (default: the project's own)",
     )
     parser.add_argument(
         "--engines",
@@ -80,7 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="TensorRT engines made by export/engine.py, one folder per GPU architecture",
+        help="TensorRT engines made by export/engines/build.py, one folder per GPU architecture",
     )
     parser.add_argument(
         "--repository", type=Path, default=Path("triton_models"), help="model repository (default %(default)s)"
@@ -127,7 +127,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _engine_command(parts: Path) -> str:
-    return f"python export/engine.py {shlex.quote(str(parts))} --output build/engines"
+    return f"python export/engines/build.py {shlex.quote(str(parts))} --output build/engines"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import Served, small_model
+from helpers.support import Served, small_model
 
-from client import RestorationClient
-from export.parts import export_parts
-from export.repository import ServingOptions, write_repository
-from export.server import TritonServer
-from train.checkpoint import load_checkpoint, save_checkpoint
+from ipt_triton.client import RestorationClient
+from ipt_triton.export.parts.split import export_parts
+from ipt_triton.export.repository.write import ServingOptions, write_repository
+from ipt_triton.export.serving.server import TritonServer
+from ipt_triton.train.model.checkpoint import load_checkpoint, save_checkpoint
 
 # A shell starts what runs in the background with SIGINT ignored, and processes that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,9 +16,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tiling import Tiler, check_rule
 
-CHUNK = 8  # most patches in one request to an ensemble
-DEPTH = 3  # such requests under way for one image: enough for two bodies, few enough to let other images in between
-
 OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
 
 
@@ -31,7 +28,8 @@ class TritonPythonModel:
         parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
         self._tasks = json.loads(parameters["tasks"])
         self._patch = int(parameters["patch_size"])
-        self._bodies = int(parameters["body_instances"])
+        self._bodies, self._chunk = int(parameters["body_instances"]), int(parameters["chunk"])
+        self._in_flight = int(parameters["requests_in_flight"])
         self._stride, self._keep = int(parameters["stride"]), int(parameters["keep"])
         self._max_input, self._max_output = int(parameters["max_input_pixels"]), int(parameters["max_output_pixels"])
         self._family, self._under_way = _gauge(args["model_instance_name"])
@@ -80,11 +78,11 @@ class TritonPythonModel:
         return output, tiler.result()
 
     async def _run(self, tiler, ensemble, request):
-        """All patches through the ensemble, at most DEPTH chunks under way, joined in order."""
+        """All patches through the ensemble, at most `requests_in_flight` chunks under way, joined in order."""
         pending = []
         try:
-            for first, last in tiler.batches(CHUNK, self._bodies):
-                if len(pending) == DEPTH:
+            for first, last in tiler.batches(self._chunk, self._bodies):
+                if len(pending) == self._in_flight:
                     tiler.add(await pending.pop(0))
                 if request.is_cancelled():
                     raise Cancelled

@@ -1,0 +1,1 @@
+"""Measurements of the network's parts in each runtime, and of training."""

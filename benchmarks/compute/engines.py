@@ -1,0 +1,454 @@
+"""Latency and throughput of each part by batch size and precision, against the machine's own matrix-multiply rate.
+
+    ipt-benchmark engines --parts build/parts --only body --precision fp32 bf16
+    ipt-benchmark engines --preset ipt --only body --precision fp32 bf16 --through openvino pytorch torch.compile
+    ipt-benchmark engines --plans build/engines --json build/engines.json
+    ipt-benchmark engines --preset ipt --precision fp16 --through pytorch torch.compile     # also on a GPU
+
+`--parts` runs ONNX parts with OpenVINO on the CPU, `--preset` those of an architecture with the weights that training
+starts from and one task; `--plans` runs TensorRT plans on a GPU and needs, from source, no more than numpy, tensorrt
+and pycuda (Python 3.9 syntax). Random patches: speed does not depend on them, nor on the weights. `--through` runs the
+parts of a preset through PyTorch as well, or instead, eager or compiled (on a GPU with max-autotune), on the GPU where
+there is one, and needs no more than torch and numpy for it.
+
+Latency is a whole call, on a GPU with the copies to it and from it; compute is the engine alone. The achieved rate is
+the FLOPs of the part (convolutions and matrix multiplications, a multiply-add is two) over the compute time; the last
+column sets it against one large matrix multiplication of the same precision in the same run, measured before and after
+the parts. Medians, and in brackets the quartiles.
+
+The GPU side has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4 alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
+from ipt_triton.export.engines.build import apply_precision, explain_failure, make_logger, network_flags
+from ipt_triton.export.engines.cuda import GpuSession, require_tensorrt
+from ipt_triton.export.engines.inputs import PartSpec, choose_parts, plan_precision, random_inputs, read_manifest
+from ipt_triton.export.engines.metadata import EngineError, EngineMetadata, TensorInfo, read_metadata, version_numbers
+from ipt_triton.export.engines.runner import EngineRunner
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+    from matplotlib.figure import Figure
+
+BATCHES = (1, 2, 4, 8, 16)
+WARM_UP = 3
+FEWEST_RUNS = 5
+OPENVINO, PYTORCH, COMPILED = WAYS = ("openvino", "pytorch", "torch.compile")
+MATMUL_SIZE = {"cpu": 1024, "gpu": 8192}
+"""Side of the square matrices: large enough for the processor's best rate, and still quick."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One part at one batch size.
+
+    Attributes:
+        through: what ran it, one of `WAYS` or `tensorrt`.
+        flops: per patch; None if neither manifest nor plan gives them and onnx is not installed.
+        matmul_rate: FLOP/s of one large matrix multiplication of this precision; None if it was not measured.
+    """
+
+    part: str
+    precision: str
+    batch: int
+    latency: Spread
+    compute: Spread
+    flops: int | None
+    matmul_rate: float | None = None
+    through: str = OPENVINO
+
+    @property
+    def patches_per_second(self) -> float:
+        return self.batch / self.latency.median
+
+    @property
+    def rate(self) -> float | None:
+        """Achieved FLOP/s."""
+        return None if self.flops is None else self.flops * self.batch / self.compute.median
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Measurement:
+        """The measurement that `asdict` made an entry of a record of."""
+        return cls(**{**entry, "latency": Spread(**entry["latency"]), "compute": Spread(**entry["compute"])})
+
+
+def repeat(call: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of each call, for about `seconds` in all and at least `FEWEST_RUNS` times, after `WARM_UP` calls."""
+    for _ in range(WARM_UP):
+        call()
+    times: list[float] = []
+    while len(times) < FEWEST_RUNS or sum(times) < seconds:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def runs_in(seconds: float, once: float) -> int:
+    """How many runs of `once` seconds take about `seconds`."""
+    return max(FEWEST_RUNS, min(10_000, int(seconds / once)))
+
+
+def check_preset(name: str) -> None:
+    """Raises EngineError: there is no such architecture."""
+    from ipt_triton.train.model.ipt import PRESETS
+
+    if name not in PRESETS:
+        raise EngineError(f"--preset {name} is not one of {', '.join(PRESETS)}")
+
+
+def part_flops(folder: Path, part: PartSpec) -> int | None:
+    """FLOPs per patch: the manifest's, or counted if onnx is installed."""
+    if part.flops is not None:
+        return part.flops
+    try:
+        import onnx
+
+        from ipt_triton.export.parts.flops import count_flops
+    except ImportError:
+        return None
+    return count_flops(onnx.load(folder / f"{part.name}.onnx"))
+
+
+def measure_cpu(
+    folder: Path, only: Sequence[str], precisions: Sequence[str], batches: Sequence[int], seconds: float, size: int
+) -> list[Measurement]:
+    """Parts through OpenVINO on this CPU, all cores for one call at a time.
+
+    Args:
+        seconds: per part, precision and batch.
+        size: side of the matrices of the bare multiplication.
+
+    Raises:
+        EngineError: a precision that this CPU does not compute, or a part that is not there.
+    """
+    import openvino as ov
+
+    core = ov.Core()
+    hints = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16, "fp16": ov.Type.f16}
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    parts = choose_parts(read_manifest(folder), only)
+    done = []
+    for precision in precisions:
+        if precision.upper() not in able:
+            raise EngineError(f"this CPU computes no {precision.upper()}: leave it out of --precision")
+        options = {"INFERENCE_PRECISION_HINT": hints[precision], "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        matmul = _cpu_matmul(core, options, size)
+        matmul_times = repeat(matmul, seconds)
+        found = []
+        for part in parts:
+            compiled = core.compile_model(folder / f"{part.name}.onnx", "CPU", options)
+            kinds = {port.any_name: port.get_element_type().to_dtype() for port in compiled.inputs}
+            request = compiled.create_infer_request()
+            flops = part_flops(folder, part)
+            for batch in batches:
+                inputs = {name: x.astype(kinds[name]) for name, x in random_inputs(part, batch).items()}
+                call = partial(request.infer, inputs, share_inputs=True, share_outputs=True)
+                spread = Spread.of(repeat(call, seconds))
+                found.append(Measurement(part.name, precision, batch, spread, spread, flops))
+        matmul_times += repeat(matmul, seconds)
+        rate = 2 * size**3 / statistics.median(matmul_times)
+        done += [replace(measurement, matmul_rate=rate) for measurement in found]
+    return done
+
+
+def _cpu_matmul(core: Any, options: dict[str, object], size: int) -> Callable[[], object]:
+    """A square matrix times a constant one, as the parts multiply with their weights."""
+    import openvino as ov
+    from openvino import opset13
+
+    generator = np.random.default_rng(0)
+    a, b = (generator.standard_normal((size, size)).astype(np.float32) for _ in range(2))
+    parameter = opset13.parameter([size, size], np.float32)
+    product = opset13.matmul(parameter, opset13.constant(b), transpose_a=False, transpose_b=False)
+    request = core.compile_model(ov.Model([product], [parameter]), "CPU", options).create_infer_request()
+    return lambda: request.infer([a], share_inputs=True, share_outputs=True)
+
+
+def measure_gpu(
+    plans: Path, only: Sequence[str], batches: Sequence[int], seconds: float, size: int, device: int
+) -> list[Measurement]:
+    """Plans of a folder on a GPU; untested. Batches outside a plan's profile are left out.
+
+    Raises:
+        EngineError: as `EngineRunner`; or the folder holds no plans, or none of a name asked for.
+    """
+    paths = sorted(plans.glob("*.plan"))
+    names = [path.stem for path in paths]
+    if not paths or set(only) - set(names):
+        wanted = ", ".join(sorted(set(only) - set(names))) or "plan"
+        raise EngineError(
+            f"{plans} holds no {wanted}; it holds {', '.join(names) or 'nothing'}: run export/engines/build.py"
+        )
+    chosen = [path for path in paths if not only or path.stem in only]
+    done = []
+    for precision in sorted({read_metadata(path).precision for path in chosen}):
+        matmul = None if precision == "bf16" else gpu_matmul(size, precision, device)  # numpy has no BF16 weights
+        rates = [] if matmul is None else _gpu_seconds(matmul, size, seconds)
+        found = []
+        for path in chosen:
+            metadata = read_metadata(path)
+            if metadata.precision != precision:
+                continue
+            with EngineRunner.open(path, device) as runner:
+                for batch in batches:
+                    if not metadata.profile[0] <= batch <= metadata.profile[2]:
+                        continue
+                    inputs = {
+                        x.name: np.random.default_rng(0).uniform(0, 1, (batch, *x.shape)).astype(x.dtype)
+                        for x in runner.inputs
+                    }
+                    latency = repeat(partial(runner.run, inputs), seconds)
+                    compute = _gpu_seconds(runner, batch, seconds)
+                    found.append(
+                        Measurement(
+                            path.stem,
+                            precision,
+                            batch,
+                            Spread.of(latency),
+                            Spread.of(compute),
+                            metadata.flops,
+                            through="tensorrt",
+                        )
+                    )
+        if matmul is not None:
+            rates += _gpu_seconds(matmul, size, seconds)
+            matmul.close()
+        rate = 2 * size**3 / statistics.median(rates) if rates else None
+        done += [replace(measurement, matmul_rate=rate) for measurement in found]
+    return done
+
+
+def _gpu_seconds(runner: EngineRunner, batch: int, seconds: float) -> list[float]:
+    """Compute times for about `seconds`."""
+    once = statistics.median(runner.device_seconds(batch, WARM_UP + FEWEST_RUNS))
+    return runner.device_seconds(batch, runs_in(seconds, once))
+
+
+def gpu_matmul(size: int, precision: str, device: int) -> EngineRunner:
+    """An engine that multiplies [size, size] with a constant matrix, in `fp32` or `fp16`, in and out; untested."""
+    version = require_tensorrt()
+    import tensorrt as trt
+
+    kind, dtype = {"fp32": (trt.DataType.FLOAT, np.float32), "fp16": (trt.DataType.HALF, np.float16)}[precision]
+    how = plan_precision(version_numbers(version), precision, precision)
+    session = GpuSession(device)
+    weights = (np.random.default_rng(0).standard_normal((size, size)) / size**0.5).astype(dtype)
+    with session:
+        log = make_logger()
+        builder: trt.Builder = trt.Builder(log)
+        network: trt.INetworkDefinition = builder.create_network(network_flags(how))
+        tensor: trt.ITensor = network.add_input("A", kind, (-1, size))
+        constant: trt.ILayer = network.add_constant((size, size), weights)
+        plain = trt.MatrixOperation.NONE
+        layer: trt.ILayer = network.add_matrix_multiply(tensor, plain, constant.get_output(0), plain)
+        product: trt.ITensor = layer.get_output(0)
+        product.name = "PRODUCT"
+        if how.network_flags != ("STRONGLY_TYPED",):
+            product.dtype = kind
+        network.mark_output(product)
+        config: trt.IBuilderConfig = builder.create_builder_config()
+        apply_precision(config, how)
+        profile: trt.IOptimizationProfile = builder.create_optimization_profile()
+        profile.set_shape("A", (size, size), (size, size), (size, size))
+        config.add_optimization_profile(profile)
+        serialised: trt.IHostMemory | None = builder.build_serialized_network(network, config)
+        if serialised is None:
+            raise EngineError(explain_failure("matrix multiplication", log.errors, None))
+    plan = bytes(serialised)
+    metadata = EngineMetadata(
+        part="matrix multiplication",
+        tensorrt=version,
+        gpu=session.gpu.name,
+        compute_capability=session.gpu.compute_capability,
+        precision=precision,
+        evidence="none",
+        profile=(size, size, size),
+        level=3,
+        inputs=(TensorInfo("A", (size,), np.dtype(dtype).name),),
+        outputs=(TensorInfo("PRODUCT", (size,), np.dtype(dtype).name),),
+        onnx_sha256="",
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=len(plan),
+        weight_count=size * size,
+        layers={},
+        parity=(),
+        build_seconds=0.0,
+    )
+    return EngineRunner(plan, metadata, device)
+
+
+def measurements(record: Record) -> list[Measurement]:
+    return [Measurement.of(entry) for entry in record.figures["measurements"]]
+
+
+def matmul_rates(found: Sequence[Measurement]) -> dict[str, float]:
+    """FLOP/s of the matrix multiplication by precision, where it was measured; the fastest of what ran it."""
+    rates: dict[str, float] = {}
+    for m in found:
+        if m.matmul_rate is not None:
+            rates[m.precision] = max(rates.get(m.precision, 0.0), m.matmul_rate)
+    return rates
+
+
+def markdown(record: Record) -> str:
+    """A table of all measurements, and the rates of the bare matrix multiplication."""
+    rows = []
+    found = measurements(record)
+    fastest = matmul_rates(found)
+    for m in found:
+        latency, compute = (
+            f"{1e3 * s.median:.3g} [{1e3 * s.low:.3g}, {1e3 * s.high:.3g}]" for s in (m.latency, m.compute)
+        )
+        rate = "–" if m.rate is None else f"{m.rate / 1e9:.1f}"
+        share = "–" if m.rate is None or m.precision not in fastest else f"{100 * m.rate / fastest[m.precision]:.0f} %"
+        speed = f"{m.patches_per_second:.3g}" if m.patches_per_second < 1000 else f"{m.patches_per_second:.0f}"
+        rows.append((m.part, m.through, m.precision, m.batch, latency, compute, speed, rate, share))
+    header = (
+        *("part", "through", "precision", "batch", "latency, ms", "compute, ms", "patches/s", "GFLOP/s"),
+        "of the matrix rate",
+    )
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in fastest.items())
+    matrix = f"\n\nThe matrix rate, of one large matrix multiplication: {rates}." if rates else ""
+    return table(header, rows) + matrix
+
+
+def draw(record: Record) -> Figure:
+    """Achieved rate by batch, a line per part and way, below the rate of the matrix multiplication; by precision."""
+    found = measurements(record)
+    precisions = list(dict.fromkeys(m.precision for m in found))
+    drawn, grid = figure(2.5 + 4 * len(precisions), 4, ncols=len(precisions), squeeze=False, sharey=True)
+    lines = list(dict.fromkeys((m.part, m.through) for m in found))
+    for precision, ax in zip(precisions, grid.flat):
+        for number, (part, through) in enumerate(lines):
+            chosen = [m for m in found if (m.part, m.through, m.precision) == (part, through, precision) and m.rate]
+            rates = [(m.rate or 0) / 1e9 for m in chosen]
+            ax.plot([m.batch for m in chosen], rates, "o-", label=f"{part}, {through}", color=f"C{number % 10}")
+        if precision in matmul_rates(found):
+            ax.axhline(matmul_rates(found)[precision] / 1e9, color="0.3", linestyle="--", label="matrix rate")
+        batches = sorted({m.batch for m in found})
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(batches, [str(batch) for batch in batches])
+        ax.set(title=precision, xlabel="batch, patches")
+    grid.flat[0].set(ylabel="achieved rate, GFLOP/s", ylim=(0, None))  # last, or the shared axis stops growing
+    grid.flat[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn
+
+
+@contextmanager
+def parts_of(preset: str) -> Iterator[Path]:
+    """A folder with the parts of one task of an architecture, gone afterwards.
+
+    Raises:
+        EngineError: there is no such architecture.
+    """
+    from ipt_triton.benchmarks.served import random_checkpoint
+    from ipt_triton.export.parts.split import export_parts
+    from ipt_triton.tasks import OFFICIAL_TASKS
+
+    check_preset(preset)
+    with tempfile.TemporaryDirectory() as name:
+        parts = Path(name) / "parts"
+        export_parts([random_checkpoint(preset, OFFICIAL_TASKS[-1:])], parts)
+        yield parts
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line("engines", __doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
+    source.add_argument("--preset", metavar="NAME", help="parts of ipt, ipt-small or ipt-tiny, exported for this")
+    source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
+    parser.add_argument("--through", nargs="+", choices=WAYS, default=[OPENVINO], help="(default openvino)")
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="not of plans (default fp32)"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="(default 1 2 4 8 16)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these parts alone")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure (default %(default)s)")
+    parser.add_argument("--matmul-size", type=int, metavar="N", help="side of the matrices (default 1024; GPU 8192)")
+    parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
+    arguments = parser.parse_args(argv)
+    if arguments.through != [OPENVINO] and not arguments.preset:
+        parser.error(
+            f"--through {' '.join(arguments.through)} needs --preset: PyTorch runs modules, not exported parts"
+        )
+    return arguments
+
+
+def _measure_parts(arguments: argparse.Namespace, argv: Sequence[str] | None) -> tuple[Session, list[Measurement]]:
+    """Exported parts through OpenVINO, and modules through PyTorch, as the arguments say."""
+    through_openvino = OPENVINO in arguments.through
+    ways = [way for way in arguments.through if way != OPENVINO]
+    packages, facts, where = ["numpy"], {}, "cpu"
+    if through_openvino:
+        packages.append("openvino")
+    if ways:
+        import torch
+
+        from ipt_triton.benchmarks.compute.engines_pytorch import measure_pytorch
+
+        packages.append("torch")
+        device = torch.device("cpu")
+        if torch.cuda.is_available():
+            if through_openvino:
+                raise EngineError("OpenVINO would run on the CPU and PyTorch on the GPU: measure them one at a time")
+            where, device = "gpu", torch.device("cuda", arguments.device)
+            facts["gpu"] = torch.cuda.get_device_name(device)
+    session = Session.start("engines", argv, packages, **facts)
+    common = (
+        arguments.precision,
+        arguments.batch,
+        arguments.seconds,
+        arguments.matmul_size or MATMUL_SIZE[where],
+    )
+    found: list[Measurement] = []
+    if through_openvino:
+        with parts_of(arguments.preset) if arguments.preset else nullcontext(arguments.parts) as parts:
+            found += measure_cpu(parts, arguments.only, *common)
+    if ways:
+        found += measure_pytorch(arguments.preset, arguments.only, ways, *common, device)
+    return session, found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 refused, 2 wrong arguments."""
+    arguments = parse_arguments(argv)
+    try:
+        if arguments.plans:
+            size = arguments.matmul_size or MATMUL_SIZE["gpu"]
+            tensorrt = f"TensorRT {require_tensorrt()}"
+            gpu = GpuSession(arguments.device).gpu
+            name = f"{gpu.name} (compute capability {gpu.compute_capability})"
+            session = Session.start("engines", argv, ("numpy",), gpu=name, tensorrt=tensorrt)
+            found = measure_gpu(
+                arguments.plans, arguments.only, arguments.batch, arguments.seconds, size, arguments.device
+            )
+        else:
+            session, found = _measure_parts(arguments, argv)
+    except (EngineError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    publish(session.record({"measurements": [asdict(m) for m in found]}), arguments, markdown, draw)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measurements of restored images: evaluation by the field's protocol, quality against speed."""

@@ -1,0 +1,387 @@
+"""Evaluation: how well a checkpoint, or the server that serves it, restores a test set, by the field's protocol.
+
+    ipt-train evaluate weights/ipt-tiny --data Set5 --task sr_x2 sr_x3 sr_x4
+    ipt-train evaluate weights/ipt-tiny --data CBSD68 --task denoise_30 --json denoise.json --pictures pictures
+    ipt-train evaluate weights/ipt-tiny --data Rain100L --task derain --url localhost:8001
+
+`--data` holds clean images, which are degraded here, or `rain/` and `norain/` with pairs of the same file name. Noise
+and synthetic rain are seeded by the file name, so that neither the order nor the other images of a set matter.
+Super-resolution cuts the clean image to a multiple of the scale. Figures are means over the images (`metrics`).
+
+Denoising is measured on the noisy image clipped and rounded to 8 bit, as a service sees it, and (columns `float ...`)
+on the unclipped float values of the field's tables. A server takes 8 bit only.
+
+Exit status: 0 evaluated; 1 the checkpoint, an image or the server failed; 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ipt_triton.benchmarks.quality.classical import baseline
+from ipt_triton.benchmarks.quality.pictures import side_by_side
+from ipt_triton.cli import make_parser
+from ipt_triton.errors import IptError
+from ipt_triton.files import atomic_file
+from ipt_triton.images import SUFFIXES, read_rgb
+from ipt_triton.metrics import psnr, psnr_y, ssim_y, to_uint8
+from ipt_triton.tasks import Task, TaskError
+from ipt_triton.tiling import KEEP, STRIDE, check_rule
+from ipt_triton.train.data.degradations import degrade_image, seed_of
+from ipt_triton.train.model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from ipt_triton.train.model.infer import restore_image
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationError(IptError, RuntimeError):
+    """A test set, an image or a server that cannot be evaluated."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a test set.
+
+    Attributes:
+        name: file name of the clean image.
+        clean: uint8 RGB [height, width, 3]; the sides are multiples of the task's scale.
+        degraded: float32 [height / scale, width / scale, 3]; whole values in 0..255, but noise is neither clipped nor
+            rounded.
+    """
+
+    name: str
+    clean: np.ndarray
+    degraded: np.ndarray
+
+
+@dataclass(frozen=True)
+class Score:
+    """PSNR of luma and of RGB in dB, SSIM of luma."""
+
+    psnr_y: float
+    psnr_rgb: float
+    ssim_y: float
+
+
+@dataclass(frozen=True)
+class Restorer:
+    """Something that restores images.
+
+    Attributes:
+        restore: float32 [height, width, 3] on the 0..255 scale and a task -> [height * scale, width * scale, 3].
+        takes_floats: whether the input may be unclipped and fractional.
+        how: what a reader of the results must know about it.
+    """
+
+    restore: Callable[[np.ndarray, Task], np.ndarray]
+    takes_floats: bool
+    how: dict[str, Any]
+
+
+def find_images(data: Path, task: Task) -> list[tuple[Path, Path | None]]:
+    """Clean images of a test set, each with its rainy version where the set holds pairs, in the order of their names.
+
+    Raises:
+        EvaluationError: no such folder, no images, pairs that do not match, or pairs for another task than deraining.
+    """
+    if not data.is_dir():
+        raise EvaluationError(f"{data} is not a folder")
+    rain, norain = data / "rain", data / "norain"
+    if rain.is_dir() and norain.is_dir():
+        if task.kind != "derain":
+            raise EvaluationError(
+                f"{data} holds rainy pairs, and task {task.name} needs clean images; give {norain}, for instance"
+            )
+        rainy, clean = _images(rain), _images(norain)
+        if alone := sorted(rainy.keys() ^ clean.keys()):
+            raise EvaluationError(
+                f"{data}: rain/ and norain/ must hold the same file names, and only one of them has {', '.join(alone)}"
+            )
+        found: list[tuple[Path, Path | None]] = [(clean[name], rainy[name]) for name in sorted(clean)]
+    else:
+        found = [(path, None) for _, path in sorted(_images(data).items())]
+    if not found:
+        raise EvaluationError(f"{data} holds neither images ({', '.join(sorted(SUFFIXES))}) nor rain/ and norain/")
+    return found
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()}
+
+
+def load_sample(clean_path: Path, degraded_path: Path | None, task: Task) -> Sample:
+    """Read a clean image and read or make its degraded version.
+
+    Raises:
+        EvaluationError: naming a file that cannot be read, is smaller than the scale, or is no pair with the other.
+    """
+    clean = read_rgb(clean_path)
+    if degraded_path is not None:
+        degraded = read_rgb(degraded_path)
+        if degraded.shape != clean.shape:
+            raise EvaluationError(
+                f"{degraded_path} is {degraded.shape[1]}x{degraded.shape[0]}, but {clean_path} is "
+                f"{clean.shape[1]}x{clean.shape[0]}"
+            )
+        return Sample(clean_path.name, clean, degraded.astype(np.float32))
+    height, width = (side // task.scale * task.scale for side in clean.shape[:2])
+    if not height or not width:
+        raise EvaluationError(
+            f"{clean_path} is {clean.shape[1]}x{clean.shape[0]}, smaller than the scale {task.scale} of {task.name}"
+        )
+    clean = clean[:height, :width]
+    return Sample(clean_path.name, clean, degrade_image(clean, task, seed_of(clean_path.name)))
+
+
+def by_pytorch(
+    checkpoint: Checkpoint, stride: int, keep: int, precision: str = "fp32", device: str = "cpu"
+) -> Restorer:
+    """Restore in plain PyTorch (`train.model.infer`)."""
+    model = checkpoint.model.to(device)
+    return Restorer(
+        lambda image, task: restore_image(model, image, task.name, stride, keep, precision=precision),
+        takes_floats=True,
+        how={
+            "checkpoint_sha256": checkpoint.sha256,
+            "runtime": "pytorch",
+            "precision": precision,
+            "stride": stride,
+            "keep": keep,
+            "tta": False,
+        },
+    )
+
+
+@contextmanager
+def by_server(url: str, tasks: Sequence[Task], stride: int | None, keep: int | None) -> Iterator[Restorer]:
+    """Restore through a server, which must offer the tasks; stride and keep None mean the server's own.
+
+    Raises:
+        EvaluationError: the server does not answer, fails, or knows a task not or otherwise.
+    """
+    from ipt_triton.client import (  # here, so that PyTorch alone needs no tritonclient
+        RestorationClient,
+        RestorationError,
+    )
+
+    try:
+        with RestorationClient(url) as client:
+            info = client.info()
+            for task in tasks:
+                served = info.task(task.name)
+                if any(getattr(task, name) != value for name, value in asdict(served).items()):
+                    raise EvaluationError(f"{task.name} is {served} at {url}, but {task} in the checkpoint")
+            chosen = info.rule(stride, keep)
+            yield Restorer(
+                lambda image, task: client.restore(to_uint8(image), task.name, *chosen),
+                takes_floats=False,
+                how={
+                    "checkpoint_sha256": info.checkpoint_sha256,
+                    "runtime": info.runtime,
+                    "precision": info.precision,
+                    "stride": chosen[0],
+                    "keep": chosen[1],
+                    "tta": False,
+                },
+            )
+    except RestorationError as error:
+        raise EvaluationError(str(error)) from error
+
+
+def self_ensemble(restorer: Restorer) -> Restorer:
+    """Average over the image's 8 flips and rotations, in float (Timofte et al. 2016; EDSR+ in Lim et al. 2017)."""
+
+    def restore(image: np.ndarray, task: Task) -> np.ndarray:
+        total: np.ndarray | float = 0.0
+        for turns in range(4):
+            turned = np.rot90(image, turns)
+            mirrored = restorer.restore(np.ascontiguousarray(turned[:, ::-1]), task)[:, ::-1]
+            for restored in (restorer.restore(np.ascontiguousarray(turned), task), mirrored):
+                total = total + np.rot90(restored, -turns).astype(np.float64)
+        return np.asarray(total / 8)
+
+    return replace(restorer, restore=restore, how={**restorer.how, "tta": True})
+
+
+def score(image: np.ndarray, sample: Sample, task: Task) -> Score:
+    """Measure uint8 [height, width, 3] against the clean image.
+
+    Raises:
+        ValueError: the images are equal (their PSNR is infinite) or too small for SSIM.
+    """
+    border = task.scale if task.kind == "sr" else 0
+    return Score(*(measure(image, sample.clean, border) for measure in (psnr_y, psnr, ssim_y)))
+
+
+def evaluate_image(sample: Sample, task: Task, restorer: Restorer) -> tuple[dict[str, Any], Image.Image]:
+    """Restore and measure one image.
+
+    Returns:
+        `name`, `baseline`, and the fields of `Score` for the restored image and, with `baseline_` before, for the
+        baseline; for denoising where the restorer takes floats, once more with `float_` before. And the picture of
+        input, baseline, restored and original.
+
+    Raises:
+        EvaluationError: naming the image, for a score that is no number or a network that returns none.
+    """
+    quantised = to_uint8(sample.degraded)
+    inputs = {"": quantised.astype(np.float32)}
+    if task.kind == "denoise" and restorer.takes_floats:
+        inputs["float_"] = sample.degraded
+    values: dict[str, Any] = {"name": sample.name}
+    results: dict[str, np.ndarray] = {}
+    for prefix, given in inputs.items():
+        values["baseline"], results[f"{prefix}baseline_"] = baseline(given, task)
+        try:
+            results[prefix] = to_uint8(restorer.restore(given, task))
+            for kind in (prefix, f"{prefix}baseline_"):
+                measured = asdict(score(results[kind], sample, task))
+                values |= {f"{kind}{name}": value for name, value in measured.items()}
+        except (ValueError, FloatingPointError) as error:
+            raise EvaluationError(f"{sample.name} cannot be measured for {task.name}: {error}") from error
+    judged = "psnr_rgb" if task.kind == "denoise" else "psnr_y"
+    versions = [] if values["baseline"] == "input" else [("input", quantised)]
+    versions.append((f"{values['baseline']} {values[f'baseline_{judged}']:.2f} dB", results["baseline_"]))
+    versions.append((f"restored {values[judged]:.2f} dB", results[""]))
+    return values, side_by_side([*versions, ("original", sample.clean)])
+
+
+def evaluate(
+    paths: Sequence[tuple[Path, Path | None]], set_name: str, task: Task, restorer: Restorer, pictures: Path | None
+) -> dict[str, Any]:
+    """One row of results: means over the images of a set, how they were restored, and each image's own values.
+
+    Args:
+        paths: as `find_images` returns them.
+        pictures: folder that receives `<task>-<image>.png`, or None.
+    """
+    images = []
+    for number, (clean, degraded) in enumerate(paths, 1):
+        values, picture = evaluate_image(load_sample(clean, degraded, task), task, restorer)
+        images.append(values)
+        if pictures:
+            with atomic_file(pictures / f"{task.name}-{clean.stem}.png") as temporary:
+                picture.save(temporary, format="PNG")
+        logger.info(
+            "%s %d/%d %s: PSNR-Y %.2f dB, %s %.2f dB",
+            *(task.name, number, len(paths), clean.name),
+            *(values["psnr_y"], values["baseline"], values["baseline_psnr_y"]),
+        )
+    method = images[0]["baseline"]
+    means = {key: fmean(i[key] for i in images) for key in images[0] if key not in ("name", "baseline")}
+    row = {"task": task.name, "set": set_name, "images": len(images), "baseline": method, **means, **restorer.how}
+    return {**row, "per_image": [{k: v for k, v in i.items() if k != "baseline"} for i in images]}
+
+
+HEADERS = {
+    "task": "task",
+    "set": "set",
+    "images": "images",
+    "psnr_y": "PSNR Y",
+    "psnr_rgb": "PSNR RGB",
+    "ssim_y": "SSIM Y",
+    "baseline": "baseline",
+    "baseline_psnr_y": "baseline PSNR Y",
+    "baseline_psnr_rgb": "baseline PSNR RGB",
+    "baseline_ssim_y": "baseline SSIM Y",
+    "float_psnr_y": "float PSNR Y",
+    "float_psnr_rgb": "float PSNR RGB",
+    "float_ssim_y": "float SSIM Y",
+    "float_baseline_psnr_y": "float baseline PSNR Y",
+    "float_baseline_psnr_rgb": "float baseline PSNR RGB",
+    "float_baseline_ssim_y": "float baseline SSIM Y",
+}
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, with the columns that any of them fills; PSNR in dB."""
+    columns = [key for key in HEADERS if any(key in row for row in rows)]
+    lines = [
+        [HEADERS[key] for key in columns],
+        ["---" if key in ("task", "set", "baseline") else "---:" for key in columns],
+    ]
+    for row in rows:
+        values = ((key, row.get(key, "–")) for key in columns)
+        lines.append([f"{v:.{4 if 'ssim' in k else 2}f}" if isinstance(v, float) else str(v) for k, v in values])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("ipt-train evaluate", __doc__ or "")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the test set")
+    parser.add_argument("--task", nargs="+", required=True, help="names or ids")
+    parser.add_argument("--url", metavar="HOST:PORT", help="restore through the server with this gRPC port")
+    parser.add_argument("--stride", type=int, help=f"distance of tiles (default {STRIDE}, or the server's)")
+    parser.add_argument(
+        "--keep", type=int, help=f"side of a tile's centre that is used (default {KEEP}, or the server's)"
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of PyTorch (default fp32)")
+    parser.add_argument("--device", help="of PyTorch (default cuda where there is one)")
+    parser.add_argument("--tta", action="store_true", help="average over 8 flips and rotations (8 times the work)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a list of rows with per-image values")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write side-by-side details as PNG")
+    arguments = parser.parse_args(argv)
+    if arguments.limit is not None and arguments.limit < 1:
+        parser.error(f"--limit {arguments.limit} is not allowed: it must be at least 1")
+    if arguments.url and (arguments.precision or arguments.device):
+        parser.error("--precision and --device are PyTorch's; a server has chosen its own")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status, see the module's docstring."""
+    arguments = parse_arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        checkpoint = load_checkpoint(arguments.checkpoint)
+        try:
+            tasks = [checkpoint.model.task(key) for key in arguments.task]
+            stride = STRIDE if arguments.stride is None else arguments.stride
+            keep = KEEP if arguments.keep is None else arguments.keep
+            check_rule(stride, keep, checkpoint.model.config.patch_size)
+        except (TaskError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        found = [find_images(arguments.data, task)[: arguments.limit] for task in tasks]
+        with ExitStack() as stack:
+            if arguments.url:
+                restorer = stack.enter_context(by_server(arguments.url, tasks, arguments.stride, arguments.keep))
+            else:
+                device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+                restorer = by_pytorch(checkpoint, stride, keep, arguments.precision or "fp32", device)
+            if restorer.how["checkpoint_sha256"] != checkpoint.sha256:
+                logger.warning("note: the server serves other weights than %s", arguments.checkpoint)
+            if arguments.tta:
+                restorer = self_ensemble(restorer)
+            name = arguments.data.resolve().name
+            rows = [
+                evaluate(paths, name, task, restorer, arguments.pictures)
+                for task, paths in zip(tasks, found, strict=True)
+            ]
+        if arguments.json:
+            with atomic_file(arguments.json) as temporary:
+                temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    except (CheckpointError, EvaluationError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

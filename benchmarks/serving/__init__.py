@@ -1,0 +1,1 @@
+"""Measurements of a running server: throughput, latency, scaling, memory, start-up."""

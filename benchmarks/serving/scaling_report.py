@@ -1,0 +1,168 @@
+"""Tables and plots of `benchmarks.serving.scaling`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ipt_triton.benchmarks.record import Record, figure, table
+from ipt_triton.benchmarks.serving.memory import MIB
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[dict[str, Any]]
+ROLES = ("router", "server", "client")
+
+
+def _spread(values: dict[str, Any], digits: int = 3) -> str:
+    """Median, and the quartiles where there are any."""
+    median, low, high = (f"{values[name]:.{digits}g}" for name in ("median", "low", "high"))
+    return median if values["runs"] == 1 else f"{median} [{low}, {high}]"
+
+
+def _per_task(rows: Rows, name: str) -> float:
+    """What one more task adds, between the fewest and the most."""
+    return float(rows[-1][name] - rows[0][name]) / max(1, rows[-1]["tasks"] - rows[0]["tasks"])
+
+
+def side_table(rows: Rows) -> str:
+    header = (
+        "side",
+        "evaluations per pixel",
+        "seconds",
+        "seconds per megapixel",
+        "runs",
+        *(f"{r}, MiB" for r in ROLES),
+    )
+    lines = []
+    for row in rows:
+        pixels, seconds = row["side"] ** 2, row["seconds"]
+        evaluations = f"{row['patches'] * 48**2 / pixels:.2f}"
+        cost = f"{seconds['median'] / pixels * 1e6:.3g}"
+        lines.append(
+            (row["side"], evaluations, _spread(seconds), cost, seconds["runs"], *(row["growth_mib"][r] for r in ROLES))
+        )
+    return (
+        "One photograph at a time by its side in pixels; memory: peak above idle of the router that holds it, of "
+        "tritonserver (regions that both see count in both) and of the client.\n\n" + table(header, lines)
+    )
+
+
+def concurrency_table(rows: Rows) -> str:
+    header = ("under way", "photographs/s", "megapixels/s", "p50, ms", "p95, ms")
+    lines = []
+    for row in rows:
+        megapixels = row["photos_per_s"]["median"] * rows[0]["side"] ** 2 / 1e6
+        p50, p95 = (f"{row['latency_ms'][q]:.0f}" for q in ("p50", "p95"))
+        lines.append((row["concurrency"], _spread(row["photos_per_s"]), f"{megapixels:.3g}", p50, p95))
+    return f"Photographs of {rows[0]['side']}x{rows[0]['side']}, so many always under way.\n\n" + table(header, lines)
+
+
+def tasks_table(rows: Rows) -> str:
+    header = ("tasks", "processes", "memory of all, MiB", "seconds to ready")
+    lines = [(row["tasks"], row["processes"], row["memory_mib"], row["seconds_to_ready"]) for row in rows]
+    return (
+        f"Tasks on one body, one start each: a task more takes {_per_task(rows, 'memory_mib'):.0f} MiB and "
+        f"{_per_task(rows, 'seconds_to_ready'):.1f} s to start.\n\n" + table(header, lines)
+    )
+
+
+def instances_table(rows: Rows) -> str:
+    side = rows[0]["side"]
+    header = ("bodies", "threads each", f"seconds for {side}x{side}", "memory of all, MiB")
+    lines = [(row["instances"], row["threads"], _spread(row["seconds"]), row["memory_mib"]) for row in rows]
+    return "Bodies side by side, one photograph at a time.\n\n" + table(header, lines)
+
+
+def draw_sides(left: Axes, right: Axes, rows: Rows) -> None:
+    sides = [row["side"] for row in rows]
+    cost = {name: [row["seconds"][name] / row["side"] ** 2 * 1e6 for row in rows] for name in ("median", "low", "high")}
+    left.plot(sides, cost["median"], "o-")
+    left.fill_between(sides, cost["low"], cost["high"], alpha=0.25)
+    left.set(title="One photograph at a time", ylabel="seconds per megapixel", ylim=(0, None))
+    for role in ROLES:
+        right.plot(sides, [row["growth_mib"][role] or float("nan") for row in rows], "o-", label=role)
+    right.plot(sides, [6 * side**2 / MIB for side in sides], "--", color="0.4", label="photograph and result")
+    right.set(title="Memory for it", ylabel="peak above idle, MiB", yscale="log", ylim=(0.8, None))
+    right.legend(fontsize="small")
+    for ax in (left, right):
+        _powers(ax, sides)
+        ax.set(xlabel="side of the photograph, pixels")
+
+
+def draw_concurrency(left: Axes, right: Axes, rows: Rows) -> None:
+    levels = [row["concurrency"] for row in rows]
+    rate = {name: [row["photos_per_s"][name] for row in rows] for name in ("median", "low", "high")}
+    left.plot(levels, rate["median"], "o-")
+    left.fill_between(levels, rate["low"], rate["high"], alpha=0.25)
+    side = f"{rows[0]['side']}x{rows[0]['side']}"
+    left.set(title=f"Photographs of {side} under way", ylabel="photographs per second", ylim=(0, None))
+    for quantile in ("p50", "p95"):
+        right.plot(levels, [row["latency_ms"][quantile] / 1e3 for row in rows], "o-", label=quantile)
+    right.set_yscale("log", base=2)
+    right.yaxis.set_major_formatter("{x:g}")
+    right.set(title="Their latency", ylabel="seconds")
+    right.legend()
+    for ax in (left, right):
+        _powers(ax, levels)
+        ax.set(xlabel="requests under way")
+
+
+def draw_tasks(left: Axes, right: Axes, rows: Rows) -> None:
+    tasks = [row["tasks"] for row in rows]
+    left.plot(tasks, [row["memory_mib"] for row in rows], "o-")
+    left.set(title="Tasks on one body", ylabel="memory of the whole server, MiB")
+    right.plot(tasks, [row["seconds_to_ready"] for row in rows], "o-")
+    right.set(title="Start", ylabel="seconds to ready")
+    for ax in (left, right):
+        ax.set(xlabel="tasks", xticks=tasks, ylim=(0, None))
+
+
+def draw_instances(left: Axes, right: Axes, rows: Rows) -> None:
+    names = [f"{row['instances']} × {row['threads']}" for row in rows]
+    medians = [row["seconds"]["median"] for row in rows]
+    spread = [[abs(row["seconds"][name] - row["seconds"]["median"]) for row in rows] for name in ("low", "high")]
+    left.bar(names, medians, 0.6, yerr=spread, capsize=4)
+    side = rows[0]["side"]
+    left.set(title=f"One photograph of {side}x{side}", ylabel="seconds")
+    right.bar(names, [row["memory_mib"] for row in rows], 0.6)
+    right.set(title="Memory for it", ylabel="memory of the whole server, MiB")
+    for ax in (left, right):
+        ax.set(xlabel="bodies × threads of each")
+
+
+def _powers(ax: Axes, values: Sequence[int]) -> None:
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(list(values), [str(value) for value in values])
+
+
+TABLES: dict[str, Callable[[Rows], str]] = {
+    "side": side_table,
+    "concurrency": concurrency_table,
+    "tasks": tasks_table,
+    "instances": instances_table,
+}
+PLOTS: dict[str, Callable[[Axes, Axes, Rows], None]] = {
+    "side": draw_sides,
+    "concurrency": draw_concurrency,
+    "tasks": draw_tasks,
+    "instances": draw_instances,
+}
+
+
+def markdown(record: Record) -> str:
+    """A table for each part that was measured."""
+    figures = record.figures
+    intro = f"{figures['preset']} in {figures['precision']}, task {figures['task']}."
+    return "\n\n".join([intro, *(TABLES[name](rows) for name, rows in figures["parts"].items())])
+
+
+def draw(record: Record) -> Figure:
+    """Two plots for each part that was measured, a row each."""
+    parts = record.figures["parts"]
+    drawn, grid = figure(9, 3.2 * len(parts), nrows=len(parts), ncols=2, squeeze=False)
+    for (name, rows), (left, right) in zip(parts.items(), grid, strict=True):
+        PLOTS[name](left, right, rows)
+    return drawn

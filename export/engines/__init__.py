@@ -1,0 +1,1 @@
+"""ONNX parts become TensorRT engines; numpy, tensorrt and pycuda alone."""

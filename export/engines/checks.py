@@ -1,0 +1,166 @@
+"""Whether a built engine is right: its tensors, the precision of its layers, finite results, and parity with PyTorch.
+
+On numpy alone and in Python 3.9 syntax. Only `check_engine` needs a GPU; it has not been run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ipt_triton.export.engines.inputs import PartSpec, random_inputs, repeat_rows
+from ipt_triton.export.engines.metadata import EngineError, EngineMetadata, EngineParity, TensorInfo
+from ipt_triton.export.engines.runner import EngineRunner
+from ipt_triton.parity import TOLERANCES, measure
+
+LOWEST_SHARE = 0.1
+"""Engine layers that compute in the precision asked for, at least: far below what any part has, far above none."""
+
+
+def layer_precisions(report: str) -> dict[str, int]:
+    """Engine layers by what they compute in: `fp16`, `bf16`, `fp32`, `opaque`, `other`.
+
+    Layers that only move data are left out. A layer that touches 16-bit floats counts as such: kernels accumulate and
+    hand over in FP32 here and there. `opaque` are the fused regions of TensorRT 8.6 (ForeignNode), whose insides the
+    inspector does not tell, with nothing 16-bit going in or out.
+
+    Args:
+        report: the inspector's JSON of an engine built with detailed profiling verbosity.
+
+    Raises:
+        EngineError: no layers, or names alone.
+    """
+    layers = json.loads(report).get("Layers", [])
+    if not layers or not isinstance(layers[0], dict):
+        raise EngineError("the engine tells nothing about its layers: it was built without detailed verbosity")
+    counts: dict[str, int] = {}
+    for layer in layers:
+        kind = str(layer.get("LayerType", ""))
+        if kind.casefold() in {"reformat", "noop", "constant", "signal", "wait", "shape_call", "shape_ops"}:
+            continue
+        types = [str(port.get("Format/Datatype", "")) for port in (*layer.get("Inputs", ()), *layer.get("Outputs", ()))]
+        weights = layer.get("Weights")
+        if isinstance(weights, dict):
+            types.append(str(weights.get("Type", "")))
+        text = " ".join(types)
+        if re.search(r"\b(bfloat16|bf16)\b", text, re.IGNORECASE):
+            found = "bf16"
+        elif re.search(r"\b(half|fp16)\b", text, re.IGNORECASE):
+            found = "fp16"
+        elif kind.casefold() == "myelin" or "ForeignNode" in str(layer.get("Name", "")):
+            found = "opaque"
+        elif re.search(r"\b(float|fp32)\b", text, re.IGNORECASE):
+            found = "fp32"
+        else:
+            found = "other"
+        counts[found] = counts.get(found, 0) + 1
+    return counts
+
+
+def precision_evidence(precision: str, layers: Mapping[str, int], plan_bytes: int, weight_count: int) -> str:
+    """How we know that an engine computes in its precision.
+
+    Returns:
+        `inspector`: enough layers do; `size`: the plan is too small for FP32 weights; `none`: the inspector cannot see
+        into the engine, and the plan is too big to tell. FP32, which engines fall back to, needs no proof.
+
+    Raises:
+        EngineError: the inspector sees that almost no layer does.
+    """
+    known = layers.get(precision, 0) + layers.get("fp32", 0)
+    if known and layers.get(precision, 0) / known >= LOWEST_SHARE:
+        return "inspector"
+    if layers.get("opaque") or precision == "fp32":
+        return "size" if precision != "fp32" and plan_bytes < 3 * weight_count else "none"
+    raise EngineError(
+        f"the engine was to compute in {precision.upper()} and {layers.get(precision, 0)} of {known} layers do: "
+        "export the parts in that precision"
+    )
+
+
+def compare(
+    part: str, precision: str, batch: int, results: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+) -> EngineParity:
+    """Parity of an engine's outputs [batch, ...] with reference rows, taken in turn.
+
+    Raises:
+        EngineError: a difference above the precision's tolerance.
+    """
+    parity = measure(part, results, {name: repeat_rows(rows, batch) for name, rows in expected.items()}, precision)
+    allowed = TOLERANCES[precision]
+    if allowed.used_by(parity) > 1:
+        raise EngineError(
+            f"{part} in {precision} at batch {batch}: max |Δ| {parity.max_abs:.3g}, PSNR {parity.psnr:.1f} dB against "
+            f"PyTorch; allowed are {allowed.max_abs:g} and {allowed.psnr:g} dB; no plan was written"
+        )
+    return EngineParity(batch, parity.max_abs, parity.psnr)
+
+
+def check_finite(part: str, batch: int, results: Mapping[str, np.ndarray]) -> None:
+    """Raises EngineError when an output holds NaN or Inf."""
+    for name, values in results.items():
+        if not np.isfinite(values).all():
+            raise EngineError(f"{part} at batch {batch}: {name} holds NaN or Inf; no plan was written")
+
+
+def check_tensors(part: PartSpec, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:
+    """Compare an engine's inputs and outputs with the manifest's; raises EngineError."""
+    for found, wanted in ((inputs, part.inputs), (outputs, part.outputs)):
+        manifest = {TensorInfo(name, shape, part.types[name]) for name, shape in wanted.items()}
+        if set(found) != manifest:
+            raise EngineError(
+                f"{part.name}: the engine has {_list(found)}, the manifest {_list(manifest)}: run ipt-export again"
+            )
+
+
+def _list(infos: Iterable[TensorInfo]) -> str:
+    return ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in sorted(infos, key=lambda i: i.name))
+
+
+def check_engine(
+    plan: bytes,
+    metadata: EngineMetadata,
+    part: PartSpec,
+    layer_precision: str,
+    reference: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None,
+    device: int,
+) -> EngineMetadata:
+    """Run a new engine at the boundary batches; its description with layers, tensors and parity filled in.
+
+    Args:
+        layer_precision: what its layers must be seen to compute in.
+        reference: inputs and expected outputs, see `engine_parts.reference_tensors`.
+
+    Raises:
+        EngineError: the engine is not the one that was asked for, or its results are wrong.
+    """
+    parity = []
+    with EngineRunner(plan, metadata, device) as runner:
+        check_tensors(part, runner.inputs, runner.outputs)
+        layers = layer_precisions(runner.layer_report())
+        evidence = precision_evidence(layer_precision, layers, metadata.plan_bytes, metadata.weight_count)
+        for batch in sorted(set(metadata.profile)):
+            inputs = (
+                random_inputs(part, batch)
+                if reference is None
+                else {name: repeat_rows(rows, batch) for name, rows in reference[0].items()}
+            )
+            for _ in range(2):  # the second time through the CUDA graph
+                results = runner.run(inputs)
+                check_finite(part.name, batch, results)
+                if reference is not None:
+                    found = compare(part.name, metadata.precision, batch, results, reference[1])
+            if reference is not None:
+                parity.append(found)
+        return replace(
+            metadata,
+            evidence=evidence,
+            layers=layers,
+            inputs=runner.inputs,
+            outputs=runner.outputs,
+            parity=tuple(parity),
+        )

@@ -1,0 +1,142 @@
+"""The GPU and the libraries that reach it: TensorRT and PyCUDA, the CUDA context, CUDA graphs.
+
+TensorRT (8.6 to 11) and PyCUDA are imported when first needed; Python 3.9 syntax.
+
+What calls the GPU has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4
+alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+from .metadata import EngineError, Gpu, version_numbers  # relative: see engine_runner.py
+
+OLDEST = (8, 6)
+
+
+def require_tensorrt() -> str:
+    """Import TensorRT and return its version.
+
+    Raises:
+        EngineError: it is not installed, does not load, or is older than 8.6.
+    """
+    try:
+        import tensorrt as trt
+    except ModuleNotFoundError as error:
+        if error.name != "tensorrt":
+            raise EngineError(f"TensorRT lacks the module {error.name}: install it") from error
+        raise EngineError("TensorRT is not installed: pip install tensorrt, or use an NGC container") from error
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"TensorRT is installed and does not load ({' '.join(str(error).split())}): "
+            "install the libraries of the same version"
+        ) from error
+    version = str(trt.__version__)
+    if version_numbers(version)[:2] < OLDEST:
+        raise EngineError(f"TensorRT {version} is too old; 8.6 or newer is needed: pip install --upgrade tensorrt")
+    return version
+
+
+def require_pycuda() -> None:
+    """Import PyCUDA; raises EngineError when it is not installed or finds no driver."""
+    try:
+        import pycuda.driver  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise EngineError("PyCUDA is not installed: pip install pycuda (it needs CUDA's headers)") from error
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"PyCUDA does not load ({' '.join(str(error).split())}): install an NVIDIA driver, or run on a GPU machine"
+        ) from error
+
+
+@functools.cache
+def _primary_context(device: int) -> Any:
+    """A GPU's primary context, held until the process ends.
+
+    PyCUDA leaves a primary context that it gives back on CUDA's stack of contexts (cuda.hpp, `context::detach`), so
+    giving it back and taking it again within a process could leave a dead one current.
+    """
+    import pycuda.driver as cuda
+
+    return cuda.Device(device).retain_primary_context()
+
+
+class GpuSession:
+    """The primary CUDA context of a GPU, which TensorRT uses too; `with session:` makes it current."""
+
+    def __init__(self, device: int = 0):
+        """Raises EngineError: no PyCUDA, no driver, no such GPU."""
+        require_pycuda()
+        import pycuda.driver as cuda
+
+        try:
+            cuda.init()
+            count = cuda.Device.count()
+        except cuda.Error as error:
+            raise EngineError(
+                f"no GPU can be used ({error}): run on a machine with an NVIDIA GPU and driver, or export for OpenVINO"
+            ) from error
+        if not 0 <= device < count:
+            raise EngineError(f"there is no GPU {device}; this machine has {count}: choose one from 0 to {count - 1}")
+        handle = cuda.Device(device)
+        major, minor = handle.compute_capability()
+        self.gpu = Gpu(handle.name(), f"{major}.{minor}")
+        self._primary = _primary_context(device)
+
+    def __enter__(self) -> GpuSession:
+        self._primary.push()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._primary.pop()
+
+
+class CudaGraphs:
+    """Capture and launch of CUDA graphs through the driver library: PyCUDA (2025.1) has no call for either."""
+
+    THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate meanwhile
+
+    def __init__(self) -> None:
+        """Raises EngineError: the driver library is missing, or too old to have graphs."""
+        try:
+            self._driver = ctypes.CDLL("libcuda.so.1")
+            pointer, handle = ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p
+            for name, arguments in (
+                ("cuStreamBeginCapture_v2", [handle, ctypes.c_int]),
+                ("cuStreamEndCapture", [handle, pointer]),
+                ("cuGraphInstantiateWithFlags", [pointer, handle, ctypes.c_ulonglong]),
+                ("cuGraphLaunch", [handle, handle]),
+                ("cuGraphDestroy", [handle]),
+                ("cuGraphExecDestroy", [handle]),
+            ):
+                getattr(self._driver, name).argtypes = arguments
+        except (OSError, AttributeError) as error:
+            raise EngineError(f"CUDA graphs are not available: {error}") from error
+
+    def begin(self, stream: int) -> None:
+        self._check("cuStreamBeginCapture_v2", self._driver.cuStreamBeginCapture_v2(stream, self.THREAD_LOCAL))
+
+    def end(self, stream: int) -> ctypes.c_void_p:
+        """End a capture and return the executable graph; raises EngineError when the work cannot be captured."""
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        self._check("cuStreamEndCapture", self._driver.cuStreamEndCapture(stream, ctypes.byref(graph)))
+        try:
+            status = self._driver.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, 0)
+            self._check("cuGraphInstantiateWithFlags", status)
+        finally:
+            self._driver.cuGraphDestroy(graph)
+        return executable
+
+    def launch(self, executable: ctypes.c_void_p, stream: int) -> None:
+        self._check("cuGraphLaunch", self._driver.cuGraphLaunch(executable, stream))
+
+    def destroy(self, executable: ctypes.c_void_p) -> None:
+        self._driver.cuGraphExecDestroy(executable)
+
+    @staticmethod
+    def _check(call: str, status: int) -> None:
+        if status != 0:
+            raise EngineError(f"{call} answered with CUDA error {status}")

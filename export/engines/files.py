@@ -1,0 +1,94 @@
+"""Plan files: what they are built with, writing them whole or not at all, and keeping those that are up to date.
+
+For `export/engines/build.py`, on the standard library alone and in Python 3.9 syntax.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipt_triton.export.engines.inputs import PRECISIONS
+from ipt_triton.export.engines.metadata import (
+    EngineError,
+    EngineMetadata,
+    Gpu,
+    PlanMismatch,
+    describe_path,
+    read_metadata,
+)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        precision: one of `PRECISIONS`, or None for what the graph says.
+        profile: smallest, optimal and largest batch.
+        workspace: GiB that TensorRT may use for scratch memory, None for as much as the GPU has.
+        level: builder optimisation level, 0 (quick build) to 5 (longest search); 3 is TensorRT's own default.
+        timing_cache: file of measured kernel times, read before and written after each build.
+    """
+
+    precision: str | None = None
+    profile: tuple[int, int, int] = (1, 8, 16)
+    workspace: float | None = None
+    level: int = 3
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        low, optimal, high = self.profile
+        if not 1 <= low <= optimal <= high:
+            raise EngineError(
+                f"batches {low}, {optimal}, {high}: 1 ≤ --min-batch ≤ --opt-batch ≤ --max-batch is needed"
+            )
+        if self.precision not in (None, *PRECISIONS):
+            raise EngineError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        if not 0 <= self.level <= 5:
+            raise EngineError(f"builder level {self.level} is not within 0 to 5")
+
+
+def write_plan(output: Path, plan: bytes, metadata: EngineMetadata) -> Path:
+    """Write `<part>.plan` and its description, each whole or not at all; the description comes last."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{metadata.part}.plan"
+    describe_path(path).unlink(missing_ok=True)
+    write_whole(path, plan)
+    write_whole(describe_path(path), (json.dumps(metadata.to_dict(), indent=2) + "\n").encode())
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file through a temporary one beside it, so that nobody ever reads half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def up_to_date(plan: Path, onnx_sha256: str, version: str, gpu: Gpu, precision: str, options: BuildOptions) -> bool:
+    """Whether a plan is there that a build would make again."""
+    try:
+        there = read_metadata(plan)
+    except PlanMismatch:
+        return False
+    wanted = (onnx_sha256, version, gpu.compute_capability, precision, options.profile, options.level)
+    found = (there.onnx_sha256, there.tensorrt, there.compute_capability, there.precision, there.profile, there.level)
+    return wanted == found and plan.is_file() and plan.stat().st_size == there.plan_bytes
+
+
+def summarise(metadata: EngineMetadata) -> str:
+    """One line about an engine."""
+    layers = ", ".join(f"{count} {kind}" for kind, count in sorted(metadata.layers.items()))
+    worst = min((p.psnr for p in metadata.parity), default=None)
+    parity = "not compared with PyTorch" if worst is None else f"PSNR {worst:.1f} dB against PyTorch"
+    doubt = "; the inspector cannot tell whether that is so" if metadata.evidence == "none" else ""
+    return (
+        f"{metadata.part}: {metadata.precision}{doubt}, layers {layers}, {metadata.plan_bytes / 1e6:.1f} MB, "
+        f"{metadata.build_seconds:.1f} s, {parity}"
+    )

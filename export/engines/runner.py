@@ -1,0 +1,262 @@
+"""Runs a TensorRT plan with PyCUDA: buffers allocated once, one stream, CUDA graphs per batch size.
+
+The description beside the plan is checked before TensorRT sees the plan, so a plan of another TensorRT or another GPU
+is refused with a sentence.
+
+This file, `cuda.py` and `metadata.py` need numpy, tensorrt (8.6 to 11) and pycuda, the latter two imported when first
+needed; Python 3.9 syntax. They import each other and the base of errors relatively, because `ipt-export` also
+copies them as a package of another name beside `runner_tensorrt.py`, the Triton model that uses them.
+
+What calls the GPU has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4
+alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .cuda import CudaGraphs, GpuSession, require_tensorrt
+from .metadata import (
+    EngineError,
+    EngineMetadata,
+    InputError,
+    PlanMismatch,
+    TensorInfo,
+    check_inputs,
+    check_metadata,
+    check_plan,
+    read_metadata,
+)
+
+if TYPE_CHECKING:
+    import pycuda.driver as cuda
+    import tensorrt as trt
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "FLOAT": np.dtype(np.float32),
+    "HALF": np.dtype(np.float16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "INT8": np.dtype(np.int8),
+    "UINT8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""TensorRT's names of what an input or output may be. `tensorrt.nptype` itself fails in 8.6 with numpy ≥ 1.24."""
+
+
+class EngineRunner:
+    """One plan, ready to run; untested on a GPU.
+
+    Attributes:
+        metadata: the plan's description.
+        inputs, outputs: as the engine itself has them.
+        graph_error: why CUDA graphs are not used (any more), if so; without them each kernel is queued by itself.
+
+    Not for several threads at once: the buffers are shared between calls.
+    """
+
+    def __init__(self, plan: bytes, metadata: EngineMetadata, device: int = 0, cuda_graphs: bool = True):
+        """Load a plan and allocate everything a call needs.
+
+        Raises:
+            PlanMismatch: see `check_metadata` and `check_plan`.
+            EngineError: no TensorRT, PyCUDA or GPU; or not enough GPU memory.
+        """
+        version = require_tensorrt()
+        self.metadata = metadata
+        self._session = GpuSession(device)
+        check_metadata(metadata, version, self._session.gpu)
+        check_plan(plan, metadata)
+        self.graph_error = "" if cuda_graphs else "not asked for"
+        self._graphs: CudaGraphs | None = None
+        self._captured: dict[int, ctypes.c_void_p] = {}
+        self._capturing = True
+        if cuda_graphs:
+            try:
+                self._graphs = CudaGraphs()
+            except EngineError as error:
+                self.graph_error = str(error)
+        with self._session:
+            self._load(plan)
+            self._allocate()
+
+    @classmethod
+    def open(cls, plan: Path, device: int = 0, cuda_graphs: bool = True) -> EngineRunner:
+        """The runner of a plan file, whose description lies beside it; raises as the constructor does."""
+        metadata = read_metadata(plan)
+        try:
+            content = plan.read_bytes()
+        except OSError as error:
+            raise PlanMismatch(
+                f"{plan} cannot be read ({error.strerror}): build it (export/engines/build.py)"
+            ) from error
+        return cls(content, metadata, device, cuda_graphs)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of a batch.
+
+        Args:
+            inputs: per name [n, ...] of a type that casts to the engine's within its kind; n within the profile.
+
+        Returns:
+            per name [n, ...]: views of the runner's own buffers, valid until the next call.
+
+        Raises:
+            InputError: see `check_inputs`.
+            EngineError: the GPU reported an error.
+        """
+        batch = check_inputs(inputs, self.inputs, self.metadata.profile)
+        for info in self.inputs:
+            np.copyto(self._host[info.name][:batch], inputs[info.name], casting="same_kind")
+        import pycuda.driver as cuda
+
+        with self._session:
+            try:
+                self._start(batch)
+                self._stream.synchronize()
+            except cuda.Error as error:
+                raise EngineError(f"the engine of {self.metadata.part} failed at batch {batch}: {error}") from error
+        return {info.name: self._host[info.name][:batch] for info in self.outputs}
+
+    def device_seconds(self, batch: int, runs: int) -> list[float]:
+        """GPU time of the engine alone, without copies, for each of `runs` runs on what the buffers hold, in s."""
+        import pycuda.driver as cuda
+
+        started, stopped = cuda.Event(), cuda.Event()
+        seconds = []
+        with self._session:
+            self._set_batch(batch)
+            for _ in range(runs):
+                started.record(self._stream)
+                self._enqueue(batch)
+                stopped.record(self._stream)
+                stopped.synchronize()
+                seconds.append(stopped.time_since(started) / 1e3)
+        return seconds
+
+    def layer_report(self) -> str:
+        """The inspector's JSON about the engine's layers."""
+        import tensorrt as trt
+
+        with self._session:
+            inspector: trt.EngineInspector = self._engine.create_engine_inspector()
+            return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def close(self) -> None:
+        """Free the GPU's memory; the runner cannot be used afterwards."""
+        with self._session:
+            if self._graphs is not None:
+                for executable in self._captured.values():
+                    self._graphs.destroy(executable)
+            self._captured.clear()
+            self._device.clear()
+            self._host.clear()
+            del self._context, self._engine
+
+    def __enter__(self) -> EngineRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load(self, plan: bytes) -> None:
+        import tensorrt as trt
+
+        self._runtime: trt.Runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise EngineError(
+                f"TensorRT could not load the plan of {self.metadata.part} ({len(plan)} bytes): "
+                "free GPU memory, or build the engine again (export/engines/build.py)"
+            )
+        self._engine: trt.ICudaEngine = engine
+        context: trt.IExecutionContext | None = engine.create_execution_context()
+        if context is None:
+            raise EngineError(
+                f"the GPU has not enough free memory to run {self.metadata.part}: "
+                "free some, or build the engine with a smaller --max-batch"
+            )
+        self._context: trt.IExecutionContext = context
+
+    def _allocate(self) -> None:
+        """Pinned host and device memory for the largest batch, and the addresses that stay the same for ever."""
+        import pycuda.driver as cuda
+        import tensorrt as trt
+
+        self._stream: cuda.Stream = cuda.Stream()
+        self._batch = 0
+        self._host: dict[str, np.ndarray] = {}
+        self._device: dict[str, Any] = {}
+        ports: dict[str, list[TensorInfo]] = {"input": [], "output": []}
+        engine: trt.ICudaEngine = self._engine
+        context: trt.IExecutionContext = self._context
+        try:
+            for index in range(engine.num_io_tensors):
+                name = engine.get_tensor_name(index)
+                kind = engine.get_tensor_dtype(name).name
+                if kind not in DTYPES:
+                    raise EngineError(
+                        f"{self.metadata.part}: {name} is {kind}, which numpy does not have: "
+                        "export the part with FP32 or FP16 inputs and outputs"
+                    )
+                info = TensorInfo(name, tuple(engine.get_tensor_shape(name))[1:], DTYPES[kind].name)
+                self._host[name] = cuda.pagelocked_empty((self.metadata.max_batch, *info.shape), DTYPES[kind])
+                self._host[name][:] = 0
+                self._device[name] = cuda.mem_alloc(self._host[name].nbytes)
+                context.set_tensor_address(name, int(self._device[name]))
+                ports["input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"].append(info)
+        except cuda.MemoryError as error:
+            raise EngineError(
+                f"the GPU or the host has not enough free memory for the buffers of {self.metadata.part}: "
+                "free some, or build the engine with a smaller --max-batch"
+            ) from error
+        self.inputs, self.outputs = tuple(ports["input"]), tuple(ports["output"])
+
+    def _start(self, batch: int) -> None:
+        """Queue copies and engine for a batch; the first time plainly, with a CUDA graph made for the next times."""
+        stream: int = self._stream.handle
+        if self._graphs is not None and batch in self._captured:
+            self._graphs.launch(self._captured[batch], stream)
+            return
+        self._set_batch(batch)
+        self._copy_and_enqueue(batch)  # TensorRT's work after a change of shape cannot be captured, so this comes first
+        if self._graphs is None or not self._capturing:
+            return
+        self._stream.synchronize()
+        try:
+            self._graphs.begin(stream)
+            try:
+                self._copy_and_enqueue(batch)
+            finally:
+                executable = self._graphs.end(stream)
+            self._captured[batch] = executable
+        except EngineError as error:  # an engine with work on the host; graphs made before stay in use
+            self.graph_error = f"batch {batch}: {error}"
+            self._capturing = False
+
+    def _set_batch(self, batch: int) -> None:
+        if batch == self._batch:
+            return
+        context: trt.IExecutionContext = self._context
+        for info in self.inputs:
+            if not context.set_input_shape(info.name, (batch, *info.shape)):
+                raise InputError(f"TensorRT refused a batch of {batch} for {info.name}: it is outside the profile")
+        self._batch = batch
+
+    def _copy_and_enqueue(self, batch: int) -> None:
+        import pycuda.driver as cuda
+
+        for info in self.inputs:
+            cuda.memcpy_htod_async(self._device[info.name], self._host[info.name][:batch], self._stream)
+        self._enqueue(batch)
+        for info in self.outputs:
+            cuda.memcpy_dtoh_async(self._host[info.name][:batch], self._device[info.name], self._stream)
+
+    def _enqueue(self, batch: int) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise EngineError(f"TensorRT could not run {self.metadata.part} at batch {batch}")

@@ -1,0 +1,1 @@
+"""A checkpoint becomes ONNX heads, bodies and tails, each compared with PyTorch."""

@@ -1,0 +1,1 @@
+"""Parts or engines become a Triton model repository."""

@@ -1,0 +1,184 @@
+"""Configurations of the served models, as protobufs, so that none can be malformed.
+
+Parts, ensembles and the router have the same names and tensors in every runtime; what differs is how a part is run:
+`openvino` in Triton's Python backend on the CPU, `tensorrt` in Triton's TensorRT backend, `tensorrt-python` in its
+Python backend with a TensorRT plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from ipt_triton.export.repository.plans import Plan, max_batch
+from ipt_triton.manifest import Manifest, Part, Port, Route
+from ipt_triton.service import (
+    MAX_INPUT_PIXELS,
+    MAX_OUTPUT_PIXELS,
+    REQUESTS_IN_FLIGHT,
+    ROUTER,
+    ServiceInfo,
+    ensemble_name,
+)
+from ipt_triton.tiling import KEEP, STRIDE
+
+GENERATOR = "ipt-export"
+
+_TYPES = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16}
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How the repository serves; all of it can be changed by exporting again.
+
+    Attributes:
+        threads: OpenVINO threads of each instance of a part, 0 for half of the cores.
+        body_instances: bodies that run side by side, on each GPU if there are some. Two keep the machine busy while one
+            hands over its batch, and the fewer threads an instance has, the less they wait for each other.
+        router_instances: whole-image requests under way at once.
+        queue_delay_us: how long the body waits for more patches, in microseconds.
+        max_input_pixels, max_output_pixels: largest image of one request.
+    """
+
+    threads: int = 0
+    body_instances: int = 2
+    router_instances: int = 8
+    queue_delay_us: int = 500
+    max_input_pixels: int = MAX_INPUT_PIXELS
+    max_output_pixels: int = MAX_OUTPUT_PIXELS
+
+
+def plan_file(plan: Plan, plans: Sequence[Plan]) -> str:
+    """The name of a plan in its version folder: Triton's own, or one per compute capability if there are several."""
+    return "model.plan" if len(plans) == 1 else f"model_{plan.metadata.compute_capability}.plan"
+
+
+def part_config(part: Part, manifest: Manifest, options: ServingOptions, plans: Sequence[Plan] = ()) -> pb.ModelConfig:
+    """Configuration of a head, body or tail, with dynamic batching.
+
+    Args:
+        plans: the part's, one per compute capability; none for `openvino`.
+    """
+    count = options.body_instances if part.name in {route.body for route in manifest.routes} else 1
+    kind = pb.ModelInstanceGroup.KIND_CPU if manifest.runtime == "openvino" else pb.ModelInstanceGroup.KIND_GPU
+    largest = max_batch(plans) if plans else manifest.max_batch
+    config = pb.ModelConfig(
+        name=part.name,
+        max_batch_size=largest,
+        input=[_input(p) for p in part.inputs],
+        output=[_output(p) for p in part.outputs],
+        instance_group=[pb.ModelInstanceGroup(count=count, kind=kind)],
+        dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=options.queue_delay_us),
+        model_warmup=[_warm_up(part, batch) for batch in (1, largest)],
+    )
+    if manifest.runtime == "tensorrt":
+        config.platform = "tensorrt_plan"
+        if len(plans) > 1:
+            for plan in plans:
+                config.cc_model_filenames[plan.metadata.compute_capability] = plan_file(plan, plans)
+        # Left to itself, a backend with dynamic batching captures graphs for batches of 1 and the largest alone.
+        config.optimization.cuda.graphs = True
+        for batch in range(1, largest + 1):
+            config.optimization.cuda.graph_spec.add(batch_size=batch)
+    else:
+        config.backend = "python"
+    _set_parameters(config, precision=manifest.precision)
+    if manifest.runtime == "openvino":
+        _set_parameters(config, threads=options.threads)
+    return config
+
+
+def ensemble_config(route: Route, parts: Sequence[pb.ModelConfig]) -> pb.ModelConfig:
+    """Configuration of `ipt_<task>`: IMAGE [3, 48, 48] -> RESTORED [3, 48·scale, 48·scale], around 0..255.
+
+    Args:
+        parts: configurations of head, body and tail.
+    """
+    head, _, tail = parts
+    config = pb.ModelConfig(
+        name=ensemble_name(route.task),
+        platform="ensemble",
+        max_batch_size=min(part.max_batch_size for part in parts),
+        input=head.input,
+        output=tail.output,
+    )
+    for part in parts:
+        config.ensemble_scheduling.step.append(
+            pb.ModelEnsembling.Step(
+                model_name=part.name,
+                model_version=-1,
+                input_map={p.name: p.name for p in part.input},
+                output_map={p.name: p.name for p in part.output},
+            )
+        )
+    _set_parameters(config)
+    return config
+
+
+def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig:
+    """Configuration of the router; its parameters tell clients the tasks, the tiling rule and the limits."""
+    image = [-1, -1, 3]
+    config = pb.ModelConfig(
+        name=ROUTER,
+        backend="python",
+        max_batch_size=0,
+        input=[
+            pb.ModelInput(name=name, data_type=kind, dims=dims, optional=True)
+            for name, kind, dims in (
+                ("IMAGE", pb.TYPE_UINT8, image),
+                ("IMAGE16", pb.TYPE_UINT16, image),
+                ("TASK_ID", pb.TYPE_INT32, [1]),
+                ("TASK", pb.TYPE_STRING, [1]),
+                ("STRIDE", pb.TYPE_INT32, [1]),
+                ("KEEP", pb.TYPE_INT32, [1]),
+            )
+        ],
+        output=[
+            pb.ModelOutput(name="RESTORED", data_type=pb.TYPE_UINT8, dims=image),
+            pb.ModelOutput(name="RESTORED16", data_type=pb.TYPE_UINT16, dims=image),
+        ],
+        instance_group=[pb.ModelInstanceGroup(count=options.router_instances, kind=pb.ModelInstanceGroup.KIND_CPU)],
+    )
+    info = ServiceInfo(
+        tasks=tuple(route.task for route in manifest.routes),
+        patch_size=manifest.patch_size,
+        stride=STRIDE,
+        keep=KEEP,
+        max_input_pixels=options.max_input_pixels,
+        max_output_pixels=options.max_output_pixels,
+        checkpoint_sha256=",".join(dict.fromkeys(route.checkpoint_sha256 for route in manifest.routes)),
+        runtime=manifest.runtime,
+        precision=manifest.precision,
+    )
+    _set_parameters(
+        config,
+        **info.to_parameters(),
+        body_instances=options.body_instances,
+        chunk=manifest.max_batch,
+        requests_in_flight=REQUESTS_IN_FLIGHT,
+    )
+    return config
+
+
+def _input(port: Port) -> pb.ModelInput:
+    return pb.ModelInput(name=port.name, data_type=_TYPES[port.dtype], dims=port.shape)
+
+
+def _output(port: Port) -> pb.ModelOutput:
+    return pb.ModelOutput(name=port.name, data_type=_TYPES[port.dtype], dims=port.shape)
+
+
+def _warm_up(part: Part, batch: int) -> pb.ModelWarmup:
+    """Random values; Triton sends `batch` single requests, which the batcher may join."""
+    warm_up = pb.ModelWarmup(name=f"batch_{batch}", batch_size=batch)
+    for port in part.inputs:
+        entry = pb.ModelWarmup.Input(data_type=_TYPES[port.dtype], dims=port.shape, random_data=True)
+        warm_up.inputs[port.name].CopyFrom(entry)
+    return warm_up
+
+
+def _set_parameters(config: pb.ModelConfig, **values: object) -> None:
+    for key, value in {"generated_by": GENERATOR, **values}.items():
+        config.parameters[key].string_value = str(value)

@@ -1,0 +1,1 @@
+../../triton_models/restore/1/model.py

@@ -1,0 +1,1 @@
+"""A model repository becomes a running, watched Triton server."""

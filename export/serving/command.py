@@ -1,0 +1,128 @@
+"""The command `ipt-serve`: check a model repository, serve it with Triton, leave nothing behind.
+
+ipt-serve --repository triton_models
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from ipt_triton.export.serving.errors import CheckError, InterruptedStartError, ServeError
+from ipt_triton.export.serving.server import GRACE_S, TritonServer, output_logger
+
+_EPILOG = f"""\
+examples:
+  ipt-serve                                       serve triton_models on localhost, ports 8000, 8001, 8002
+  ipt-serve --check                               only look whether everything is there
+  ipt-serve --host 0.0.0.0 --grpc-port 9001       let other machines in
+  ipt-serve --http-port 0 --grpc-port 0 --metrics-port 0       any free ports; the line 'ready: ...' tells them
+  ipt-serve -- --log-info=true --log-verbose=1    what follows -- goes to tritonserver and wins
+
+The server is the tritonserver on PATH (an NGC container), else the one in the wheel nvidia-pytriton.
+Closed to clients: model-repository, shared-memory, trace and logging; to open some, pass your own
+--http-restricted-api and --grpc-restricted-protocol after the --.
+
+Told to stop, it first answers the photographs under way, for {GRACE_S:.0f} seconds at most. Told twice, it ends at
+once.
+
+exit codes:
+  0  stopped as asked (Ctrl-C, SIGTERM, SIGHUP); with --check: everything is there
+  1  the server failed: it did not become ready, the warm-up failed, or it ended by itself
+  2  wrong arguments, or a check failed
+"""
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isdecimal() else -1
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a port: give a number from 1 to 65535, or 0 for any free one"
+        )
+    return port
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ipt-serve",
+        description="Serve a model repository with a real Triton server until it is told to stop.",
+        usage="ipt-serve [--repository DIR] [--host HOST] [--http-port N] [--grpc-port N] [--metrics-port N] [--check] "
+        "[--timeout S] [-- TRITON_FLAG ...]",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--repository", default="triton_models", metavar="DIR", help="model repository (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="name or IPv4 address to listen on (%(default)s)")
+    parser.add_argument("--http-port", type=_port, default=8000, metavar="N", help="%(default)s; 0: any free one")
+    parser.add_argument("--grpc-port", type=_port, default=8001, metavar="N", help="%(default)s; 0: any free one")
+    parser.add_argument("--metrics-port", type=_port, default=8002, metavar="N", help="%(default)s; 0: any free one")
+    parser.add_argument("--check", action="store_true", help="only check, start nothing")
+    parser.add_argument(
+        "--timeout", type=float, default=300, metavar="S", help="seconds until ready, warm-up included (%(default)s)"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code, see `--help`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    split = words.index("--") if "--" in words else len(words)
+    options = _parser().parse_args(words[:split])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    output_logger.setLevel(logging.INFO)  # Triton's own flags decide what it writes
+
+    server = TritonServer(
+        options.repository,
+        host=options.host,
+        http_port=options.http_port,
+        grpc_port=options.grpc_port,
+        metrics_port=options.metrics_port,
+        extra_args=words[split + 1 :],
+    )
+    if options.check:
+        problems = server.check()
+        for problem in problems:
+            print(f"ipt-serve: {problem}", file=sys.stderr)
+        if not problems:
+            print(f"{options.repository} can be served")
+        return 2 if problems else 0
+
+    asked = 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += 1
+        server.interrupt()
+        if asked > 1:  # the second Ctrl-C means now
+            server.kill()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, stop)
+
+    try:
+        server.start(options.timeout)
+        names = ", ".join(task.name for task in server.tasks)
+        ready = f"ready: http://{server.http_url}, grpc {server.grpc_url}, metrics {server.metrics_url}"
+        print(f"{ready}, {len(server.tasks)} tasks{': ' + names if names else ''}", flush=True)
+        server.wait()
+    except CheckError as error:
+        for problem in error.problems:
+            print(f"ipt-serve: {problem}", file=sys.stderr)
+        return 2
+    except InterruptedStartError:
+        return 0
+    except ServeError as error:
+        print(f"ipt-serve: {error}", file=sys.stderr)
+        return 1
+    finally:
+        server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+"""What must be true before Triton starts: the server's files, the repository, the runtime, the ports.
+
+Every check returns problems, each one sentence that names the thing and what to do; an empty list means go.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ipt_triton.export.engines.cuda import require_tensorrt
+from ipt_triton.export.engines.metadata import EngineError
+from ipt_triton.export.serving import preflight_gpu
+from ipt_triton.service import ROUTER
+
+PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+_STUB = "triton_python_backend_stub"
+_EXPORT_AGAIN = "run ipt-export CHECKPOINT again"
+_RUNTIME_MODULES = {
+    "openvino": {"openvino": "pip install openvino"},
+    "tensorrt": {},
+    "tensorrt-python": {"tensorrt": "pip install tensorrt", "pycuda": "pip install pycuda"},
+}
+# The files that a version folder must hold; the other backends are Triton's to judge.
+_MODEL_FILES = {"python": "model.py", "onnxruntime": "model.onnx"}
+
+
+@dataclass(frozen=True)
+class ServerFiles:
+    """Where one `tritonserver` has its pieces."""
+
+    executable: Path
+    backends: Path
+    """Folder with one folder per backend."""
+    stub: Path
+    """The program that runs Python models, built for one version of Python."""
+    libraries: Path | None
+    """Folder for LD_LIBRARY_PATH; None for a server that finds its own libraries."""
+    from_wheel: bool
+    """True for the server in the nvidia-pytriton wheel, False for one on PATH."""
+
+    def environment(self, *folders: Path) -> dict[str, str]:
+        """Return the environment to run it in: our libraries and `folders`, our Python and its packages for the stubs.
+
+        An embedded Python looks for its packages from the first `python3` on PATH, so ours must be that one.
+        """
+        libraries = [str(folder) for folder in (self.libraries, *folders) if folder]
+        return {
+            **os.environ,
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [*libraries, os.environ.get("LD_LIBRARY_PATH")])),
+            "PATH": os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")])),
+        }
+
+
+def find_server() -> ServerFiles | None:
+    """Find the `tritonserver` on PATH (an NGC container), else the one in the nvidia-pytriton wheel, else None."""
+    if on_path := shutil.which("tritonserver"):
+        executable = Path(on_path).resolve()
+        backends = executable.parent.parent / "backends"
+        return ServerFiles(executable, backends, backends / "python" / _STUB, None, from_wheel=False)
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    package = Path(spec.submodule_search_locations[0])
+    server = package / "tritonserver"
+    return ServerFiles(
+        executable=server / "bin" / "tritonserver",
+        backends=server / "backends",
+        stub=server / "python_backend_stubs" / PYTHON_VERSION / _STUB,
+        libraries=package.parent / "nvidia_pytriton.libs",
+        from_wheel=True,
+    )
+
+
+def find_libpython() -> Path | None:
+    """Return this Python's shared library in its own folders; None where the stub must find one in the system's."""
+    name = f"libpython{PYTHON_VERSION}.so.1.0"
+    folders = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib"]
+    return next((Path(folder, name) for folder in folders if folder and Path(folder, name).is_file()), None)
+
+
+def check_server(server: ServerFiles | None) -> list[str]:
+    """Check the server's own files: stub for this Python, libraries, numpy."""
+    if server is None:
+        return ["no tritonserver on PATH and no nvidia-pytriton wheel: run pip install 'ipt-triton[serve]'"]
+    if not server.stub.is_file():
+        if not server.from_wheel:
+            return []  # a server with folders of its own: its start will tell
+        built = sorted((folder.name for folder in server.stub.parents[1].iterdir()), key=lambda v: int(v.split(".")[1]))
+        return [
+            f"the nvidia-pytriton wheel has no Python stub for Python {PYTHON_VERSION}: "
+            f"run ipt-serve with Python {built[0]} to {built[-1]}"
+        ]
+    problems = []
+    libpython = find_libpython()
+    folders = [libpython.parent] if libpython and server.from_wheel else []
+    for program in (server.executable, server.stub):
+        libraries = _libraries(program, server.environment(*folders))
+        for name in sorted(libraries):
+            wanted = re.match(r"libpython(\d+\.\d+)\.so", name)
+            if wanted and wanted[1] != PYTHON_VERSION:
+                problems.append(
+                    f"{server.executable} runs models in Python {wanted[1]} and ipt-serve runs in {PYTHON_VERSION}: "
+                    f"run ipt-serve with Python {wanted[1]}"
+                )
+            elif wanted and not libraries[name]:
+                problems.append(
+                    f"{name} was not found, which Python models need (this Python was built without a shared library): "
+                    f"install it (Debian: apt install libpython{PYTHON_VERSION}) or use a Python that has it"
+                )
+            elif not libraries[name]:
+                problems.append(f"{name} was not found, which {program.name} needs: install the package that holds it")
+    if server.from_wheel:
+        numpy = metadata.version("numpy")
+        if int(numpy.split(".")[0]) >= 2:
+            problems.append(
+                f"numpy {numpy} makes this server's Python models answer with zero bytes: run pip install 'numpy<2'"
+            )
+    return problems
+
+
+def _libraries(program: Path, environment: Mapping[str, str]) -> dict[str, bool]:
+    """List the shared libraries that the dynamic loader wants for a program, and whether it finds each."""
+    trace = subprocess.run(
+        [str(program)],
+        env={**environment, "LD_TRACE_LOADED_OBJECTS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    pairs = re.findall(r"^\s*(\S+) => (.+?)(?: \(0x[0-9a-f]+\))?$", trace.stdout, re.MULTILINE)
+    return {name: target != "not found" for name, target in pairs}
+
+
+def read_config(folder: Path) -> model_config_pb2.ModelConfig:
+    """Parse `folder`/config.pbtxt; raise OSError or `text_format.ParseError`."""
+    text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig(), allow_unknown_field=True)
+
+
+def check_repository(repository: Path, server: ServerFiles | None = None) -> list[str]:
+    """Check a model repository: every folder a whole model, every ensemble's steps there, the runtime installed."""
+    if not repository.is_dir():
+        return [f"the model repository {repository} is not a folder: run ipt-export CHECKPOINT first"]
+    folders = sorted(entry for entry in repository.iterdir() if entry.is_dir())
+    if not folders:
+        return [f"the model repository {repository} holds no model: run ipt-export CHECKPOINT first"]
+    problems: list[str] = []
+    configs: dict[str, model_config_pb2.ModelConfig] = {}
+    for folder in folders:
+        try:
+            configs[folder.name] = read_config(folder)
+        except FileNotFoundError:
+            if folder.name == ROUTER:
+                problems.append(f"{folder / 'config.pbtxt'} is missing: run ipt-export CHECKPOINT first")
+            else:
+                problems.append(f"{folder} is not a model, it has no config.pbtxt: remove it or {_EXPORT_AGAIN}")
+        except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+            reason = " ".join(str(error).split())
+            problems.append(f"{folder / 'config.pbtxt'} cannot be read ({reason}): {_EXPORT_AGAIN}")
+        else:
+            problems += _check_model(folder, configs[folder.name], server)
+    for name, config in configs.items():
+        for step in config.ensemble_scheduling.step:
+            if not (repository / step.model_name).is_dir():
+                problems.append(f"the ensemble {name} needs the model {step.model_name}: {_EXPORT_AGAIN}")
+    if ROUTER in configs:
+        parts = [
+            repository / name
+            for name, config in configs.items()
+            if name != ROUTER and config.platform != "ensemble" and "generated_by" in config.parameters
+        ]
+        problems += _check_runtime(configs[ROUTER].parameters["runtime"].string_value, parts, server)
+    return problems
+
+
+def _check_model(folder: Path, config: model_config_pb2.ModelConfig, server: ServerFiles | None) -> list[str]:
+    problems = []
+    if config.name not in ("", folder.name):
+        problems.append(f"{folder / 'config.pbtxt'} names its model {config.name}: {_EXPORT_AGAIN}")
+    versions = [entry for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit() and entry.name != "0"]
+    if not versions:
+        problems.append(f"{folder} has no version folder, {folder / '1'}: {_EXPORT_AGAIN}")
+    backend = config.backend or config.platform.partition("_")[0]  # older: platform "tensorrt_plan"
+    file_name = config.default_model_filename or _MODEL_FILES.get(backend)
+    if file_name and not config.cc_model_filenames:
+        for version in versions:
+            if not (version / file_name).is_file():
+                problems.append(f"{version / file_name} is missing: {_EXPORT_AGAIN}")
+    # The tensorrt backend has a sentence of its own, said once for the whole repository.
+    if server is not None and backend not in ("", "ensemble", "tensorrt") and _lacks_backend(server, backend):
+        problems.append(
+            f"{folder.name} needs Triton's {backend} backend, which {server.executable} does not have: "
+            "use a tritonserver that has it or export for another runtime"
+        )
+    return problems
+
+
+def _lacks_backend(server: ServerFiles, backend: str) -> bool:
+    # A server whose folder of backends is elsewhere gets the benefit of the doubt.
+    return server.backends.is_dir() and not (server.backends / backend).is_dir()
+
+
+def _check_runtime(runtime: str, parts: Sequence[Path], server: ServerFiles | None) -> list[str]:
+    if runtime not in _RUNTIME_MODULES:
+        known = ", ".join(sorted(_RUNTIME_MODULES))
+        return [f"the router's runtime is {runtime or 'not set'!r}, which is none of {known}: {_EXPORT_AGAIN}"]
+    problems = [
+        f"the repository was exported for {runtime} and the module {module} is not installed: run {remedy}"
+        for module, remedy in _RUNTIME_MODULES[runtime].items()
+        if importlib.util.find_spec(module) is None
+    ]
+    if runtime == "tensorrt" and server is not None and _lacks_backend(server, runtime):
+        problems.append(
+            f"the repository was exported for Triton's tensorrt backend, which {server.executable} does not have: "
+            "serve it in an NGC Triton container or run ipt-export CHECKPOINT --runtime openvino"
+        )
+    if runtime == "openvino":
+        return problems
+    installed = None
+    try:
+        if runtime == "tensorrt-python" and not problems:
+            installed = require_tensorrt()
+        elif runtime == "tensorrt" and server is not None:
+            installed = preflight_gpu.server_tensorrt(server.backends / runtime, server.environment())
+    except EngineError as error:
+        problems.append(str(error))
+    return problems + preflight_gpu.check_plans(parts, installed)
+
+
+def check_address(host: str, ports: Mapping[str, int | None]) -> list[str]:
+    """Check that the server may listen on `host` at `ports` (flag → number); None and 0 mean any free port."""
+    try:
+        address = resolve(host)
+    except OSError as error:
+        return [f"the host {host} has no IPv4 address ({error.strerror}): give --host an address of this machine"]
+    problems = []
+    wanted = [(flag, port) for flag, port in ports.items() if port]
+    for index, (flag, port) in enumerate(wanted):
+        twin = next((other for other, number in wanted[:index] if number == port), None)
+        if twin:
+            problems.append(f"{flag} and {twin} are both {port}: give each its own port")
+            continue
+        try:
+            _bind(address, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                problems.append(f"port {port} on {host} is in use: stop what listens there or give another {flag}")
+            elif error.errno == errno.EADDRNOTAVAIL:
+                return [f"{host} is not an address of this machine: give --host another, 0.0.0.0 for all"]
+            else:
+                problems.append(f"port {port} on {host} cannot be used ({error.strerror}): give another {flag}")
+    return problems
+
+
+def resolve(host: str) -> str:
+    """Return the IPv4 address of a host name; raise OSError if it has none."""
+    return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+
+
+def free_ports(address: str, count: int, taken: Sequence[int] = ()) -> list[int]:
+    """Find `count` different ports that nothing listens on.
+
+    They lie below the kernel's ephemeral range: a port out of that range may become the source port of somebody's
+    connection between this look and the server's bind.
+    """
+    candidates = list(range(20000, 32000))
+    found: list[int] = []
+    start = int.from_bytes(os.urandom(4), "little")
+    for offset in range(len(candidates)):
+        if len(found) == count:
+            break
+        # A stride coprime to the length visits every candidate once, far from the neighbours' choices.
+        port = candidates[(start + offset * 7919) % len(candidates)]
+        try:
+            if port not in taken:
+                _bind(address, port)
+                found.append(port)
+        except OSError:
+            continue
+    if len(found) < count:
+        raise OSError(errno.EADDRINUSE, f"no free port on {address} between 20000 and 32000")
+    return found
+
+
+def _bind(address: str, port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do: a port in TIME_WAIT is free, one that somebody listens on is not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))

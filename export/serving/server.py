@@ -1,0 +1,466 @@
+"""A Triton server as an object: started, warmed up, watched, and gone without a trace.
+
+    with TritonServer("triton_models") as server:
+        client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+
+The command `ipt-serve`, the demo, the tests and the benchmarks all start servers through this class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import tritonclient.grpc as triton
+
+from ipt_triton.export.serving import preflight, supervise
+from ipt_triton.export.serving.errors import (
+    CheckError,
+    InterruptedStartError,
+    NotReadyError,
+    ServeError,
+    ServerEndedError,
+)
+from ipt_triton.export.serving.warm_up import warm_up
+from ipt_triton.service import MAX_INPUT_PIXELS, ROUTER
+from ipt_triton.tasks import Task
+
+logger = logging.getLogger(__name__)
+output_logger = logging.getLogger(f"{__name__}.output")
+"""Takes what tritonserver and its models write, a record per line, at Triton's own severity."""
+
+GRACE_S = 15.0
+"""Seconds that photographs under way get to be finished when the server is told to stop."""
+
+_EXIT_TIMEOUT_S = 10
+_END_S = _EXIT_TIMEOUT_S + 4.0  # until tritonserver, told to stop, is killed
+_UNDER_WAY = ("ipt_photographs_under_way{", f'nv_inference_pending_request_count{{model="{ROUTER}"')
+_POLL_S = 0.1
+# What a client needs stays open: health, metadata, inference, the router's config (the task table), statistics.
+_CLOSED_APIS = "model-repository,shared-memory,trace,logging"
+_RESERVED_FLAGS = {
+    "--model-repository": "use --repository",
+    "--model-store": "use --repository",
+    "--http-address": "use --host",
+    "--grpc-address": "use --host",
+    "--metrics-address": "use --host",
+    "--http-port": "give it before the --",
+    "--grpc-port": "give it before the --",
+    "--metrics-port": "give it before the --",
+    "--allow-grpc": "readiness and warm-up need gRPC",
+    "--grpc-use-ssl": "readiness and warm-up speak plain gRPC, put TLS in front of the server",
+    "--grpc-use-ssl-mutual": "readiness and warm-up speak plain gRPC, put TLS in front of the server",
+}
+# Said at every start on a machine without a GPU, and wrong there about being errors.
+_HARMLESS_WITHOUT_GPU = (
+    "CudaDriverHelper has not been initialized",
+    "failed to allocate pinned system memory: no pinned memory pool",
+    "CUDA driver version is insufficient for CUDA runtime version",
+)
+_SEVERITY = {"E": logging.ERROR, "F": logging.ERROR, "W": logging.WARNING}
+
+
+class TritonServer:
+    """One `tritonserver` process, everything that belongs to it, and the end of it all.
+
+    Args:
+        repository: the model repository.
+        host: name or IPv4 address to listen on; loopback unless the machine's network is meant to reach it.
+        http_port, grpc_port, metrics_port: a port, or None or 0 for a free one.
+        extra_args: flags for tritonserver; they come last, so they win over the launcher's.
+        log_path: file for what the server writes; without it each line goes to `output_logger`.
+
+    As a context manager it starts and stops. `start` may be called again after `stop`; free ports are then looked up
+    anew. Methods may be called from any thread, `interrupt` and `kill` from signal handlers too.
+    """
+
+    def __init__(
+        self,
+        repository: str | Path,
+        host: str = "127.0.0.1",
+        http_port: int | None = None,
+        grpc_port: int | None = None,
+        metrics_port: int | None = None,
+        extra_args: Sequence[str] = (),
+        log_path: str | Path | None = None,
+    ) -> None:
+        self.repository = Path(repository)
+        self.host = host
+        self.tasks: tuple[Task, ...] = ()
+        """The tasks that were warmed up, empty for a repository without a router."""
+        self._wanted_ports = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
+        self._ports = {flag: port or 0 for flag, port in self._wanted_ports.items()}
+        self._extra_args = tuple(extra_args)
+        self._log_path = Path(log_path) if log_path else None
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._prefix = ""
+        self._directory = Path()
+        self._started = 0.0
+        self._lines: deque[str] = deque(maxlen=400)
+        self._interrupted = threading.Event()
+        self._stopped = False
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        """`host:port` as tritonclient.http takes it."""
+        return f"{self._reachable_host}:{self._ports['--http-port']}"
+
+    @property
+    def grpc_url(self) -> str:
+        """`host:port` as tritonclient.grpc takes it."""
+        return f"{self._reachable_host}:{self._ports['--grpc-port']}"
+
+    @property
+    def metrics_url(self) -> str:
+        """`http://host:port/metrics`, the Prometheus page."""
+        return f"http://{self._reachable_host}:{self._ports['--metrics-port']}/metrics"
+
+    @property
+    def _reachable_host(self) -> str:
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+
+    @property
+    def running(self) -> bool:
+        """Whether the server was started and has not ended."""
+        return self._supervisor is not None and self._supervisor.poll() is None
+
+    @property
+    def pids(self) -> list[int]:
+        """The server's processes: tritonserver, the Python stubs and theirs; empty when it does not run."""
+        return sorted(supervise.session_processes(self._supervisor.pid)) if self._supervisor and self.running else []
+
+    @property
+    def region_prefix(self) -> str:
+        """What the names of this server's regions in /dev/shm start with."""
+        return self._prefix
+
+    def check(self) -> list[str]:
+        """Return every reason not to start, one sentence each; starts nothing."""
+        return self._check(preflight.find_server())
+
+    def _check(self, files: preflight.ServerFiles | None) -> list[str]:
+        problems = preflight.check_server(files)
+        problems += preflight.check_repository(self.repository, files)
+        problems += preflight.check_address(self.host, self._wanted_ports)
+        for argument in self._extra_args:
+            flag = argument.partition("=")[0]
+            if files and flag.startswith("--") and flag not in _known_flags(files):
+                problems.append(f"{flag} is no flag of {files.executable}: see what its --help lists")
+            if flag in _RESERVED_FLAGS:
+                problems.append(f"{flag} cannot be passed on to tritonserver: {_RESERVED_FLAGS[flag]}")
+            if "shm-region-prefix-name" in argument:
+                problems.append(f"{argument} cannot be passed on to tritonserver: the launcher cleans up by its prefix")
+        return problems
+
+    def start(self, timeout: float = 300.0) -> None:
+        """Check, start, wait until every model is ready, and restore one small image per task.
+
+        Raises CheckError, ServerEndedError, NotReadyError (after `timeout` seconds), WarmUpError or
+        InterruptedStartError; nothing of the server is left then.
+        """
+        if self.running:
+            raise ServeError("this server runs already: stop it first")
+        for name in supervise.sweep_leftovers():
+            logger.warning("removed %s, which a killed server had left", name)
+        files = preflight.find_server()
+        problems = self._check(files)
+        if problems or files is None:
+            raise CheckError(problems)
+        if self._stopped:  # an interrupt that came before the first start counts
+            self._interrupted.clear()
+            self._stopped = False
+        self._lines.clear()
+        deadline = time.monotonic() + timeout
+        try:
+            self._launch(files)
+            self._await_ready(deadline)
+            if (self.repository / ROUTER).is_dir():
+                self.tasks = warm_up(self.grpc_url, lambda: self._pause(deadline, 0.02))
+            self._check_alive()
+        except BaseException:
+            self.stop(grace=0)
+            raise
+
+    def stop(self, grace: float = GRACE_S) -> None:
+        """End the server once the photographs under way are answered, after `grace` seconds at the latest.
+
+        New requests are taken meanwhile, but do not prolong the `grace`; with 0 the server is killed at once. Does
+        nothing when the server does not run. Afterwards no process, no shared-memory region and no temporary file of it
+        is left.
+        """
+        self._stopped = True
+        self._interrupted.set()
+        supervisor = self._supervisor
+        if supervisor is None:
+            return
+        if grace > 0:
+            self._await_answers(time.monotonic() + grace)
+        self._tell(b"stop" if grace > 0 else b"kill")
+        try:
+            supervisor.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._tell(b"kill")
+            supervisor.wait()
+        self._clean_up(supervisor)
+        self._supervisor = None
+
+    def _await_answers(self, deadline: float) -> None:
+        """Wait until twice in a row nothing is under way: a request that is handed to the router counts nowhere."""
+        idle = 0
+        while idle < 2 and self.running and time.monotonic() < deadline:
+            idle = 0 if self._under_way() else idle + 1
+            time.sleep(_POLL_S)
+
+    def _under_way(self) -> float:
+        """Photographs that the router has begun or that wait for it, by the server's metrics; 0 where it has none."""
+        connection = http.client.HTTPConnection(self._reachable_host, self._ports["--metrics-port"], timeout=1)
+        try:
+            connection.request("GET", "/metrics")
+            page = connection.getresponse().read().decode()
+        except TimeoutError:
+            return 1  # busy
+        except (OSError, http.client.HTTPException):
+            return 0
+        finally:
+            connection.close()
+        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(_UNDER_WAY))
+
+    def kill(self) -> None:
+        """Ask for the immediate end of the server without waiting for it; `stop` still cleans up."""
+        self._tell(b"kill")
+
+    def interrupt(self) -> None:
+        """Make `start` raise InterruptedStartError, or `wait` return, soon; the server is then to be stopped."""
+        self._interrupted.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until `interrupt` is called (True) or `timeout` seconds have passed (False).
+
+        Raises ServerEndedError when tritonserver ends by itself; nothing of it is left then.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._interrupted.wait(_POLL_S):
+            self._check_alive()
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+        return True
+
+    def _tell(self, word: bytes) -> None:
+        if self._supervisor and self._supervisor.stdin:
+            with contextlib.suppress(OSError):
+                os.write(self._supervisor.stdin.fileno(), word)
+
+    def _check_alive(self) -> None:
+        supervisor = self._supervisor
+        if supervisor is None:
+            raise ServeError("the server does not run: start it first")
+        if supervisor.poll() is not None:
+            self._clean_up(supervisor)
+            self._supervisor = None
+            status = supervisor.returncode if supervisor.returncode >= 0 else 128 - supervisor.returncode
+            raise ServerEndedError(status, _last_words(self._lines))
+
+    def _clean_up(self, supervisor: subprocess.Popen[bytes]) -> None:
+        # The supervisor has done all this unless it was killed itself.
+        if supervisor.returncode < 0:
+            supervise.clean_up(supervisor.pid, self._prefix, self._directory, self._started)
+        if self._reader:
+            self._reader.join(5)
+        if supervisor.stdin:
+            supervisor.stdin.close()
+
+    def _launch(self, files: preflight.ServerFiles) -> None:
+        """Start the supervisor, which starts tritonserver, on ports that are known from here on."""
+        given = [port for port in self._wanted_ports.values() if port]
+        missing = [flag for flag, port in self._wanted_ports.items() if not port]
+        address = preflight.resolve(self.host)
+        found = preflight.free_ports(address, len(missing), given)
+        self._ports = {**{f: p for f, p in self._wanted_ports.items() if p}, **dict(zip(missing, found, strict=True))}
+
+        owner = supervise.new_owner()
+        self._started = time.time()
+        self._prefix = f"{owner}-"
+        self._directory = Path(tempfile.gettempdir(), owner)
+        try:
+            self._directory.mkdir(mode=0o700)
+            libraries = _assemble(files, self._directory)
+            log = self._log_path.open("ab") if self._log_path else None
+        except OSError as error:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise ServeError(
+                f"{error.filename} cannot be written ({error.strerror}): make room there or choose another place"
+            ) from error
+        self._reader = None
+        command = [str(files.executable), *self._arguments(files, address)]
+        logger.info("starting %s", " ".join(command))
+        supervisor_command = [sys.executable, "-I", "-S", supervise.__file__, self._prefix, str(self._directory)]
+        try:
+            self._supervisor = subprocess.Popen(
+                [*supervisor_command, *command],
+                env=files.environment(*libraries),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the launcher alone
+            )
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+        assert self._supervisor.stdout is not None
+        self._reader = threading.Thread(
+            target=_read_output,
+            args=(self._supervisor.stdout, self._lines, log),
+            name="tritonserver-output",
+            daemon=True,
+        )
+        self._reader.start()
+
+    def _arguments(self, files: preflight.ServerFiles, address: str) -> list[str]:
+        arguments = [
+            f"--model-repository={self.repository.resolve()}",
+            f"--http-address={address}",
+            f"--grpc-address={address}",
+            f"--metrics-address={address}",
+            *(f"{flag}={port}" for flag, port in self._ports.items()),
+            "--model-control-mode=none",
+            "--disable-auto-complete-config",
+            "--exit-on-error=true",
+            "--strict-readiness=true",
+            f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            "--log-info=false",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+        ]
+        if files.from_wheel:
+            arguments.append(f"--backend-directory={self._directory / 'backends'}")
+        elif files.backends.is_dir():
+            arguments.append(f"--backend-directory={files.backends}")
+        if not _has_gpu():
+            arguments += ["--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false"]
+        known = _known_flags(files)
+        if "--http-max-input-size" in known:
+            # Three channels of 16 bits, and room for the request around them.
+            arguments.append(f"--http-max-input-size={self._max_input_pixels() * 6 + 2**20}")
+        key = secrets.token_hex(16)
+        for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
+            # Triton refuses an API named in two groups, so the user's group stands alone.
+            if flag in known and not any(argument.startswith(flag) for argument in self._extra_args):
+                arguments.append(f"{flag}={_CLOSED_APIS}:launcher={key}")
+        return [*arguments, *self._extra_args]
+
+    def _max_input_pixels(self) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            parameters = preflight.read_config(self.repository / ROUTER).parameters
+            if "max_input_pixels" in parameters:
+                return int(parameters["max_input_pixels"].string_value)
+        return MAX_INPUT_PIXELS
+
+    def _await_ready(self, deadline: float) -> None:
+        while True:
+            self._pause(deadline, _POLL_S)
+            try:
+                # Triton opens its ports when its models are loaded. gRPC would back off from a closed port for seconds.
+                socket.create_connection((self._reachable_host, self._ports["--grpc-port"]), 1).close()
+                with triton.InferenceServerClient(self.grpc_url) as client:
+                    if client.is_server_ready(client_timeout=5):
+                        return
+            except (OSError, triton.InferenceServerException) as error:
+                logger.debug("not ready yet: %s", error)
+
+    def _pause(self, deadline: float, seconds: float) -> None:
+        if self._interrupted.wait(seconds):
+            raise InterruptedStartError("the start was interrupted")
+        self._check_alive()
+        if time.monotonic() > deadline:
+            last = "".join(f"\n  {line}" for line in _last_words(self._lines))
+            raise NotReadyError(f"tritonserver was not ready in time: give it longer or read its log{last}")
+
+
+def _assemble(files: preflight.ServerFiles, directory: Path) -> list[Path]:
+    """Link a backend folder for the wheel's server; return the folders to add to its library path.
+
+    The wheel keeps the backend and the stubs apart, Triton wants them together. libpython is linked alone: its folder
+    may hold other libraries (conda's libstdc++, say) that must not shadow the system's.
+    """
+    if not files.from_wheel:
+        return []
+    python = directory / "backends" / "python"
+    python.mkdir(parents=True)
+    for file in [*(files.backends / "python").glob("*.*"), files.stub]:
+        (python / file.name).symlink_to(file)
+    libpython = preflight.find_libpython()
+    if libpython is None:
+        return []
+    library_folder = directory / "lib"
+    library_folder.mkdir()
+    (library_folder / libpython.name).symlink_to(libpython)
+    return [library_folder]
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists()
+
+
+def _is_harmless(line: str) -> bool:
+    return not _has_gpu() and any(phrase in line for phrase in _HARMLESS_WITHOUT_GPU)
+
+
+@functools.cache
+def _known_flags(files: preflight.ServerFiles) -> frozenset[str]:
+    """The flags a tritonserver understands; it refuses to start when given one that it does not."""
+    command = [str(files.executable), "--help"]
+    text = subprocess.run(command, env=files.environment(), capture_output=True, text=True, check=False)
+    return frozenset(re.findall(r"^\s+(--[a-z0-9-]+)", text.stdout + text.stderr, re.MULTILINE))
+
+
+def _read_output(stream: IO[bytes], lines: deque[str], log: IO[bytes] | None) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stream)
+        if log:
+            stack.enter_context(log)
+        for raw in stream:
+            line = raw.decode(errors="replace").rstrip()
+            lines.append(line)
+            if log:
+                with contextlib.suppress(OSError):  # a full disk must not block the server's output, and so the server
+                    log.write(raw)
+                    log.flush()
+            elif _is_harmless(line):
+                output_logger.debug("%s", line)
+            elif line:
+                severity = _SEVERITY.get(line[0], logging.INFO) if line[1:5].isdigit() else logging.INFO
+                output_logger.log(severity, "%s", line)
+
+
+def _last_words(lines: Sequence[str], count: int = 8) -> list[str]:
+    """Pick the last lines of an output that tell of an error, else its last lines."""
+    said = [line for line in lines if line.strip() and not _is_harmless(line)]
+    telling = [line for line in said if re.match(r"[EF]\d{4} |E |Bad option|\S*Error\b|.*unrecognized option", line)]
+    return telling[-count:] or said[-count:]

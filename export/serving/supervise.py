@@ -1,0 +1,235 @@
+"""The process that owns a Triton server: nothing of the server outlives it.
+
+`export.serving.server` runs this file as a script between itself and `tritonserver`:
+
+    ipt-serve ──pipe──▶ supervise.py ──▶ tritonserver ──▶ triton_python_backend_stub …
+
+The pipe carries `stop` (SIGTERM) or `kill` (SIGKILL); its end means that the launcher is gone and is a `kill` as well.
+Told to stop, tritonserver answers what is in flight and then ends its models' processes: each takes a second, and those
+of one model go one after the other. Nothing is lost any more by then, so that the first to go takes the others along.
+However the server ends, its orphans come to this process (it is a subreaper), are killed and reaped, and then its
+shared-memory regions and its private directory are removed. Standard library only, because it runs isolated
+(`python -I -S`) in some 30 ms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_COMMAND_FD = 0
+_KILL_PATIENCE_S = 10.0
+_LEFTOVER = re.compile(r"(?P<owner>ipt-serve-(?P<namespace>\d+)-(?P<pid>\d+)-\d+-[0-9a-f]{8})(?:-|$)")
+
+
+def session_processes(session: int) -> Iterator[int]:
+    """Yield the process ids of a session and of the children of its leader, without the leader and without zombies."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == session:
+            continue
+        try:
+            # The command's name, in parentheses, may hold spaces; the fields after it do not.
+            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        state, parent, _, process_session = fields[:4]
+        if state not in "ZX" and session in (int(parent), int(process_session)):
+            yield int(entry.name)
+
+
+def end_session(session: int) -> bool:
+    """Kill everything in a session but its leader and reap what is ours; False if something is left after 10 s."""
+    deadline = time.monotonic() + _KILL_PATIENCE_S
+    while True:
+        left = list(session_processes(session))
+        for process in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process, signal.SIGKILL)
+        if session == os.getpid():
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+        if not left:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+
+
+def remove_regions(prefix: str) -> list[str]:
+    """Remove the shared-memory regions whose names start with `prefix`; return the names of those that were there."""
+    removed = []
+    for region in SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            region.unlink()
+            removed.append(region.name)
+    return removed
+
+
+def clean_up(session: int, prefix: str, directory: Path, since: float) -> None:
+    """Remove everything of a server that a supervisor, the leader of `session`, started at `since` (epoch seconds)."""
+    end_session(session)
+    remove_regions(prefix)
+    _remove_environment_folders(since)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_environment_folders(since: float) -> None:
+    """Remove the empty folder that the Python backend makes in /tmp, whatever TMPDIR says, and leaves when killed.
+
+    Its name tells no owner, so nothing is done while another tritonserver runs that it might belong to.
+    """
+    folders = [folder for folder in Path("/tmp").glob("python_env_*") if _modified(folder) >= since - 1]
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if not entry.name.isdigit():
+                continue
+            name, _, fields = (entry / "stat").read_text(errors="replace").rpartition(")")
+            if name.endswith("(tritonserver") and fields.split()[0] not in "ZX":
+                return
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty, not ours, gone
+            folder.rmdir()
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0
+
+
+def sweep_leftovers() -> list[str]:
+    """Remove what servers left whose launcher and supervisor were both killed; return the names of what was there.
+
+    A name tells its launcher (process id, its start time, its process namespace), so what belongs to a living launcher
+    or to another container is not touched.
+    """
+
+    def leftovers() -> dict[Path, str]:
+        found = {}
+        for folder in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+            for path in folder.glob("ipt-serve-*"):
+                match = _LEFTOVER.match(path.name)
+                if not match or int(match["namespace"]) != _namespace():
+                    continue
+                if not match["owner"].startswith(f"{_owner_of(int(match['pid']))}-"):
+                    found[path] = match["owner"]
+        return found
+
+    # The supervisor of a launcher that was killed a moment ago is still at work; its server still holds the ports.
+    patience = time.monotonic() + 5
+    while (stale := leftovers()) and time.monotonic() < patience and any(map(_supervised, set(stale.values()))):
+        time.sleep(0.05)
+    if stale:
+        _remove_environment_folders(min(map(_modified, stale)))
+    removed = []
+    for path in stale:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            removed.append(path.name)
+    return removed
+
+
+def new_owner() -> str:
+    """Make a name for a server of this process: its regions' names start with it, its private folder bears it."""
+    return f"{_owner_of(os.getpid())}-{secrets.token_hex(4)}"
+
+
+def _supervised(owner: str) -> bool:
+    """Whether a process, supervisor or server, still has an owner's name on its command line."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and owner.encode() in (entry / "cmdline").read_bytes():
+                return True
+    return False
+
+
+def _namespace() -> int:
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def _owner_of(process: int) -> str:
+    """Name a process so that no later one gets the same name: namespace, id, start time in clock ticks after boot."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        fields = ["X"]
+    started = "gone" if fields[0] in "ZX" else fields[19]
+    return f"ipt-serve-{_namespace()}-{process}-{started}"
+
+
+def supervise(prefix: str, directory: Path, command: list[str]) -> int:
+    """Run `command` until it ends or the pipe asks for its end; leave nothing of it; return its status, shell style."""
+    launcher = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    supervisor = os.getpid()
+
+    def die_with_supervisor() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != supervisor:
+            os._exit(1)
+
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_read, False)
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    started = time.time()
+    try:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_supervisor)
+    except OSError as error:
+        print(f"E {command[0]} does not start: {error.strerror}", file=sys.stderr)
+        shutil.rmtree(directory, ignore_errors=True)
+        return 127
+
+    listening = [_COMMAND_FD, wake_read]
+    stopping: set[int] = set()
+    answered = False
+    while server.poll() is None:
+        ready, _, _ = select.select(listening, [], [], 0.1 if stopping else 0.5)
+        words = b""
+        if wake_read in ready and set(os.read(wake_read, 64)) & {signal.SIGTERM, signal.SIGINT}:
+            words += b"stop"
+        if _COMMAND_FD in ready:
+            words += os.read(_COMMAND_FD, 64) or b"kill"
+        if os.getppid() != launcher:  # a forked child of the launcher may still hold its end of the pipe
+            words += b"kill"
+        if b"kill" in words:
+            server.kill()
+            server.wait()
+        elif b"stop" in words:
+            stopping = set(session_processes(supervisor))
+            server.terminate()
+        elif stopping.difference(session_processes(supervisor)):
+            answered = True
+            end_session(supervisor)
+            break
+
+    clean_up(supervisor, prefix, directory, started)
+    if answered:
+        return 0
+    return server.returncode if server.returncode >= 0 else 128 - server.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

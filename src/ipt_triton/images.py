@@ -1,0 +1,37 @@
+"""Plain reading of image files, and the sample photographs.
+
+`client.photo` reads what people send, with all that belongs to it; here a file is three channels of 8 bits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .errors import IptError
+
+SUFFIXES = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""Endings, in lower case, of the files that are taken for images."""
+
+PHOTOS = Path(__file__).with_name("photos")
+"""Six CC0 photographs for the demo, the tests and the calibration of INT8; `SOURCES.csv` has their sources."""
+
+
+class UnreadableImage(IptError, ValueError):
+    """A file that is no image, or a damaged one."""
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """An image file as uint8 RGB [height, width, 3], without regard to EXIF orientation and profile.
+
+    Raises:
+        UnreadableImage: naming the file and what is wrong with it.
+    """
+    from PIL import Image, UnidentifiedImageError  # here, because machines that read no images may lack Pillow
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"{path} cannot be read: {error}") from error

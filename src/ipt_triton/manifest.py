@@ -1,0 +1,186 @@
+"""The manifest of a parts folder: its parts, their tensors and layers, and which of them serve which task.
+
+The export writes it, builders of engines and of repositories read it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import IptError
+from .service import MAX_BATCH
+from .tasks import Task
+
+MANIFEST = "manifest.json"
+SAMPLES = "samples.npz"
+"""Reference tensors beside typed parts: `<task>/<TENSOR>`, float32, as PyTorch computed them on real tiles."""
+
+OPSET, IR_VERSION = 18, 10
+"""Of every ONNX part."""
+
+PRECISIONS = {
+    "openvino": ("fp32", "bf16", "int8"),
+    "tensorrt": ("fp32", "fp16", "bf16"),
+    "tensorrt-python": ("fp32", "fp16", "bf16"),
+}
+"""Precisions by runtime: OpenVINO, Triton's TensorRT backend, and TensorRT in Triton's Python backend."""
+
+RESIDUALS = ("float32", "float16")
+TENSORS = {
+    "head": (("IMAGE",), ("FEATURES", "TASK_EMBEDDING")),
+    "body": (("FEATURES", "TASK_EMBEDDING"), ("BODY_FEATURES",)),
+    "tail": (("BODY_FEATURES",), ("RESTORED",)),
+}
+"""Inputs and outputs by kind of part, in the order in which a request goes through them."""
+
+
+class ManifestError(IptError, ValueError):
+    """A folder that is not a parts folder."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a part: tensor name, shape of one sample, and numpy's name of the type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """A part against PyTorch FP32 over all outputs: max |a - b|, and PSNR (peak 255) of the worst output in dB."""
+
+    precision: str
+    max_abs: float
+    psnr: float
+    tiles: int
+
+    def __str__(self) -> str:
+        return f"{self.precision} max |Δ| {self.max_abs:.2g}, PSNR {self.psnr:.1f} dB"
+
+
+@dataclass(frozen=True)
+class ImageParity:
+    """Typed parts in a row against PyTorch FP32 on a whole image.
+
+    Attributes:
+        psnr: against the FP32 result in dB (floating values, peak 255).
+        full: the FP32 result's PSNR-Y against ground truth in dB, None without ground truth.
+        loss: what the low type loses of it in dB.
+    """
+
+    precision: str
+    psnr: float
+    full: float | None = None
+    loss: float | None = None
+
+    def __str__(self) -> str:
+        truth = "" if self.full is None else f", which has {self.full:.2f} dB; loss {self.loss:+.4f} dB"
+        return f"{self.precision} {self.psnr:.1f} dB to FP32{truth}"
+
+
+@dataclass(frozen=True)
+class Int8:
+    """An INT8 body: the share of its multiplications that are INT8, 0 to 1, and the PSNR in dB that each task loses."""
+
+    share: float
+    loss: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One ONNX file.
+
+    Attributes:
+        name: `head_<task>`, `body…` or `tail_<task>`; also its file's stem and the name of its Triton model.
+        sha256: hash of the PyTorch weights it came from.
+        parity: against PyTorch FP32 on real tiles, in the manifest's precision.
+        flops: floating-point operations per patch; a multiply-add is two.
+        keep: layers of a typed graph that stay FP32 because of their values; of an INT8 body, those that are not INT8.
+        residual: type of the sums that run beside the branches, as numpy names it.
+        largest_activation: largest absolute value in the FP32 graph, over tiles of all its tasks; typed graphs only.
+        int8: what INT8 is of a body and costs it; None elsewhere.
+    """
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    sha256: str
+    parity: Parity
+    flops: int
+    keep: tuple[str, ...] = ()
+    residual: str = "float32"
+    largest_activation: float | None = None
+    int8: Int8 | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """A task and the parts that serve it; `image` is their parity in a row on a whole image, for typed graphs."""
+
+    task: Task
+    head: str
+    body: str
+    tail: str
+    checkpoint_sha256: str
+    image: ImageParity | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a parts folder holds; runtime and precision as `ipt-export` takes them."""
+
+    patch_size: int
+    runtime: str
+    precision: str
+    parts: tuple[Part, ...]
+    routes: tuple[Route, ...]
+    opset: int = OPSET
+    ir_version: int = IR_VERSION
+    max_batch: int = MAX_BATCH
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def part(self, name: str) -> Part:
+        return next(p for p in self.parts if p.name == name)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        """The inverse of `to_dict`, from JSON too; raises KeyError, TypeError or ValueError if it is none."""
+        parts, routes = ([dict(row) for row in values[name]] for name in ("parts", "routes"))
+        for part in parts:
+            for ports in ("inputs", "outputs"):
+                part[ports] = tuple(Port(port["name"], tuple(port["shape"]), port["dtype"]) for port in part[ports])
+            part["parity"] = Parity(**part["parity"])
+            part["keep"] = tuple(part["keep"])
+            part["int8"] = None if part["int8"] is None else Int8(**part["int8"])
+        for route in routes:
+            route["task"] = Task(**route["task"])
+            route["image"] = None if route["image"] is None else ImageParity(**route["image"])
+        rows = {"parts": tuple(Part(**part) for part in parts), "routes": tuple(Route(**route) for route in routes)}
+        return cls(**{**values, **rows})
+
+    def save(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a parts folder.
+
+    Raises:
+        ManifestError: there is none, or not one of this version.
+    """
+    try:
+        return Manifest.from_dict(json.loads((folder / MANIFEST).read_text()))
+    except OSError as error:
+        raise ManifestError(f"{folder} is no folder of parts ({error}): run ipt-export CHECKPOINT first") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(
+            f"{folder / MANIFEST} is not of this version ({error}): run ipt-export CHECKPOINT again"
+        ) from None

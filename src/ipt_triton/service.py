@@ -1,0 +1,91 @@
+"""What a served repository says of itself: the router's name, its parameters, and the limits of a request.
+
+The export writes these parameters into the router's configuration; the router, the launcher and the clients read them.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from .errors import IptError
+from .tasks import KINDS, Task
+
+ROUTER = "restore"
+"""Name of the model that takes whole images."""
+
+MAX_BATCH = 8
+"""Most patches of one request to an ensemble, and of one run of an OpenVINO part."""
+
+REQUESTS_IN_FLIGHT = 3
+"""Such requests under way for one image: enough for two bodies, few enough to let other images in between."""
+
+MAX_INPUT_PIXELS, MAX_OUTPUT_PIXELS = 64_000_000, 256_000_000
+"""Largest image of one request, unless the export was told otherwise."""
+
+
+T = TypeVar("T", bound="ServiceInfo")
+
+
+class ServiceError(IptError, ValueError):
+    """A router's configuration that does not describe its tasks."""
+
+
+def ensemble_name(task: Task) -> str:
+    """Name of the ensemble that restores patches of a task."""
+    return f"ipt_{task.name}"
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """What a server says of itself.
+
+    Attributes:
+        tasks: in the order of their ids.
+        patch_size: side of the network's input in pixels.
+        stride, keep: the tiling rule where a request gives none (`tiling`).
+        max_input_pixels, max_output_pixels: of one request.
+        checkpoint_sha256: of the weights; several are joined by commas.
+        runtime, precision: what computes, as `ipt-export` calls it.
+    """
+
+    tasks: tuple[Task, ...]
+    patch_size: int
+    stride: int
+    keep: int
+    max_input_pixels: int
+    max_output_pixels: int
+    checkpoint_sha256: str
+    runtime: str
+    precision: str
+
+    def to_parameters(self) -> dict[str, str]:
+        """Parameters of the router's configuration; `from_parameters` reads them back."""
+        values = {field.name: str(getattr(self, field.name)) for field in fields(self)}
+        return {**values, "tasks": json.dumps([task.to_dict() for task in self.tasks])}
+
+    @classmethod
+    def from_parameters(cls: type[T], parameters: Mapping[str, str]) -> T:
+        """Read a router's parameters, of this or a newer version.
+
+        Raises:
+            ServiceError: one is missing or unreadable.
+        """
+        try:
+            values: dict[str, Any] = {field.name: parameters[field.name] for field in fields(cls)}
+            values["tasks"] = tuple(map(_served_task, json.loads(values["tasks"])))
+            for name in ("patch_size", "stride", "keep", "max_input_pixels", "max_output_pixels"):
+                values[name] = int(values[name])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServiceError(f"the model {ROUTER!r} does not describe its tasks ({error!r})") from error
+
+
+def _served_task(entry: Mapping[str, Any]) -> Task:
+    """A task of a router that may be newer: unknown fields are left out, an unknown kind is as good as `paired`."""
+    if entry["kind"] not in KINDS:
+        return Task(entry["id"], entry["name"], "paired", entry["scale"])
+    return Task(**{field.name: entry[field.name] for field in fields(Task) if field.name in entry})

@@ -1,0 +1,117 @@
+"""The task table: which restorations a model knows, their ids, names, scales and noise levels.
+
+Ids and names are in the order of the official six-task checkpoint (huawei-noah/Pretrained-IPT). A checkpoint carries
+its own table, so a file with `denoise_50` alone still calls it task 5, and nothing downstream assumes six tasks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import IptError
+
+KINDS = ("sr", "derain", "denoise", "dejpeg", "deblur", "paired")
+SCALES = (1, 2, 3, 4)
+
+
+class TaskError(IptError, ValueError):
+    """An unknown task, or a task table that contradicts itself."""
+
+    status = 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """One restoration task.
+
+    Attributes:
+        id: number that selects the task in a request; unique in a table, ≥ 0.
+        name: name that selects the task; lower-case letters, digits and `_` (it becomes part of model names).
+        kind: family of the degradation, one of `KINDS`; `paired` is known by pairs of photographs alone.
+        scale: output side over input side, 1 to 4.
+        sigma: standard deviation of the Gaussian noise on the 0..255 scale (denoise), or of the Gaussian blur in pixels
+            (deblur); 0 for other tasks.
+        quality: of JPEG, 1 to 100 (dejpeg); 0 for other tasks.
+    """
+
+    id: int
+    name: str
+    kind: str
+    scale: int = 1
+    sigma: float = 0.0
+    quality: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.id, bool) or not isinstance(self.id, int) or self.id < 0:
+            raise TaskError(f"task id {self.id!r} is not a whole number ≥ 0")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise TaskError(f"task name {self.name!r} must be lower-case letters, digits and '_', a letter first")
+        if self.kind not in KINDS:
+            raise TaskError(f"task {self.name}: kind {self.kind!r} is not one of {', '.join(KINDS)}")
+        if self.scale not in SCALES:
+            raise TaskError(f"task {self.name}: scale {self.scale!r} is not one of {SCALES}")
+        if self.sigma < 0:
+            raise TaskError(f"task {self.name}: sigma {self.sigma!r} is negative")
+        if self.kind == "deblur" and self.sigma == 0:
+            raise TaskError(f"task {self.name}: a blur needs a sigma above 0, in pixels")
+        low, high = (1, 100) if self.kind == "dejpeg" else (0, 0)
+        if not low <= self.quality <= high:
+            raise TaskError(
+                f"task {self.name}: quality {self.quality!r} is not allowed; it is 1 to 100 for dejpeg and 0 otherwise"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The task as plain JSON values."""
+        return asdict(self)
+
+
+OFFICIAL_TASKS: tuple[Task, ...] = (
+    Task(0, "sr_x2", "sr", scale=2),
+    Task(1, "sr_x3", "sr", scale=3),
+    Task(2, "sr_x4", "sr", scale=4),
+    Task(3, "derain", "derain"),
+    Task(4, "denoise_30", "denoise", sigma=30.0),
+    Task(5, "denoise_50", "denoise", sigma=50.0),
+)
+
+OPTIONAL_TASKS: tuple[Task, ...] = (
+    Task(6, "dejpeg_40", "dejpeg", quality=40),
+    Task(7, "deblur", "deblur", sigma=1.6),
+)
+"""Beyond the paper: trained when asked for by name."""
+
+
+def task_table(tasks: Iterable[Task | dict[str, Any]]) -> tuple[Task, ...]:
+    """Check a table (ids and names unique, not empty) and return it sorted by id.
+
+    Raises:
+        TaskError: naming the id or name that occurs twice, or an entry that is no task.
+    """
+    try:
+        table = sorted((t if isinstance(t, Task) else Task(**t) for t in tasks), key=lambda t: t.id)
+    except TypeError as error:
+        raise TaskError(f"not a task entry: {error}") from None
+    if not table:
+        raise TaskError("a task table needs at least one task")
+    for field in ("id", "name"):
+        values = [getattr(t, field) for t in table]
+        for value in values:
+            if values.count(value) > 1:
+                raise TaskError(f"task {field} {value!r} occurs twice; each task of a table needs its own")
+    return tuple(table)
+
+
+def find_task(tasks: Sequence[Task], key: int | str) -> Task:
+    """The task with this id (an int, or a string of digits) or name.
+
+    Raises:
+        TaskError: naming the key and every task there is.
+    """
+    for task in tasks:
+        if key == task.name or (isinstance(key, int) and key == task.id) or str(key) == str(task.id):
+            return task
+    known = ", ".join(f"{t.id} {t.name}" for t in tasks)
+    raise TaskError(f"unknown task {key!r}; there are: {known}")

@@ -1,0 +1,237 @@
+"""The GPU model repository: configurations of TensorRT parts, and plans that are not those of the parts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from google.protobuf import text_format
+from helpers.small_engines import TypedParts, typed_parts, write_engines
+from onnx import TensorProto
+from tritonclient.grpc import model_config_pb2 as pb
+
+from ipt_triton.export.engines.metadata import TensorInfo, describe_path, read_metadata
+from ipt_triton.export.parts.split import export_parts
+from ipt_triton.export.repository.plans import RepositoryError
+from ipt_triton.export.repository.write import ServingOptions, write_repository
+
+PARTS = ("body", "head_derain", "tail_derain")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> TypedParts:
+    return typed_parts(tmp_path_factory)
+
+
+def write(parts: TypedParts, repository: Path, runtime: str, *engines: Path) -> dict[str, pb.ModelConfig]:
+    """Write a repository; its configurations by model."""
+    manifest = replace(parts.manifest, runtime=runtime)
+    names = write_repository(parts.folder, manifest, repository, ServingOptions(), engines)
+    return {name: read(repository / name) for name in names}
+
+
+def read(folder: Path) -> pb.ModelConfig:
+    return text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
+
+
+def test_parts_are_tensorrt_plans_on_every_gpu_with_a_cuda_graph_for_each_batch(parts: TypedParts, tmp_path: Path):
+    configs = write(parts, tmp_path / "models", "tensorrt", write_engines(tmp_path / "engines", parts))
+    for name in PARTS:
+        config, folder = configs[name], tmp_path / "models" / name / "1"
+        assert (config.platform, config.backend, config.max_batch_size) == ("tensorrt_plan", "", 16)
+        (group,) = config.instance_group
+        assert group.kind == pb.ModelInstanceGroup.KIND_GPU and not group.gpus  # none named: all there are
+        assert group.count == (2 if name == "body" else 1)
+        assert config.optimization.cuda.graphs
+        assert [spec.batch_size for spec in config.optimization.cuda.graph_spec] == list(range(1, 17))
+        assert [warm_up.batch_size for warm_up in config.model_warmup] == [1, 16]
+        assert config.HasField("dynamic_batching") and not config.cc_model_filenames
+        assert (folder / "model.plan").read_bytes() == f"plan of {name} for engines".encode()
+        assert read_metadata(folder / "model.plan").part == name
+        assert sorted(path.name for path in folder.iterdir()) == ["model.plan", "model.plan.json"]
+    router = configs["restore"]
+    assert (router.backend, router.instance_group[0].kind) == ("python", pb.ModelInstanceGroup.KIND_CPU)
+    assert router.parameters["runtime"].string_value == "tensorrt"
+    assert router.parameters["precision"].string_value == "fp16"
+
+
+def test_tensors_have_the_types_of_the_graphs(parts: TypedParts, tmp_path: Path):
+    configs = write(parts, tmp_path / "models", "tensorrt", write_engines(tmp_path / "engines", parts))
+    types = {TensorProto.FLOAT: pb.TYPE_FP32, TensorProto.FLOAT16: pb.TYPE_FP16}
+    seen = set()
+    for name in PARTS:
+        graph = onnx.load(parts.folder / f"{name}.onnx").graph
+        for ports, values in ((configs[name].input, graph.input), (configs[name].output, graph.output)):
+            declared = [(port.name, port.data_type) for port in ports]
+            assert declared == [(value.name, types[value.type.tensor_type.elem_type]) for value in values]
+        for warm_up in configs[name].model_warmup:
+            assert {n: x.data_type for n, x in warm_up.inputs.items()} == {
+                port.name: port.data_type for port in configs[name].input
+            }
+        seen |= {port.data_type for port in (*configs[name].input, *configs[name].output)}
+    assert seen == {pb.TYPE_FP32, pb.TYPE_FP16}
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-python"])
+def test_models_and_what_clients_see_of_them_are_those_of_the_cpu_repository(
+    parts: TypedParts, tmp_path: Path, runtime: str
+):
+    gpu = write(parts, tmp_path / "gpu", runtime, write_engines(tmp_path / "engines", parts))
+    manifest = export_parts([parts.checkpoint], tmp_path / "parts")
+    write_repository(tmp_path / "parts", manifest, tmp_path / "cpu", ServingOptions())
+    assert sorted(gpu) == sorted(folder.name for folder in (tmp_path / "cpu").iterdir())
+    for name, config in gpu.items():
+        cpu = read(tmp_path / "cpu" / name)
+        assert [port.name for port in config.input] == [port.name for port in cpu.input]
+        assert [list(port.dims) for port in config.output] == [list(port.dims) for port in cpu.output]
+        if name in ("restore", "ipt_derain"):
+            assert (list(config.input), list(config.output)) == (list(cpu.input), list(cpu.output))
+            assert config.ensemble_scheduling == cpu.ensemble_scheduling
+            for key in cpu.parameters.keys() - {"runtime", "precision"}:
+                assert config.parameters[key] == cpu.parameters[key]
+
+
+def test_plans_for_two_gpus_lie_side_by_side_and_the_smaller_batch_holds(parts: TypedParts, tmp_path: Path):
+    h200 = write_engines(tmp_path / "h200", parts)
+    l4 = write_engines(tmp_path / "l4", parts, compute_capability="8.9", gpu="NVIDIA L4", profile=(1, 8, 8))
+    configs = write(parts, tmp_path / "models", "tensorrt", h200, l4)
+    for name in PARTS:
+        files = dict(configs[name].cc_model_filenames)
+        assert files == {"9.0": "model_9.0.plan", "8.9": "model_8.9.plan"}
+        for capability, file in files.items():
+            assert read_metadata(tmp_path / "models" / name / "1" / file).compute_capability == capability
+    assert {config.max_batch_size for config in configs.values()} == {0, 8}
+
+
+def test_an_ensemble_takes_no_more_than_the_smallest_of_its_parts(parts: TypedParts, tmp_path: Path):
+    engines = write_engines(tmp_path / "engines", parts)
+    larger = write_engines(tmp_path / "larger", parts, profile=(1, 16, 32))
+    for path in (larger / "body.plan", describe_path(larger / "body.plan")):
+        path.replace(engines / path.name)
+    configs = write(parts, tmp_path / "models", "tensorrt", engines)
+    assert [configs[name].max_batch_size for name in ("body", "head_derain", "ipt_derain")] == [32, 16, 16]
+
+
+def test_the_python_runtime_carries_plan_and_runner_and_the_runner_imports_alone(parts: TypedParts, tmp_path: Path):
+    configs = write(parts, tmp_path / "models", "tensorrt-python", write_engines(tmp_path / "engines", parts))
+    body = configs["body"]
+    assert (body.backend, body.platform) == ("python", "")
+    assert body.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
+    assert not body.HasField("optimization")
+    version = tmp_path / "models" / "body" / "1"
+    code = f"""
+import sys, numpy
+sys.path = [{str(version)!r}, *(p for p in sys.path if "site-packages" not in p)]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+from ipt_engine.export.engines import runner
+from pathlib import Path
+try:
+    runner.EngineRunner.open(Path({str(version)!r}, "model.plan"))
+except runner.EngineError as error:
+    print(error)
+print("ipt_triton" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.splitlines() == [
+        "TensorRT is not installed: pip install tensorrt, or use an NGC container",
+        "False",
+    ], result.stderr
+
+
+def spoil_the_plan(engines: Path) -> None:
+    (engines / "body.plan").write_bytes(b"cut off")
+
+
+def drop_the_plan(engines: Path) -> None:
+    (engines / "body.plan").unlink()
+
+
+def drop_a_description(engines: Path) -> None:
+    describe_path(engines / "tail_derain.plan").unlink()
+
+
+def swap_two_plans(engines: Path) -> None:
+    for suffix in ("plan", "plan.json"):
+        (engines / f"body.{suffix}").write_bytes((engines / f"head_derain.{suffix}").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (spoil_the_plan, r"body.plan: the plan of body is not the one .* copy both files again"),
+        (drop_the_plan, r"body.plan cannot be read \(No such file or directory\): copy it again"),
+        (
+            drop_a_description,
+            r"engines has no plans of tail_derain: build them \(python export/engines/build.py .*parts",
+        ),
+        (swap_two_plans, r"body.plan: the description is that of head_derain: build the engines again"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(
+    parts: TypedParts, tmp_path: Path, spoil: Callable[[Path], None], sentence: str
+):
+    engines = write_engines(tmp_path / "engines", parts)
+    spoil(engines)
+    with pytest.raises(RepositoryError, match=sentence):
+        write(parts, tmp_path / "models", "tensorrt", engines)
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"onnx_sha256": "ab"}, r"built from another \w+.onnx than .*: build the engines again"),
+        (
+            {"precision": "fp32"},
+            "built in FP32 and the parts are FP16: build it without --precision, or export the parts with "
+            "--precision fp32",
+        ),
+        (
+            {"inputs": (TensorInfo("IMAGE", (3, 64, 64), "float32"),)},
+            "its tensors are not those of the manifest: build the engines again",
+        ),
+        (
+            {"profile": (1, 2, 4)},
+            "for batches of 1 to 4 and the server sends 1 to 8: build it with .* --max-batch of at least 8",
+        ),
+        ({"profile": (2, 8, 16)}, "for batches of 2 to 16 and the server sends 1 to 8: build it with --min-batch 1"),
+    ],
+)
+def test_plans_of_other_parts_or_batches_are_refused(
+    parts: TypedParts, tmp_path: Path, changes: dict[str, object], sentence: str
+):
+    with pytest.raises(RepositoryError, match=sentence):
+        write(parts, tmp_path / "models", "tensorrt", write_engines(tmp_path / "engines", parts, **changes))
+    assert not (tmp_path / "models").exists()
+
+
+def test_plans_that_one_server_cannot_load_together_are_refused(parts: TypedParts, tmp_path: Path):
+    h200 = write_engines(tmp_path / "h200", parts)
+    newer = write_engines(tmp_path / "newer", parts, compute_capability="8.9", tensorrt="11.4.0.106")
+    with pytest.raises(RepositoryError, match=r"TensorRT 10.13.3.9 and 11.4.0.106 and a server has one"):
+        write(parts, tmp_path / "models", "tensorrt", h200, newer)
+    with pytest.raises(RepositoryError, match=r"h100 are both for compute capability 9.0: name one of them"):
+        write(parts, tmp_path / "models", "tensorrt", h200, write_engines(tmp_path / "h100", parts))
+    l4 = write_engines(tmp_path / "l4", parts, compute_capability="8.9")
+    for path in (l4 / "body.plan", describe_path(l4 / "body.plan")):
+        path.replace(h200 / path.name)
+    with pytest.raises(RepositoryError, match=r"h200 mixes plans for the compute capabilities 8.9 and 9.0"):
+        write(parts, tmp_path / "models", "tensorrt", h200)
+
+
+def test_runtimes_and_engines_that_do_not_go_together_are_refused(parts: TypedParts, tmp_path: Path):
+    h200 = write_engines(tmp_path / "h200", parts)
+    l4 = write_engines(tmp_path / "l4", parts, compute_capability="8.9")
+    for runtime, engines, sentence in (
+        ("tensorrt", (), r"needs engines: build them on the GPU machine \(python export/engines/build.py"),
+        ("openvino", (h200,), "openvino runs no engines: leave out --engines"),
+        ("tensorrt-python", (h200, l4), "takes engines of one GPU: name one folder"),
+        ("abacus", (), "runtime 'abacus' is none of openvino, tensorrt, tensorrt-python"),
+    ):
+        with pytest.raises(RepositoryError, match=sentence):
+            write(parts, tmp_path / "models", runtime, *engines)

@@ -1,0 +1,562 @@
+"""The launcher with a real Triton server on toy models: starts, checks, warm-up, and every way to end."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from ipt_triton.export.serving import preflight, supervise
+from ipt_triton.export.serving.command import main
+from ipt_triton.export.serving.errors import (
+    CheckError,
+    InterruptedStartError,
+    ServeError,
+    ServerEndedError,
+    WarmUpError,
+)
+from ipt_triton.export.serving.server import TritonServer
+
+ROUTER_CONFIG = """
+name: "restore" backend: "python" max_batch_size: 0
+input [ { name: "IMAGE" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
+        { name: "TASK_ID" data_type: TYPE_INT32 dims: [ 1 ] } ]
+output [ { name: "RESTORED" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
+         { name: "RESTORED16" data_type: TYPE_UINT16 dims: [ -1, -1, 3 ] } ]
+instance_group [ { count: 2 kind: KIND_CPU } ]
+parameters { key: "runtime" value { string_value: "openvino" } }
+parameters { key: "tasks" value { string_value: '[{"id": 0, "name": "sr_x2", "kind": "sr", "scale": 2, "sigma": null},'
+  ' {"id": 3, "name": "derain", "kind": "derain", "scale": 1, "sigma": null}]' } }
+"""
+ROUTER_MODEL = """
+import sys
+import triton_python_backend_utils as pb
+print("stub of", sys.prefix, flush=True)
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+    def answer(self, request):
+        image, task = (pb.get_input_tensor_by_name(request, name).as_numpy() for name in ("IMAGE", "TASK_ID"))
+        assert list(request.requested_output_names()) == ["RESTORED"], "this is an 8-bit image"
+        scale = {0: 2, 3: 1}[int(task[0])]
+        return pb.InferenceResponse([pb.Tensor("RESTORED", image.repeat(scale, 0).repeat(scale, 1))])
+"""
+PART_CONFIG = """
+name: "%s" backend: "python" max_batch_size: 0
+input [ { name: "X" data_type: TYPE_FP32 dims: [ -1 ] } ] output [ { name: "Y" data_type: TYPE_FP32 dims: [ -1 ] } ]
+"""
+ENSEMBLE_CONFIG = """
+name: "ipt_derain" platform: "ensemble" max_batch_size: 0
+input [ { name: "X" data_type: TYPE_FP32 dims: [ -1 ] } ] output [ { name: "Y" data_type: TYPE_FP32 dims: [ -1 ] } ]
+ensemble_scheduling { step [
+  { model_name: "head" model_version: -1 input_map { key: "X" value: "X" } output_map { key: "Y" value: "F" } },
+  { model_name: "tail" model_version: -1 input_map { key: "X" value: "F" } output_map { key: "Y" value: "Y" } } ] }
+"""
+
+
+def write_model(repository: Path, name: str, config: str, model: str | None) -> Path:
+    folder = repository / name
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config)
+    if model is not None:
+        (folder / "1" / "model.py").write_text(model)
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Return a repository of a toy router alone: it enlarges by repetition."""
+    write_model(tmp_path / "models", "restore", ROUTER_CONFIG, ROUTER_MODEL)
+    return tmp_path / "models"
+
+
+@pytest.fixture(scope="class")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    folder = tmp_path_factory.mktemp("shared")
+    write_model(folder / "models", "restore", ROUTER_CONFIG, ROUTER_MODEL)
+    with TritonServer(folder / "models", log_path=folder / "log", extra_args=["--log-info=true"]) as running:
+        yield running
+
+
+def restore(server: TritonServer, image: np.ndarray, task: int) -> np.ndarray:
+    inputs = [triton.InferInput("IMAGE", list(image.shape), "UINT8"), triton.InferInput("TASK_ID", [1], "INT32")]
+    inputs[0].set_data_from_numpy(image)
+    inputs[1].set_data_from_numpy(np.array([task], np.int32))
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        outputs = [triton.InferRequestedOutput("RESTORED")]
+        restored = client.infer("restore", inputs, outputs=outputs).as_numpy("RESTORED")
+    assert restored is not None
+    return restored
+
+
+def parent_of(process: int) -> int | None:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[1])
+
+
+def descendants(process: int) -> set[int]:
+    parents = {int(e.name): parent_of(int(e.name)) for e in Path("/proc").iterdir() if e.name.isdigit()}
+    found, fresh = set(), {process}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh}
+        found |= fresh
+    return found
+
+
+def named(processes: set[int], name: str) -> list[int]:
+    """Pick the processes that run a program of that name."""
+    found = []
+    for process in processes:
+        try:
+            words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(Path(word.decode()).name == name for word in words[:4]):
+            found.append(process)
+    return found
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+class Command:
+    """`ipt-serve` as a user runs it, with a temporary directory of its own and all its output in one file."""
+
+    def __init__(self, repository: Path, *arguments: str, ports: tuple[int, ...] = (0, 0, 0)) -> None:
+        self.temporary = repository.parent / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        self.log = repository.parent / "ipt-serve.log"
+        flags = [f"--{n}-port={p}" for n, p in zip(("http", "grpc", "metrics"), ports, strict=True)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "ipt_triton.export.serving.command",
+                    "--repository",
+                    str(repository),
+                    *flags,
+                    *arguments,
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "TMPDIR": str(self.temporary)},
+            )
+        self.family: set[int] = set()
+
+    def ready(self) -> str:
+        """Wait for the ready line and return it; remember the processes."""
+        until(lambda: "ready: " in self.output or self.process.poll() is not None, 60, "ready")
+        assert self.process.poll() is None, self.output
+        self.family = descendants(self.process.pid)
+        return next(line for line in self.output.splitlines() if line.startswith("ready: "))
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def regions(self) -> list[str]:
+        return [path.name for path in supervise.SHARED_MEMORY.glob(f"ipt-serve-*-{self.process.pid}-*")]
+
+    def left(self) -> list[object]:
+        alive = [process for process in self.family if parent_of(process) is not None]
+        return [*alive, *self.regions, *self.temporary.iterdir()]
+
+
+class TestARunningServer:
+    def test_a_started_server_has_warmed_up_every_task_and_answers_at_its_urls(self, server: TritonServer) -> None:
+        assert [(task.id, task.name, task.scale) for task in server.tasks] == [(0, "sr_x2", 2), (3, "derain", 1)]
+        image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+        np.testing.assert_array_equal(restore(server, image, 3), image)
+        assert restore(server, image, 0).shape == (10, 14, 3)
+        with urllib.request.urlopen(f"http://{server.http_url}/v2/health/ready") as answer:
+            assert answer.status == 200
+        with urllib.request.urlopen(server.metrics_url) as answer:
+            page = answer.read().decode()
+        # Two warm-up requests and the two above.
+        assert 'nv_inference_request_success{model="restore",version="1"} 4' in page
+
+    def test_python_models_run_in_our_environment(self, server: TritonServer) -> None:
+        assert server._log_path is not None
+        assert f"stub of {sys.prefix}" in server._log_path.read_text()
+
+    def test_flags_after_the_launchers_own_win(self, server: TritonServer) -> None:
+        assert server._log_path is not None
+        assert "Started GRPCInferenceService" in server._log_path.read_text()  # --log-info is false by default
+
+    def test_only_loopback_is_bound_and_the_dangerous_apis_are_closed(self, server: TritonServer) -> None:
+        port = int(server.grpc_url.rpartition(":")[2])
+        lines = [
+            line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()
+        ]
+        listening = [fields[1] for fields in lines if fields[3] == "0A" and fields[1].endswith(f":{port:04X}")]
+        # 127.0.0.1 in the kernel's byte order; gRPC binds the IPv6 form of the same address.
+        assert listening
+        assert all(address.rpartition(":")[0].endswith("0100007F") for address in listening)
+
+        connection = http.client.HTTPConnection(server.http_url)
+        for path in (
+            "v2/repository/index",
+            "v2/repository/models/restore/unload",
+            "v2/systemsharedmemory/region/r/register",
+        ):
+            connection.request("POST", f"/{path}", "{}")
+            answer = connection.getresponse()
+            assert (answer.status, b"restricted" in answer.read()) == (403, True), path
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            with pytest.raises(triton.InferenceServerException, match="restricted"):
+                client.unload_model("restore")
+            assert client.get_model_config("restore").config.parameters["tasks"].string_value
+            assert client.get_inference_statistics("restore").model_stats
+
+    def test_two_servers_stand_side_by_side_and_one_ends_without_harm_to_the_other(
+        self, server: TritonServer, repository: Path
+    ) -> None:
+        with TritonServer(repository) as second:
+            processes, prefix = second.pids, second.region_prefix
+            assert len({server.http_url, server.grpc_url, second.http_url, second.grpc_url}) == 4
+            assert list(supervise.SHARED_MEMORY.glob(f"{prefix}*"))
+            second.stop(grace=0)
+            assert not second.running
+        assert [process for process in processes if parent_of(process) is not None] == []
+        assert not list(supervise.SHARED_MEMORY.glob(f"{prefix}*"))
+        assert restore(server, np.zeros((3, 3, 3), np.uint8), 3).shape == (3, 3, 3)
+
+    def test_a_server_cannot_be_started_twice_at_once(self, server: TritonServer) -> None:
+        with pytest.raises(ServeError, match="runs already"):
+            server.start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_stops_the_command_with_exit_0_and_nothing_is_left(repository: Path, number: signal.Signals) -> None:
+    command = Command(repository)
+    line = command.ready()
+    assert "2 tasks: sr_x2, derain" in line
+    assert len(named(command.family, "triton_python_backend_stub")) == 2
+    assert command.regions
+    command.process.send_signal(number)
+    assert command.process.wait(20) == 0, command.output
+    assert command.left() == []
+    assert "CudaDriverHelper" not in command.output
+
+
+def test_a_stop_answers_what_is_in_flight_and_then_waits_for_no_model_to_end(repository: Path) -> None:
+    slow = ROUTER_MODEL.replace(
+        "        scale =", "        if image[0, 0, 0]: import time; time.sleep(2)\n        scale ="
+    )
+    slow_end = """    def finalize(self):
+        import os, time
+        try:
+            os.mkdir(__file__ + ".ended")
+        except FileExistsError:  # the other instance has ended
+            time.sleep(60)
+"""
+    (repository / "restore" / "1" / "model.py").write_text(slow + slow_end)
+    log = repository.parent / "log"
+    with TritonServer(repository, log_path=log) as server, ThreadPoolExecutor() as pool:
+        answers = [pool.submit(restore, server, np.full((3, 3, 3), 9, np.uint8), task) for task in (0, 3)]
+        assert server.wait(1) is False
+        server.stop(grace=60)
+        assert [answer.result().shape for answer in answers] == [(6, 6, 3), (3, 3, 3)]
+        assert (repository / "restore" / "1" / "model.py.ended").is_dir()
+    assert "Exit timeout expired" not in log.read_text()
+
+
+def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:
+    slow_end = "    def finalize(self):\n        import time; time.sleep(60)\n"
+    (repository / "restore" / "1" / "model.py").write_text(ROUTER_MODEL + slow_end)
+    command = Command(repository)
+    command.ready()
+    command.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(3) == 0, command.output
+    assert command.left() == []
+
+
+def test_a_signal_during_the_start_stops_the_command_with_exit_0(repository: Path) -> None:
+    (repository / "restore" / "1" / "model.py").write_text("import time; time.sleep(60)\n" + ROUTER_MODEL)
+    command = Command(repository)
+    until(lambda: named(descendants(command.process.pid), "triton_python_backend_stub"), 20, "stub")
+    command.family = descendants(command.process.pid)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.process.wait(5) == 0, command.output
+    assert command.left() == []
+
+
+def test_an_interrupt_before_the_start_is_not_lost(repository: Path) -> None:
+    server = TritonServer(repository)
+    server.interrupt()
+    with pytest.raises(InterruptedStartError):
+        server.start()
+    assert server.pids == []
+
+
+def test_a_killed_tritonserver_is_reported_and_nothing_of_it_is_left(repository: Path) -> None:
+    command = Command(repository)
+    command.ready()
+    (triton_process,) = [p for p in named(command.family, "tritonserver") if parent_of(p) != command.process.pid]
+    os.kill(triton_process, signal.SIGKILL)
+    assert command.process.wait(10) == 1
+    assert "tritonserver ended by itself with signal 9 (SIGKILL)" in command.output
+    assert command.left() == []
+
+
+def test_the_folder_that_a_killed_python_backend_leaves_in_tmp_goes_too(repository: Path) -> None:
+    everything = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    if named({process for process in everything if parent_of(process) is not None}, "tritonserver"):
+        pytest.skip("another tritonserver runs here, which the folder might belong to")
+    folders = set(Path("/tmp").glob("python_env_*"))
+    with TritonServer(repository) as server:
+        assert set(Path("/tmp").glob("python_env_*")) > folders
+        server.stop(grace=0)
+    assert set(Path("/tmp").glob("python_env_*")) <= folders
+
+
+def test_a_killed_stub_leaves_nothing_behind_when_the_server_stops(repository: Path) -> None:
+    with TritonServer(repository) as server:
+        processes = server.pids
+        os.kill(named(set(processes), "triton_python_backend_stub")[0], signal.SIGKILL)
+        assert server.wait(0.3) is False
+        server.stop(grace=0)
+    assert [process for process in processes if parent_of(process) is not None] == []
+    assert not list(supervise.SHARED_MEMORY.glob(f"{server.region_prefix}*"))
+
+
+def test_a_killed_launcher_takes_its_server_along_and_its_ports_serve_again_at_once(repository: Path) -> None:
+    http_port, grpc_port, metrics_port = preflight.free_ports("127.0.0.1", 3)
+    first = Command(repository, ports=(http_port, grpc_port, metrics_port))
+    first.ready()
+    first.process.kill()
+    first.process.wait()
+    second = Command(repository, ports=(http_port, grpc_port, metrics_port))
+    assert f"grpc 127.0.0.1:{grpc_port}" in second.ready()
+    assert [process for process in first.family if parent_of(process) is not None] == []
+    assert first.regions == []
+    # Now the supervisor is killed with the launcher: nobody is left to clean up but the next start.
+    (supervisor,) = [process for process in second.family if parent_of(process) == second.process.pid]
+    os.kill(supervisor, signal.SIGSTOP)
+    second.process.kill()
+    second.process.wait()
+    os.kill(supervisor, signal.SIGKILL)
+    third = Command(repository, ports=(http_port, grpc_port, metrics_port))
+    third.ready()
+    assert "which a killed server had left" in third.output
+    assert [process for process in second.family if parent_of(process) is not None] == []
+    assert second.regions == []
+    third.process.terminate()
+    assert third.process.wait(20) == 0
+    assert third.left() == []
+
+
+def test_a_killed_supervisor_ends_the_server_and_is_cleaned_up_after(repository: Path) -> None:
+    server = TritonServer(repository)
+    server.start()
+    processes = server.pids
+    supervisor = parent_of(named(set(processes), "tritonserver")[0])
+    assert supervisor is not None
+    os.kill(supervisor, signal.SIGKILL)
+    with pytest.raises(ServerEndedError):
+        server.wait(10)
+    assert [process for process in processes if parent_of(process) is not None] == []
+    assert not list(supervise.SHARED_MEMORY.glob(f"{server.region_prefix}*"))
+
+
+def test_a_model_that_does_not_load_ends_the_command_with_its_error(repository: Path) -> None:
+    (repository / "restore" / "1" / "model.py").write_text("import no_such_module\n")
+    command = Command(repository)
+    assert command.process.wait(30) == 1
+    assert "tritonserver ended by itself with exit status 1" in command.output
+    assert "No module named 'no_such_module'" in command.output.partition("ended by itself")[2]
+    assert command.left() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(("{0: 2, 3: 1}", "{0: 2}"), "task derain failed"), (("{0: 2,", "{0: 1,"), r"uint8 \(64, 64, 3\) for RESTORED")],
+    ids=["error", "wrong size"],
+)
+def test_a_failing_warm_up_stops_the_server(repository: Path, change: tuple[str, str], message: str) -> None:
+    (repository / "restore" / "1" / "model.py").write_text(ROUTER_MODEL.replace(*change))
+    server = TritonServer(repository)
+    with pytest.raises(WarmUpError, match=message):
+        server.start()
+    assert not server.running
+    assert not list(supervise.SHARED_MEMORY.glob(f"{server.region_prefix}*"))
+
+
+def test_an_unknown_tritonserver_flag_is_named(repository: Path) -> None:
+    with pytest.raises(CheckError, match="--no-such-flag is no flag of"):
+        TritonServer(repository, extra_args=["--no-such-flag"]).start()
+
+
+def test_a_whole_repository_passes_the_checks_without_a_start(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(repository, "head", PART_CONFIG % "head", "")
+    write_model(repository, "tail", PART_CONFIG % "tail", "")
+    write_model(repository, "ipt_derain", ENSEMBLE_CONFIG, None)
+    assert main(["--repository", str(repository), "--check", *no_ports()]) == 0
+    assert "can be served" in capsys.readouterr().out
+
+
+def no_ports() -> list[str]:
+    return ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+
+
+def break_nothing_but_the_path(repository: Path) -> None:
+    repository.rename(repository.with_name("elsewhere"))
+
+
+def empty_it(repository: Path) -> None:
+    (repository / "restore").rename(repository.with_name("elsewhere"))
+
+
+def drop_the_routers_config(repository: Path) -> None:
+    (repository / "restore" / "config.pbtxt").unlink()
+
+
+def drop_the_routers_code(repository: Path) -> None:
+    (repository / "restore" / "1" / "model.py").unlink()
+
+
+def drop_the_version_folder(repository: Path) -> None:
+    drop_the_routers_code(repository)
+    (repository / "restore" / "1").rmdir()
+
+
+def add_a_stray_folder(repository: Path) -> None:
+    (repository / "notes").mkdir()
+
+
+def tear_the_config(repository: Path) -> None:
+    (repository / "restore" / "config.pbtxt").write_text(ROUTER_CONFIG[:200])
+
+
+def add_an_ensemble_without_its_tail(repository: Path) -> None:
+    write_model(repository, "head", PART_CONFIG % "head", "")
+    write_model(repository, "ipt_derain", ENSEMBLE_CONFIG, None)
+
+
+def export_for(runtime: str) -> Callable[[Path], None]:
+    def change(repository: Path) -> None:
+        (repository / "restore" / "config.pbtxt").write_text(ROUTER_CONFIG.replace('"openvino"', f'"{runtime}"'))
+
+    return change
+
+
+def add_an_onnx_model(repository: Path) -> None:
+    folder = write_model(repository, "body", 'name: "body" backend: "onnxruntime"', None)
+    (folder / "1" / "model.onnx").touch()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (break_nothing_but_the_path, "is not a folder: run ipt-export CHECKPOINT first"),
+        (empty_it, "holds no model: run ipt-export CHECKPOINT first"),
+        (drop_the_routers_config, "restore/config.pbtxt is missing: run ipt-export CHECKPOINT first"),
+        (drop_the_routers_code, "restore/1/model.py is missing"),
+        (drop_the_version_folder, "has no version folder"),
+        (add_a_stray_folder, "notes is not a model, it has no config.pbtxt"),
+        (tear_the_config, "cannot be read"),
+        (add_an_ensemble_without_its_tail, "the ensemble ipt_derain needs the model tail"),
+        (export_for("tensorrt"), "exported for Triton's tensorrt backend"),
+        (export_for("tensorrt-python"), "the module pycuda is not installed"),
+        (export_for("abacus"), "runtime is 'abacus'"),
+        (add_an_onnx_model, "body needs Triton's onnxruntime backend"),
+    ],
+)
+def test_check_names_what_is_wrong_with_a_repository_and_exits_2(
+    repository: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(repository)
+    assert main(["--repository", str(repository), "--check", *no_ports()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_problem_is_reported_at_once(repository: Path) -> None:
+    drop_the_routers_code(repository)
+    add_a_stray_folder(repository)
+    with pytest.raises(CheckError) as caught:
+        TritonServer(repository, extra_args=["--grpc-port=9001"]).start()
+    assert len(caught.value.problems) == 3
+
+
+def test_a_port_in_use_is_named_with_its_flag(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["--repository", str(repository), "--http-port=0", "--metrics-port=0", f"--grpc-port={port}"]) == 2
+    assert f"port {port} on 127.0.0.1 is in use: stop what listens there or give another --grpc-port" in (
+        capsys.readouterr().err
+    )
+
+
+def test_one_port_for_two_and_a_foreign_host_are_refused() -> None:
+    assert "both 9001" in preflight.check_address("127.0.0.1", {"--http-port": 9001, "--grpc-port": 9001})[0]
+    assert "not an address of this machine" in preflight.check_address("192.0.2.1", {"--http-port": 9001})[0]
+    assert "has no IPv4 address" in preflight.check_address("no-such-host.invalid", {"--http-port": 9001})[0]
+
+
+@pytest.mark.parametrize("arguments", [["--http-port", "70000"], ["--nonsense"], ["stray"]])
+def test_wrong_arguments_exit_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+def test_a_wheel_without_a_stub_for_this_python_is_one_sentence() -> None:
+    files = preflight.find_server()
+    assert files is not None
+    stub = files.stub.parents[1] / "3.99" / files.stub.name
+    absent = preflight.ServerFiles(files.executable, files.backends, stub, files.libraries, files.from_wheel)
+    if files.from_wheel:
+        (problem,) = preflight.check_server(absent)
+        assert "has no Python stub" in problem
+
+
+def test_a_stub_of_another_python_misses_its_libpython() -> None:
+    files = preflight.find_server()
+    assert files is not None
+    if files.from_wheel:
+        stub = files.stub.parents[1] / "3.8" / files.stub.name
+        other = preflight.ServerFiles(files.executable, files.backends, stub, files.libraries, files.from_wheel)
+        (problem,) = preflight.check_server(other)
+        assert "3.8" in problem
+
+
+def test_the_sweep_spares_what_belongs_to_a_living_process() -> None:
+    mine = supervise.SHARED_MEMORY / f"{supervise.new_owner()}-region"
+    dead = supervise.SHARED_MEMORY / f"ipt-serve-{supervise._namespace()}-{os.getpid()}-1-00000000-region"
+    foreign = supervise.SHARED_MEMORY / "ipt-serve-1-2-3-00000000-region"
+    regions = (mine, dead, foreign)
+    try:
+        for region in regions:
+            region.touch()
+        assert supervise.sweep_leftovers() == [dead.name]
+        assert [region.exists() for region in regions] == [True, False, True]
+    finally:
+        for region in regions:
+            region.unlink(missing_ok=True)

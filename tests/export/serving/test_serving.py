@@ -1,0 +1,300 @@
+"""The served pipeline against the PyTorch oracle, through a real server."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from helpers.support import Served, read_image
+from onnx import numpy_helper
+from tritonclient.utils import InferenceServerException
+
+from ipt_triton.client import RestorationClient
+from ipt_triton.export.serving.errors import WarmUpError
+from ipt_triton.export.serving.server import TritonServer
+from ipt_triton.train.model.infer import restore_image
+from ipt_triton.train.model.ipt import OFFICIAL_TASKS
+
+TASKS = [t.name for t in OFFICIAL_TASKS]
+
+
+def tensor(name: str, values: np.ndarray, kind: str) -> triton.InferInput:
+    entry = triton.InferInput(name, list(values.shape), kind)
+    entry.set_data_from_numpy(values)
+    return entry
+
+
+def ask(served: Served, outputs: tuple[str, ...] = (), **inputs: tuple[np.ndarray, str]) -> triton.InferResult:
+    """One raw request to the router, as any Triton client would send it."""
+    with triton.InferenceServerClient(served.server.grpc_url) as connection:
+        return connection.infer(
+            "restore",
+            [tensor(name, values, kind) for name, (values, kind) in inputs.items()],
+            outputs=[triton.InferRequestedOutput(o) for o in outputs] or None,
+        )
+
+
+def image(height: int = 60, width: int = 70) -> np.ndarray:
+    return read_image("parrot")[100 : 100 + height, 200 : 200 + width]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_served_image_is_within_one_grey_level_of_pytorch(served: Served, client: RestorationClient, task: str):
+    photo = image(131, 150)
+    expected = restore_image(served.checkpoint.model, photo, task)
+    difference = np.abs(client.restore(photo, task).astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize(("stride", "keep"), [(12, 24), (48, 48), (30, 36)])
+def test_served_tiling_rule_is_that_of_pytorch(served: Served, client: RestorationClient, stride: int, keep: int):
+    photo = image(101, 97)
+    expected = restore_image(served.checkpoint.model, photo, "derain", stride, keep)
+    difference = np.abs(client.restore(photo, "derain", stride=stride, keep=keep).astype(int) - expected)
+    assert difference.max() <= 1
+    default = client.restore(photo, "derain")
+    assert (default != client.restore(photo, "derain", stride=stride, keep=keep)).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (47, 48), (48, 48), (49, 120)])
+def test_any_size_is_served(served: Served, client: RestorationClient, shape: tuple[int, int]):
+    photo = read_image("dog")[: shape[0], : shape[1]]
+    expected = restore_image(served.checkpoint.model, photo, "sr_x3")
+    restored = client.restore(photo, "sr_x3")
+    assert restored.shape == (shape[0] * 3, shape[1] * 3, 3)
+    assert np.abs(restored.astype(int) - expected).max() <= 1
+
+
+def test_sixteen_bit_image_is_restored_to_sixteen_bit(served: Served, client: RestorationClient):
+    photo = image().astype(np.uint16) * 257 + 31
+    expected = restore_image(served.checkpoint.model, photo, "sr_x2")
+    restored = client.restore(photo, "sr_x2")
+    assert restored.dtype == np.uint16
+    assert np.abs(restored.astype(int) - expected).max() <= 3
+
+
+def test_result_does_not_depend_on_concurrency_or_order(served: Served, client: RestorationClient):
+    photos = [image(60 + 7 * i, 130 - 9 * i) for i in range(4)]
+    jobs = [(photo, task) for photo in photos for task in TASKS]
+    alone = [client.restore(photo, task) for photo, task in jobs]
+    order = list(range(len(jobs)))
+    random.Random(0).shuffle(order)
+    with ThreadPoolExecutor(8) as pool:
+        together = dict(zip(order, pool.map(lambda i: client.restore(*jobs[i]), order), strict=True))
+    for index, expected in enumerate(alone):
+        np.testing.assert_array_equal(together[index], expected)
+
+
+def test_tasks_share_body_batches_and_each_result_is_right(served: Served):
+    tasks = ["sr_x2", "sr_x4", "derain", "denoise_50"]
+    patch = image(48, 48).transpose(2, 0, 1)[None].astype(np.float32)
+
+    def body_batches() -> dict[int, int]:
+        with triton.InferenceServerClient(served.server.grpc_url) as connection:
+            stats = connection.get_inference_statistics("body").model_stats[0]
+        return {b.batch_size: b.compute_infer.count for b in stats.batch_stats}
+
+    def one_client(task: str) -> list[np.ndarray]:
+        with triton.InferenceServerClient(served.server.grpc_url) as connection:
+            return [
+                connection.infer(f"ipt_{task}", [tensor("IMAGE", patch, "FP32")]).as_numpy("RESTORED")
+                for _ in range(40)
+            ]
+
+    alone = {task: one_client(task)[0] for task in tasks}
+    before = body_batches()
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        answers = dict(zip(tasks, pool.map(one_client, tasks), strict=True))
+    after = body_batches()
+    mixed = sum(count - before.get(size, 0) for size, count in after.items() if size > 1)
+    assert mixed > 0, f"no body batch held more than one patch: {after}"
+    for task in tasks:
+        assert answers[task][0].shape == alone[task].shape
+        for answer in answers[task]:
+            np.testing.assert_array_equal(answer, alone[task])
+
+
+def test_task_may_be_named_by_id_name_or_both(served: Served):
+    photo = (image(), "UINT8")
+    by_id = ask(served, IMAGE=photo, TASK_ID=(np.array([3], np.int32), "INT32")).as_numpy("RESTORED")
+    by_name = ask(served, IMAGE=photo, TASK=(np.array([b"derain"], object), "BYTES")).as_numpy("RESTORED")
+    by_both = ask(
+        served, IMAGE=photo, TASK_ID=(np.array([3], np.int32), "INT32"), TASK=(np.array([b"derain"], object), "BYTES")
+    ).as_numpy("RESTORED")
+    np.testing.assert_array_equal(by_id, by_name)
+    np.testing.assert_array_equal(by_id, by_both)
+
+
+IMAGE = (np.zeros((50, 50, 3), np.uint8), "UINT8")
+IMAGE16 = (np.zeros((50, 50, 3), np.uint16), "UINT16")
+DERAIN = (np.array([3], np.int32), "INT32")
+
+
+def number(value: int) -> tuple[np.ndarray, str]:
+    return np.array([value], np.int32), "INT32"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "words"),
+    [
+        ((), {"IMAGE": IMAGE}, "give TASK_ID or TASK, one of: 0 sr_x2, 1 sr_x3"),
+        ((), {"IMAGE": IMAGE, "TASK_ID": number(17)}, "TASK_ID 17 is no task of this server; there are: 0 sr_x2"),
+        ((), {"IMAGE": IMAGE, "TASK": (np.array([b"sharpen"], object), "BYTES")}, "TASK 'sharpen' is no task"),
+        (
+            (),
+            {"IMAGE": IMAGE, "TASK_ID": DERAIN, "TASK": (np.array([b"sr_x2"], object), "BYTES")},
+            "TASK_ID 3 with TASK 'sr_x2' is no task",
+        ),
+        ((), {"TASK_ID": DERAIN}, "no image given; give one of IMAGE and IMAGE16"),
+        ((), {"IMAGE": IMAGE, "IMAGE16": IMAGE16, "TASK_ID": DERAIN}, "IMAGE and IMAGE16 given; give one"),
+        (("RESTORED16",), {"IMAGE": IMAGE, "TASK_ID": DERAIN}, "ask for RESTORED"),
+        (("RESTORED",), {"IMAGE16": IMAGE16, "TASK_ID": DERAIN}, "ask for RESTORED16"),
+        (
+            (),
+            {"IMAGE": IMAGE, "TASK_ID": DERAIN, "STRIDE": number(0)},
+            "STRIDE 0 is not allowed: it must be from 1 to KEEP",
+        ),
+        ((), {"IMAGE": IMAGE, "TASK_ID": DERAIN, "STRIDE": number(47)}, "STRIDE 47 is not allowed"),
+        (
+            (),
+            {"IMAGE": IMAGE, "TASK_ID": DERAIN, "KEEP": number(50)},
+            "KEEP 50 is not allowed: it must be even and from 2 to 48",
+        ),
+        ((), {"IMAGE": IMAGE, "TASK_ID": DERAIN, "KEEP": number(35)}, "KEEP 35 is not allowed"),
+        ((), {"IMAGE": (np.zeros((0, 9, 3), np.uint8), "UINT8"), "TASK_ID": DERAIN}, "[height, width, 3] from 1x1 on"),
+        (
+            (),
+            {"IMAGE": (np.zeros((1001, 1000, 3), np.uint8), "UINT8"), "TASK_ID": DERAIN},
+            "1001000 pixels; at most 1000000 are allowed",
+        ),
+        (
+            (),
+            {"IMAGE": (np.zeros((500, 501, 3), np.uint8), "UINT8"), "TASK_ID": number(1)},
+            "restored by sr_x3 has 2254500 pixels; at most 2000000 are allowed",
+        ),
+    ],
+)
+def test_wrong_request_is_refused_with_a_sentence_that_names_it(
+    served: Served, outputs: tuple[str, ...], inputs: dict[str, tuple[np.ndarray, str]], words: str
+):
+    with pytest.raises(InferenceServerException) as caught:
+        ask(served, outputs, **inputs)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert words in caught.value.message()
+
+
+def test_router_tells_tasks_and_limits(served: Served, client: RestorationClient):
+    assert [(t.id, t.name, t.kind, t.scale, t.sigma) for t in client.tasks()] == [
+        (t.id, t.name, t.kind, t.scale, t.sigma) for t in OFFICIAL_TASKS
+    ]
+    with triton.InferenceServerClient(served.server.grpc_url) as connection:
+        parameters = {k: v.string_value for k, v in connection.get_model_config("restore").config.parameters.items()}
+    assert parameters["checkpoint_sha256"] == served.checkpoint.sha256
+    assert {k: parameters[k] for k in ("patch_size", "stride", "keep", "runtime", "precision")} == {
+        "patch_size": "48",
+        "stride": "40",
+        "keep": "46",
+        "runtime": "openvino",
+        "precision": "fp32",
+    }
+    assert (parameters["max_input_pixels"], parameters["max_output_pixels"]) == ("1000000", "2000000")
+
+
+def body_patches(served: Served) -> int:
+    """Patches that the body has computed since the server started."""
+    with triton.InferenceServerClient(served.server.grpc_url) as connection:
+        return connection.get_inference_statistics("body").model_stats[0].inference_count
+
+
+def test_caller_who_leaves_stops_the_rest_of_the_image(served: Served):
+    photo = np.zeros((960, 1000, 3), np.uint8)
+    patches = 27 * 28
+    before = body_patches(served)
+    with triton.InferenceServerClient(served.server.grpc_url) as connection, pytest.raises(InferenceServerException):
+        inputs = [tensor("IMAGE", photo, "UINT8"), tensor("TASK_ID", DERAIN[0], "INT32")]
+        connection.infer("restore", inputs, client_timeout=0.3)
+    time.sleep(0.5)
+    stopped_at = body_patches(served)
+    time.sleep(0.5)
+    assert body_patches(served) == stopped_at
+    assert stopped_at - before < patches
+
+
+def test_part_that_computes_nan_is_an_error_and_the_server_does_not_get_ready(served: Served, tmp_path: Path):
+    repository = tmp_path / "models"
+    shutil.copytree(served.repository, repository)
+    path = repository / "tail_derain" / "1" / "model.onnx"
+    graph = onnx.load(path)
+    bias = next(i for i in graph.graph.initializer if list(i.dims) == [3])
+    bias.CopyFrom(numpy_helper.from_array(np.array([np.nan, 0, 0], np.float32), bias.name))
+    path.unlink()  # a copy of its own, whatever links there are
+    onnx.save(graph, path)
+    failure = "task derain failed: .*the network returned NaN or Inf for the patch at row 0, column 0"
+    with pytest.raises(WarmUpError, match=failure), TritonServer(repository):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("image_input", "words"),
+    [
+        ((np.zeros((50, 50, 3), np.float32), "FP32"), "data-type is 'FP32', but model 'restore' expects 'UINT8'"),
+        ((np.zeros((50, 50), np.uint8), "UINT8"), "unexpected shape for input 'IMAGE'"),
+        ((np.zeros((50, 50, 4), np.uint8), "UINT8"), "Expected [-1,-1,3], got [50,50,4]"),
+    ],
+)
+def test_wrong_type_rank_or_channels_are_refused_by_name(
+    served: Served, image_input: tuple[np.ndarray, str], words: str
+):
+    with pytest.raises(InferenceServerException) as caught:
+        ask(served, IMAGE=image_input, TASK_ID=DERAIN)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert words in caught.value.message()
+
+
+def under_way(server: TritonServer) -> float:
+    """What the routers' metric says, over all instances."""
+    with urllib.request.urlopen(server.metrics_url) as page:
+        lines = page.read().decode().splitlines()
+    counts = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("ipt_photographs_under_way{")]
+    assert len(counts) > 1
+    return sum(counts)
+
+
+def test_a_server_that_is_told_to_stop_answers_the_photographs_under_way_first(
+    served: Served, client: RestorationClient
+):
+    photo = image(400, 400)
+    expected = client.restore(photo, "derain")
+    with TritonServer(served.repository) as server, ThreadPoolExecutor() as pool:
+        assert under_way(server) == 0  # the warm-up has been answered
+        with RestorationClient(server.grpc_url) as connection:
+            answers = [pool.submit(connection.restore, photo, "derain") for _ in range(6)]
+            while not under_way(server):
+                assert not any(answer.done() for answer in answers)
+            server.stop(grace=60)
+            assert all(np.array_equal(answer.result(), expected) for answer in answers)
+
+
+def test_photographs_that_cannot_be_restored_do_not_stay_under_way(served: Served):
+    for inputs in ({"TASK_ID": (np.array([99], np.int32), "INT32")}, {"STRIDE": (np.array([0], np.int32), "INT32")}):
+        with pytest.raises(InferenceServerException):
+            ask(served, IMAGE=(image(), "UINT8"), **inputs)
+    assert under_way(served.server) == 0
+
+
+def test_a_server_without_metrics_serves_and_stops(served: Served, client: RestorationClient):
+    photo = image()
+    with (
+        TritonServer(served.repository, extra_args=["--allow-metrics=false"]) as server,
+        RestorationClient(server.grpc_url) as connection,
+    ):
+        assert np.array_equal(connection.restore(photo, "sr_x2"), client.restore(photo, "sr_x2"))

@@ -1,0 +1,65 @@
+"""FP16 parts of a small model with one task, and engines folders for them whose plans no GPU has built."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from helpers.support import SMALL, small_model
+
+from ipt_triton.export.engines.files import write_plan
+from ipt_triton.export.engines.metadata import EngineMetadata, EngineParity, TensorInfo
+from ipt_triton.export.parts.split import export_parts
+from ipt_triton.manifest import Manifest, Port
+from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
+
+TENSORRT = "10.13.3.9"
+
+
+@dataclass(frozen=True)
+class TypedParts:
+    checkpoint: Checkpoint
+    folder: Path
+    manifest: Manifest
+
+
+def typed_parts(factory: pytest.TempPathFactory) -> TypedParts:
+    config = replace(SMALL, encoder_layers=1, decoder_layers=1, tasks=(SMALL.tasks[3],))
+    model = small_model(config=config)
+    checkpoint = Checkpoint(model, content_hash(dict(model.state_dict())))
+    folder = factory.mktemp("typed") / "parts"
+    return TypedParts(checkpoint, folder, export_parts([checkpoint], folder, "fp16", "tensorrt"))
+
+
+def write_engines(folder: Path, parts: TypedParts, **changes: object) -> Path:
+    """Plans of random bytes with the description that `export/engines/build.py` would write, but for the changes."""
+    for part in parts.manifest.parts:
+        plan = f"plan of {part.name} for {folder.name}".encode()
+        metadata = EngineMetadata(
+            part=part.name,
+            tensorrt=TENSORRT,
+            gpu="NVIDIA H200",
+            compute_capability="9.0",
+            precision="fp16",
+            evidence="inspector",
+            profile=(1, 8, 16),
+            level=3,
+            inputs=_infos(part.inputs),
+            outputs=_infos(part.outputs),
+            onnx_sha256=hashlib.sha256((parts.folder / f"{part.name}.onnx").read_bytes()).hexdigest(),
+            plan_sha256=hashlib.sha256(plan).hexdigest(),
+            plan_bytes=len(plan),
+            weight_count=100,
+            layers={"fp16": 10},
+            parity=(EngineParity(1, 0.5, 60.0),),
+            build_seconds=1.5,
+        )
+        write_plan(folder, plan, replace(metadata, **changes))  # type: ignore[arg-type]
+    return folder
+
+
+def _infos(ports: Sequence[Port]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(port.name, port.shape, port.dtype) for port in ports)

@@ -1,0 +1,129 @@
+"""Dockerfile and compose.yaml by simple rules, and the files that the images get; no image is built here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Stage:
+    """One FROM of a Dockerfile and what follows it, as (instruction, arguments)."""
+
+    image: str
+    name: str
+    lines: list[tuple[str, str]] = field(default_factory=list)
+
+    def last(self, instruction: str) -> str:
+        return [text for kind, text in self.lines if kind == instruction][-1]
+
+    def copied(self) -> list[Path]:
+        """Files of the project that COPY takes, relative to its root."""
+        patterns = [word for kind, text in self.lines if kind == "COPY" for word in text.split()[:-1]]
+        for pattern in patterns:
+            assert list(ROOT.glob(pattern)), f"COPY {pattern}: there is no such file"
+        return sorted({path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern)})
+
+    def copies(self) -> list[tuple[Path, str]]:
+        """Files of the project that COPY takes, and the folders in the image that they go to."""
+        commands = [text.split() for kind, text in self.lines if kind == "COPY"]
+        return [(path, words[-1]) for words in commands for word in words[:-1] for path in ROOT.glob(word)]
+
+
+def read_stages() -> dict[str, Stage]:
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    stages: list[Stage] = []
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        if line.startswith("FROM "):
+            image, name = re.fullmatch(r"FROM (\S+) AS (\S+)", line).groups()  # type: ignore[union-attr]
+            stages.append(Stage(image, name))
+        elif line:
+            instruction, _, arguments = line.partition(" ")
+            stages[-1].lines.append((instruction, arguments))
+    return {stage.name: stage for stage in stages}
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, Stage]:
+    return read_stages()
+
+
+def test_images_are_pinned_and_the_engines_are_built_by_the_release_that_serves_them(stages: dict[str, Stage]) -> None:
+    releases = {}
+    for name, stage in stages.items():
+        tag = stage.image.rpartition(":")[2]
+        assert re.match(r"\d+\.\d+", tag), f"{name}: {stage.image} is not pinned"
+        if stage.image.startswith("nvcr.io/"):
+            releases[name] = tuple(int(number) for number in tag.split("-")[0].split("."))
+    assert releases["server"] == releases["engines"] >= (26, 7)
+    assert list(stages)[-1] == "server"  # what a plain `docker build` makes
+
+
+def test_no_image_runs_as_root_or_fetches_unpinned_servers(stages: dict[str, Stage]) -> None:
+    for stage in stages.values():
+        user = stage.last("USER")
+        assert user.split(":")[0] not in ("root", "0")
+        assert [kind for kind, _ in stage.lines].index("USER") < [kind for kind, _ in stage.lines].index("ENTRYPOINT")
+        for _, command in (line for line in stage.lines if line[0] == "RUN"):
+            assert "--no-cache-dir" in command
+            for package in ("pycuda", "nvidia-pytriton", "openvino", "tritonclient[grpc]"):
+                assert package not in command or f"{package}==" in command
+        assert not [kind for kind, _ in stage.lines if kind == "ADD"]
+
+
+@pytest.mark.parametrize("name", ["server", "cpu", "engines"])
+def test_the_files_of_an_image_are_all_that_its_command_imports(
+    stages: dict[str, Stage], tmp_path: Path, name: str
+) -> None:
+    stage = stages[name]
+    for path, folder in stage.copies():
+        target = tmp_path / Path(folder).relative_to("/opt/ipt")
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / path.name)
+    module = "ipt_triton.export.engines.build" if name == "engines" else "ipt_triton.export.serving.command"
+    code = f"""
+import runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.argv = ["command", "--help"]
+runpy.run_module({module!r}, run_name="__main__")
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout[:6]) == (0, "usage:"), result.stderr
+    if name != "engines":
+        assert "ipt_triton.export.serving.command" in stage.last("ENTRYPOINT") and "HEALTHCHECK" in dict(stage.lines)
+
+
+def test_the_build_context_holds_what_is_copied_and_little_else(stages: dict[str, Stage]) -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*" and all(line.startswith("!") for line in lines[1:])
+    sent = {path.relative_to(ROOT) for line in lines[1:] for path in ROOT.glob(line[1:])}
+    copied = {path for stage in stages.values() for path in stage.copied()}
+    assert copied <= sent
+    assert sent - copied == set()
+
+
+def test_compose_publishes_on_loopback_alone_and_gives_gpus_to_those_that_need_them(stages: dict[str, Stage]) -> None:
+    yaml = pytest.importorskip("yaml")
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert {service["build"]["target"] for service in services.values()} == set(stages)
+    for name, service in services.items():
+        for port in service.get("ports", ()):
+            host, published, target = port.split(":")
+            assert host == "127.0.0.1" and published == target
+            assert target in stages[name].last("EXPOSE").split()
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+        assert not service.get("privileged")
+        has_gpu = "deploy" in service
+        assert has_gpu == (name != "cpu")
+    assert services["cpu"]["profiles"] == ["cpu"] and "profiles" not in services["server"]
+    for name in ("server", "cpu"):
+        (volume,) = services[name]["volumes"]
+        assert volume.endswith(":/models:ro") and '"/models"' in stages[name].last("ENTRYPOINT")

@@ -1,0 +1,76 @@
+"""A new task beside served ones: trained on the frozen body, exported, loaded into the running server."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+from helpers.support import SMALL, read_image, small_model
+from helpers.training import write_photographs
+
+from ipt_triton.client import RestorationClient
+from ipt_triton.export.__main__ import main as ipt_export
+from ipt_triton.export.serving.server import TritonServer
+from ipt_triton.tasks import OFFICIAL_TASKS
+from ipt_triton.train.fit.command import HELD_OUT
+from ipt_triton.train.fit.finetune import main as finetune
+from ipt_triton.train.model.checkpoint import save_checkpoint
+
+OLD = ("sr_x2", "denoise_30")
+TRITON = (
+    "--model-control-mode=explicit",
+    "--load-model=*",
+    "--grpc-restricted-protocol=shared-memory,trace,logging:launcher=closed",
+)
+
+
+def export(checkpoint: Path, folder: Path) -> str:
+    """Export to folder/models by way of folder/parts; the hash of the body."""
+    arguments = ["--repository", str(folder / "models"), "--parts", str(folder / "parts")]
+    assert ipt_export([str(checkpoint), *arguments]) == 0
+    return hashlib.sha256((folder / "models" / "body" / "1" / "model.onnx").read_bytes()).hexdigest()
+
+
+def processes_of(server: TritonServer, model: str) -> list[int]:
+    """The stubs that run a model's Python."""
+    path = f"/{model}/1/model.py".encode()
+    return [pid for pid in server.pids if path in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_new_task_is_served_after_a_reload_that_does_not_touch_the_body(tmp_path: Path):
+    tasks = tuple(t for t in OFFICIAL_TASKS if t.name in OLD)
+    config = replace(SMALL, encoder_layers=1, decoder_layers=1, tasks=tasks)
+    save_checkpoint(small_model(config=config), tmp_path / "old", provenance={"made_by": "tests"})
+    write_photographs(tmp_path / "photos", HELD_OUT + 2, side=100)
+    image = read_image("kitten")[:90, :75]
+
+    body = export(tmp_path / "old", tmp_path)
+    with TritonServer(tmp_path / "models", extra_args=TRITON) as server:
+        with RestorationClient(server.grpc_url) as client:
+            assert {t.name for t in client.info().tasks} == set(OLD)
+            before = {task: client.restore(image, task) for task in OLD}
+        with triton.InferenceServerClient(server.grpc_url) as control:
+            [used] = control.get_inference_statistics("body").model_stats
+            running = processes_of(server, "body")
+
+            task = ["--task", "dejpeg_40", "--freeze-body", "--data", str(tmp_path / "photos")]
+            length = ["--steps", "3", "--batch", "2", "--device", "cpu"]
+            assert finetune([str(tmp_path / "old"), *task, *length, "--output", str(tmp_path / "run")]) == 0
+            assert export(tmp_path / "run" / "checkpoint", tmp_path) == body
+            for model in ("ipt_dejpeg_40", "restore"):  # an ensemble brings its new parts along
+                control.load_model(model)
+
+            with RestorationClient(server.grpc_url) as client:
+                assert {t.name for t in client.info().tasks} == {*OLD, "dejpeg_40"}
+                [unused] = control.get_inference_statistics("body").model_stats
+                assert unused == used
+                for task in OLD:
+                    np.testing.assert_array_equal(client.restore(image, task), before[task])
+                restored = client.restore(image, "dejpeg_40")
+            assert restored.shape == image.shape and restored.std() > 20
+            [again] = control.get_inference_statistics("body").model_stats
+            assert again.inference_count > used.inference_count > 0
+            assert processes_of(server, "body") == running != []

@@ -1,0 +1,256 @@
+"""The training loop: it learns, stops and resumes without a trace, and keeps what is good when losses go wrong."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.training import CONFIG, CPU, feed_of, make_trainer, one_thread, photograph, weights
+
+from ipt_triton.tasks import Task
+from ipt_triton.train.data.feed import Crops, Part, Store, parts_from
+from ipt_triton.train.data.pool import Pool
+from ipt_triton.train.fit.command import HELD_OUT
+from ipt_triton.train.fit.loop import Figures, Trainer, TrainingError, save, train
+from ipt_triton.train.fit.recipe import Recipe
+from ipt_triton.train.fit.runtime import Runtime
+from ipt_triton.train.fit.state import read_state
+from ipt_triton.train.fit.validation import validate
+from ipt_triton.train.model.checkpoint import load_checkpoint
+from ipt_triton.train.model.ipt import IPT, IPTConfig
+
+
+@pytest.fixture(autouse=True, scope="module")
+def repeatable() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    return Pool([photograph(i) for i in range(HELD_OUT + 3)], [f"{i:02d}.png" for i in range(HELD_OUT + 3)])
+
+
+@pytest.fixture(scope="module")
+def held_out(pool: Pool) -> Store:
+    return Store(pool.split(HELD_OUT)[1], CPU)
+
+
+def run(trainer: Trainer, pool: Pool, output: Path) -> None:
+    training, held_out = pool.split(HELD_OUT)
+    train(trainer, feed_of(trainer, training), Store(held_out, CPU), output)
+
+
+def step(trainer: Trainer, pool: Pool, count: int = 1) -> None:
+    batches = feed_of(trainer, pool).batches(parts_from(trainer.step, trainer.recipe.accumulate))
+    for _ in range(count):
+        trainer.train_step(batches)
+
+
+def test_a_short_run_makes_every_task_better_than_the_degraded_input(
+    pool: Pool, held_out: Store, tmp_path: Path
+) -> None:
+    trainer = make_trainer(120, lr=4e-3, batch=4, ema=0.9, contrastive=0.01)
+    before = validate(trainer.average, held_out, trainer.trained)
+    run(trainer, pool, tmp_path)
+    after = load_checkpoint(tmp_path / "checkpoint").quality["held_out_psnr_rgb"]
+    assert after == validate(trainer.average, held_out, trainer.trained)
+    assert after["denoise_30"] > before["denoise_30"] + 1
+    assert after["denoise_50"] > before["denoise_50"] + 1
+    assert after["derain"] > before["derain"] - 0.3
+
+
+def test_a_run_starts_from_the_identity(held_out: Store) -> None:
+    psnr = validate(make_trainer(1).average, held_out, CONFIG.tasks)
+    for task, sigma in (("denoise_30", 30), ("denoise_50", 50)):  # clipping takes a little of the noise away
+        assert 20 * math.log10(255 / sigma) <= psnr[task] <= 20 * math.log10(255 / sigma) + 1.5
+
+
+def test_the_checkpoint_loads_and_tells_how_it_came_about(pool: Pool, tmp_path: Path) -> None:
+    trainer = make_trainer(3, seed=4, accumulate=2)
+    run(trainer, pool, tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "checkpoint")
+    assert checkpoint.model.config == CONFIG
+    for name, tensor in checkpoint.model.state_dict().items():
+        assert torch.equal(tensor, trainer.average.state_dict()[name])
+    told = checkpoint.provenance
+    assert (told["steps"], told["patches"], told["recipe"]["seed"]) == (3, 24, 4)
+    assert set(checkpoint.quality["held_out_psnr_rgb"]) == {"derain", "denoise_30", "denoise_50"}
+
+
+class Interrupted(Trainer):
+    """Receives SIGTERM in its sixth step."""
+
+    def train_step(self, batches: Iterator[list[Crops]]) -> None:
+        super().train_step(batches)
+        if self.step == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampling": "sample", "accumulate": 2, "schedule": "paper"}])
+def test_a_run_in_two_parts_gives_the_weights_of_a_run_in_one(
+    pool: Pool, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    whole = make_trainer(12, **settings)
+    run(whole, pool, tmp_path / "whole")
+    first = make_trainer(12, **settings)
+    first.__class__ = Interrupted
+    run(first, pool, tmp_path / "parts")
+    assert first.step == 6
+    second = make_trainer(12, **settings)
+    second.load_state(read_state(tmp_path / "parts" / "state.pt"))
+    assert second.step == 6 and second.elapsed == first.elapsed
+    run(second, pool, tmp_path / "parts")
+    assert second.step == 12
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(second)[name], tensor), name
+    checkpoints = [load_checkpoint(tmp_path / name / "checkpoint") for name in ("whole", "parts")]
+    assert checkpoints[0].sha256 == checkpoints[1].sha256
+    assert [h["step"] for h in second.history] == [6, 12]
+
+
+def test_the_seed_decides_the_run(pool: Pool) -> None:
+    runs = [make_trainer(4, seed=seed) for seed in (1, 1, 2)]
+    for one in runs:
+        step(one, pool, 4)
+    figures = [one.settle() for one in runs]
+    assert figures[0] == figures[1] != figures[2]
+    same, other = (all(torch.equal(t, weights(runs[i])[n]) for n, t in weights(runs[0]).items()) for i in (1, 2))
+    assert same and not other
+
+
+def test_a_step_trains_one_task_with_the_body_and_no_other(pool: Pool) -> None:
+    trainer = make_trainer(100)
+    start = weights(trainer)
+    step(trainer, pool)
+    (figures,) = trainer.settle()
+    changed = {n for n, t in weights(trainer).items() if not torch.equal(t, start[n])}
+    trained = {".".join(n.split(".")[1:3]) for n in changed if ".body." not in n}
+    assert trained == {f"heads.{figures.tasks}", f"tails.{figures.tasks}"}
+    assert any(n.startswith("model.body.") for n in changed) and any(n.startswith("average.body.") for n in changed)
+
+
+def test_a_step_of_samples_trains_several_tasks(pool: Pool) -> None:
+    trainer = make_trainer(100, sampling="sample", batch=12, weights={"derain": 0.001})
+    step(trainer, pool, 3)
+    assert {f.tasks for f in trainer.settle()} == {"denoise_30 denoise_50"}
+
+
+def test_two_accumulated_micro_batches_are_one_batch_of_twice_the_size(pool: Pool) -> None:
+    """Not bit for bit: the sums are in another order."""
+    both, doubled = make_trainer(10, accumulate=2, contrastive=0.0), make_trainer(10, batch=8, contrastive=0.0)
+
+    def joined(pieces: int) -> Iterator[list[Crops]]:
+        """Both micro-batches of each step as clean pairs (noise would differ), at once or one after the other."""
+        feed = feed_of(both, pool).batches(Part(s, n) for s in range(3) for n in (0, 1))
+        for (one,), (two,) in zip(feed, feed, strict=True):
+            for clean in torch.cat([one.clean, two.clean]).chunk(pieces):
+                yield [Crops(one.task, clean, clean)]
+
+    at_once, apart = joined(1), joined(2)
+    for _ in range(3):
+        doubled.train_step(at_once)
+        both.train_step(apart)
+    for name, tensor in weights(doubled).items():
+        torch.testing.assert_close(weights(both)[name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_naming_step_and_task_and_keeps_what_was_saved(
+    pool: Pool, tmp_path: Path, value: float
+) -> None:
+    trainer = make_trainer(5)
+    run(trainer, pool, tmp_path)
+    before = load_checkpoint(tmp_path / "checkpoint").sha256, (tmp_path / "state.pt").read_bytes()
+    again = make_trainer(10)
+    again.load_state(read_state(tmp_path / "state.pt"))
+    with torch.no_grad():
+        for tail in again.model.tails.values():
+            tail.conv.bias.fill_(value)
+    with pytest.raises(
+        TrainingError, match=r"loss of step 5, task (derain|denoise_\d+), is (nan|inf); .* try a lower --lr"
+    ):
+        run(again, pool, tmp_path)
+    assert (load_checkpoint(tmp_path / "checkpoint").sha256, (tmp_path / "state.pt").read_bytes()) == before
+
+
+def test_a_gradient_that_is_not_finite_stops_as_well(pool: Pool) -> None:
+    trainer = make_trainer(5)
+    next(iter(trainer.model.body.parameters())).register_hook(lambda gradient: gradient * float("nan"))
+    step(trainer, pool)
+    with pytest.raises(TrainingError, match=r"gradient of step 0, task \w+, is nan"):
+        trainer.settle()
+
+
+@pytest.mark.parametrize("part", ["model", "average"])
+def test_weights_that_are_not_finite_are_never_saved(pool: Pool, tmp_path: Path, part: str) -> None:
+    """Even if every loss so far was finite: the weights themselves are looked at."""
+    trainer = make_trainer(5)
+    run(trainer, pool, tmp_path)
+    before = load_checkpoint(tmp_path / "checkpoint").sha256, (tmp_path / "state.pt").read_bytes()
+    with torch.no_grad():
+        getattr(trainer, part).body.out1.weight[3, 4] = float("nan")
+    with pytest.raises(TrainingError, match=r"after step 5 the weight body\.out1\.weight is not finite"):
+        save(trainer, tmp_path)
+    assert (load_checkpoint(tmp_path / "checkpoint").sha256, (tmp_path / "state.pt").read_bytes()) == before
+
+
+def test_schedules_warm_up_and_fall() -> None:
+    cosine = Recipe(lr=1.0, warmup=10)
+    assert [cosine.learning_rate(step, 0.0) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert [cosine.learning_rate(99, p) for p in (0.5, 1.0, 1.2)] == pytest.approx([0.505, 0.01, 0.01])
+    assert Recipe(lr=1.0, warmup=0).learning_rate(0, 0.0) == 1.0
+    paper = Recipe(lr=5e-5, warmup=0, schedule="paper")
+    assert [paper.learning_rate(9, p) for p in (0.0, 0.66, 0.67, 1.0)] == pytest.approx([5e-5, 5e-5, 2e-5, 2e-5])
+    assert Recipe(lr=2e-5, warmup=0, schedule="constant").learning_rate(9, 1.0) == 2e-5
+
+
+def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    save(make_trainer(2), tmp_path)
+    state = read_state(tmp_path / "state.pt")
+    with pytest.raises(TrainingError, match="another architecture"):
+        make_trainer(2, IPTConfig(**{**vars(CONFIG), "heads": 4})).load_state(state)
+    with pytest.raises(TrainingError, match=r"contrastive 0.1 is now 0.2, seed 0 is now 3; choose another --output"):
+        make_trainer(2, seed=3, contrastive=0.2).load_state(state)
+    del state["recipe"]["clip"]
+    with pytest.raises(TrainingError, match=r"clip None is now 20.0"):
+        make_trainer(2).load_state(state)
+    make_trainer(9).load_state(read_state(tmp_path / "state.pt"))
+
+
+def test_pairs_are_trained_as_they_are(pool: Pool, tmp_path: Path) -> None:
+    """The inputs are the clean pictures made darker; the model learns to make them brighter."""
+    task = Task(0, "brighten", "paired")
+    config = IPTConfig(**{**vars(CONFIG), "tasks": (task,)})
+    dark = [(0.8 * i).astype(np.uint8) for i in pool.images]
+    trainer = make_trainer(60, config, lr=3e-3, ema=0.9, contrastive=0.0)
+    run(trainer, Pool(pool.images, pool.names, dark), tmp_path)
+    start = make_trainer(1, config)
+    store = Store(Pool(pool.images, pool.names, dark).split(HELD_OUT)[1], CPU)
+    before, after = (validate(t.average, store, [task])["brighten"] for t in (start, trainer))
+    assert 15 < before < 25 and after > before + 2
+
+
+def test_a_compiled_body_computes_the_same(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are captured but not turned into machine code, which takes a minute on a busy machine."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    plain = make_trainer(3)
+    torch.manual_seed(0)
+    model = IPT(CONFIG)
+    model.load_state_dict(plain.model.state_dict())
+    compiled = Trainer(model, plain.recipe, Runtime(CPU), CONFIG.tasks, compiled=True)
+    for trainer in (plain, compiled):
+        step(trainer, pool, 3)
+    for one, other in zip(plain.settle(), compiled.settle(), strict=True):
+        assert one.tasks == other.tasks and list(one[2:]) == pytest.approx(list(other[2:]), rel=1e-3)
+
+
+def test_a_step_of_several_tasks_is_one_series() -> None:
+    one = Figures(3, "derain", 1.0, 0.5, 30.0, 2.0)
+    assert one.series == "derain" and one._replace(tasks="derain sr_x2").series == "mixed"

@@ -1,0 +1,1 @@
+"""What a step is trained on: photographs, degradations, random crops."""

@@ -1,0 +1,1 @@
+"""Training runs: recipe, loop, losses, validation, the commands that start them."""

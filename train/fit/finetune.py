@@ -1,0 +1,136 @@
+"""Fine-tuning: one task of a checkpoint, known to it or new, on photographs or on pairs.
+
+    ipt-train finetune weights/ipt-tiny --task denoise_30 --data photos --output runs/d30 --time-budget 30m
+    ipt-train finetune weights/ipt-tiny --task dejpeg_40 --freeze-body --data photos --output runs/d40 --steps 999
+    ipt-train finetune weights/ipt-tiny --task denoise_70 --degradation denoise --sigma 70 --freeze-body \
+        --data photos --output runs/d70 --steps 5000
+    ipt-train finetune weights/ipt-tiny --task dehaze --paired hazy clear --output runs/dehaze --steps 5000
+
+With `--freeze-body` head, embedding and tail of the task are trained alone; the new checkpoint holds all tasks, and
+what was there before is untouched bit for bit. Without it the body changes, which fits the other tasks no longer: the
+new checkpoint holds the fine-tuned task alone, with a body of its own.
+
+A new task starts from the head of the checkpoint's most similar task, and from its tail if that has the same scale. Its
+id is the next free one, unless `--id` is given. The loss is L1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ipt_triton.cli import make_parser
+from ipt_triton.tasks import KINDS, OFFICIAL_TASKS, OPTIONAL_TASKS, SCALES, Task, TaskError, find_task
+from ipt_triton.train.fit.command import add_arguments, check_arguments, make_recipe, read_start, run, run_command
+from ipt_triton.train.fit.runtime import Runtime
+from ipt_triton.train.model.ipt import IPT, identity_start
+
+LEARNING_RATE = 2e-4
+DESCRIPTION = ("id", "degradation", "scale", "sigma", "quality")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("ipt-train finetune", __doc__ or "")
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="checkpoint folder")
+    add("--task", required=True, help="name or id; a new name adds a task")
+    add("--freeze-body", action="store_true", help="train head, embedding and tail alone")
+    add("--paired", type=Path, nargs=2, metavar=("DEGRADED", "CLEAN"), help="folders with pairs of the same names")
+    add("--id", type=int, help="of a new task (default the next free one)")
+    add("--degradation", choices=KINDS, help="of a new task (with --paired: default paired)")
+    add("--scale", type=int, choices=SCALES, help="of a new task (default 1)")
+    add("--sigma", type=float, help="of a new task: of its noise (0..255) or blur (pixels)")
+    add("--quality", type=int, help="of a new task: of JPEG, 1 to 100")
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    check_arguments(parser, arguments)
+    if bool(arguments.data) == bool(arguments.paired):
+        parser.error("on what? give either --data or --paired")
+    if arguments.paired and arguments.workers:
+        parser.error("pairs are kept in memory: leave out --workers")
+    return arguments
+
+
+def describe_task(arguments: argparse.Namespace, known: Sequence[Task]) -> Task:
+    """The task to train: one of the checkpoint's, or a new one from the arguments or from the tasks of the project.
+
+    Raises:
+        TaskError: a known task described anew, a new one without a description, or one that cannot be.
+    """
+    given = {name: getattr(arguments, name) for name in DESCRIPTION if getattr(arguments, name) is not None}
+    if any(arguments.task in (t.name, str(t.id)) for t in known):
+        task = find_task(known, arguments.task)
+        if given:
+            options = ", ".join(f"--{name}" for name in given)
+            raise TaskError(f"the checkpoint has a task {task.id} {task.name} already; leave out {options}")
+        return task
+    number = given.pop("id", max(t.id for t in known) + 1)
+    if any(t.id == number for t in known):
+        raise TaskError(f"--id {number} is taken by {find_task(known, number).name}; choose another")
+    kind = given.pop("degradation", None)
+    if kind is None and not given:
+        for task in (*OFFICIAL_TASKS, *OPTIONAL_TASKS):
+            if task.name == arguments.task:
+                return replace(task, id=number)
+    if kind is None and not arguments.paired:
+        raise TaskError(
+            f"{arguments.task} is new to the checkpoint; describe it: --degradation and its --scale or --sigma"
+        )
+    return Task(number, arguments.task, kind or "paired", **given)
+
+
+def extend(model: IPT, task: Task, alone: bool) -> IPT:
+    """A copy of a model that knows a task; the weights that it had are kept bit for bit.
+
+    Args:
+        alone: leave out all other tasks.
+    """
+    known = model.config.tasks
+    tasks = (task,) if alone else (*(t for t in known if t.name != task.name), task)
+    extended = identity_start(IPT(replace(model.config, tasks=tasks)))
+    weights = model.state_dict()
+    wanted = extended.state_dict()
+    wanted.update({name: tensor for name, tensor in weights.items() if name in wanted})
+    if task not in known:
+        donor = min(known, key=lambda t: (t.kind != task.kind, t.scale != task.scale, abs(t.sigma - task.sigma)))
+        parts = ("heads", "tails") if donor.scale == task.scale else ("heads",)
+        for part in parts:
+            old, new = f"{part}.{donor.name}.", f"{part}.{task.name}."
+            wanted.update({new + n.removeprefix(old): t for n, t in weights.items() if n.startswith(old)})
+    extended.load_state_dict(wanted)
+    return extended
+
+
+def finetune(arguments: argparse.Namespace, runtime: Runtime) -> None:
+    """The run that the arguments describe."""
+    start, parent = read_start(arguments.checkpoint)
+    task = describe_task(arguments, start.model.config.tasks)
+    torch.manual_seed(arguments.seed)
+    model = extend(start.model, task, alone=not arguments.freeze_body)
+    if arguments.freeze_body:
+        model.requires_grad_(False)
+        for part in (model.heads[task.name], model.tails[task.name]):
+            part.requires_grad_(True)
+    recipe = make_recipe(arguments, runtime, LEARNING_RATE, contrastive=0.0, freeze_body=arguments.freeze_body)
+    run(
+        arguments,
+        runtime,
+        model,
+        [task],
+        recipe,
+        {"trainer": "train.fit.finetune", "task": task.name, **parent},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done or stopped and saved, 1 failed, 2 wrong arguments or data."""
+    return run_command(parse_arguments(argv), finetune)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,356 @@
+"""The training loop that pre-training and fine-tuning share: steps, averaged weights, reports, saves, resumption.
+
+    trainer = Trainer(model, Recipe(steps=1000), Runtime(torch.device("cpu")), model.config.tasks)
+    train(trainer, feed, held_out, Path("runs/mine"))
+
+The loop never waits for the device: losses stay there until the next report. A loss or gradient that is not finite is
+found then, before anything is saved, so what was saved last stays good.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipt_triton.errors import IptError
+from ipt_triton.tasks import Task
+from ipt_triton.train.data.degradations import degrade
+from ipt_triton.train.data.feed import Crops, Feed, Store, generator, parts_from
+from ipt_triton.train.fit.losses import Group, Objective
+from ipt_triton.train.fit.recipe import LENGTH, Recipe
+from ipt_triton.train.fit.runtime import Runtime
+from ipt_triton.train.fit.state import StateError, write_checkpoint, write_state
+from ipt_triton.train.fit.validation import validate
+from ipt_triton.train.model.ipt import IPT
+from ipt_triton.train.rivals.edsr import EDSR
+
+if TYPE_CHECKING:
+    from ipt_triton.train.fit.board import Board
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(IptError, RuntimeError):
+    """Training that cannot start or go on."""
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Seconds between two progress lines, and between two validations with a save."""
+
+    report: float = 30.0
+    save: float = 180.0
+
+
+class Figures(NamedTuple):
+    """What a step measured."""
+
+    step: int
+    tasks: str
+    pixel: float
+    contrastive: float
+    psnr: float
+    gradient: float
+
+    @property
+    def series(self) -> str:
+        """The task, or `mixed` for a step of several: what progress lines and curves call it."""
+        return "mixed" if " " in self.tasks else self.tasks
+
+
+class Trainer:
+    """A run: model, its average, optimiser and clock.
+
+    Args:
+        model: trained in place, those of its parameters that require gradients.
+        trained: tasks that are drawn.
+        provenance: for the checkpoint, beside what the trainer knows itself.
+        compiled: run the body through torch.compile.
+
+    Attributes:
+        average: exponential moving average of the model, what is validated and saved.
+        step: optimiser steps done.
+        elapsed: seconds of training so far, over all resumed parts.
+        history: step, seconds and held-out PSNR at each validation.
+    """
+
+    def __init__(
+        self,
+        model: IPT | EDSR,
+        recipe: Recipe,
+        runtime: Runtime,
+        trained: Sequence[Task],
+        provenance: dict[str, Any] | None = None,
+        compiled: bool = False,
+    ):
+        self.recipe, self.runtime, self.trained = recipe, runtime, tuple(trained)
+        self.provenance = provenance or {}
+        self.step, self.elapsed = 0, 0.0
+        self.history: list[dict[str, Any]] = []
+        self.model = model.to(runtime.device).train()
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        both = list(zip(self.average.parameters(), model.parameters(), strict=True))
+        self._averages: list[Tensor] = [a for a, p in both if p.requires_grad]
+        self._parameters: list[Tensor] = [p for _, p in both if p.requires_grad]
+        self.optimiser = torch.optim.Adam(self._parameters, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
+        self.objective = runtime.wrap(Objective(model, recipe.contrastive, recipe.precision, compiled))
+        self._pending: list[tuple[int, str, Tensor]] = []
+
+    def progress(self) -> float:
+        """Share of the run that is over: of the steps or of the seconds, whichever is further."""
+        shares = [0.0]
+        if self.recipe.steps:
+            shares.append(self.step / self.recipe.steps)
+        if self.recipe.seconds:
+            shares.append(self.elapsed / self.recipe.seconds)
+        return max(shares)
+
+    def train_step(self, batches: Iterator[list[Crops]]) -> None:
+        """One optimiser step on the next `accumulate` micro-batches; `settle` tells what it measured."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.learning_rate(self.step, self.progress())
+        self.optimiser.zero_grad(set_to_none=True)
+        figures, names = [], []
+        for number in range(self.recipe.accumulate):
+            groups = self._degrade(next(batches), number)
+            with self.runtime.no_sync(self.objective, number < self.recipe.accumulate - 1):
+                loss, measured = self.objective(groups)
+                self.runtime.backward(loss / self.recipe.accumulate)
+            figures.append(measured)
+            names += [g.task for g in groups]
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip)
+        self.optimiser.step()
+        self._pending.append(
+            (self.step, " ".join(sorted(set(names))), torch.cat([sum(figures) / len(figures), norm[None]]))
+        )
+        self.step += 1
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
+
+    def _degrade(self, crops: Sequence[Crops], number: int) -> list[Group]:
+        """Floats from a micro-batch, degraded unless it came in pairs."""
+        part = number * self.runtime.processes + self.runtime.rank
+        groups = []
+        for place, (task, clean, degraded) in enumerate(crops):
+            target = clean.to(self.runtime.device).float()
+            if degraded is None:
+                draws = generator(self.runtime.device, self.recipe.seed, self.step, part, place)
+                groups.append(Group(task.name, degrade(target, task, draws), target))
+            else:
+                groups.append(Group(task.name, degraded.to(self.runtime.device).float(), target))
+        return groups
+
+    def settle(self) -> list[Figures]:
+        """Wait for the steps since the last call and return what they measured, averaged over the processes.
+
+        Raises:
+            TrainingError: a loss or gradient was NaN or infinite; names step and task.
+        """
+        if not self._pending:
+            return []
+        values = self.runtime.mean(torch.stack([v for _, _, v in self._pending])).tolist()
+        steps = [Figures(step, tasks, *v) for (step, tasks, _), v in zip(self._pending, values, strict=True)]
+        self._pending.clear()
+        for one in steps:
+            for what, value in (("loss", one.pixel + one.contrastive), ("gradient", one.gradient)):
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"the {what} of step {one.step}, task {one.tasks}, is {value}; what was saved before is kept; "
+                        "try a lower --lr"
+                    )
+        return steps
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as plain values and tensors."""
+        provenance = {
+            **self.provenance,
+            "recipe": asdict(self.recipe),
+            "steps": self.step,
+            "patches": self.step * self.recipe.patches,
+            "hours": round(self.elapsed / 3600, 3),
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        return {
+            "config": self.model.config.to_dict(),
+            "recipe": asdict(self.recipe),
+            "trained": [t.name for t in self.trained],
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "history": self.history,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "provenance": provenance,
+            "quality": {"held_out_psnr_rgb": self.history[-1]["psnr"]} if self.history else {},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue a saved run.
+
+        Raises:
+            TrainingError: it was of another architecture, or of another recipe apart from its length.
+        """
+        if state["config"] != self.model.config.to_dict() or state["trained"] != [t.name for t in self.trained]:
+            raise TrainingError("the saved run is of another architecture or task table; choose another --output")
+        old, new = state["recipe"], asdict(self.recipe)
+        if changed := [f"{k} {old.get(k)} is now {new[k]}" for k in new if k not in LENGTH and old.get(k) != new[k]]:
+            raise TrainingError(f"the saved run had other settings: {', '.join(changed)}; choose another --output")
+        self.step, self.elapsed, self.history = state["step"], state["elapsed"], state["history"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def save(trainer: Trainer, output: Path) -> None:
+    """Write `state.pt`, and of an IPT the averaged weights as `checkpoint/`, each atomically.
+
+    Raises:
+        TrainingError: a weight is not finite (nothing is written), or the checkpoint cannot be written.
+    """
+    state = trainer.state()
+    for part in ("model", "average"):
+        for name, tensor in state[part].items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingError(
+                    f"after step {trainer.step} the weight {name} is not finite; what was saved before is kept; try a "
+                    "lower --lr"
+                )
+    write_state(state, output / "state.pt")
+    if not isinstance(trainer.model, IPT):
+        return
+    try:
+        write_checkpoint(state, output / "checkpoint")
+    except ImportError:
+        logger.warning("without safetensors no checkpoint is written; later: ipt-train checkpoint state.pt FOLDER")
+    except StateError as error:
+        raise TrainingError(str(error)) from None
+
+
+class Clock(NamedTuple):
+    """What the processes agree on: seconds of training, and whether to stop, report or save."""
+
+    elapsed: float
+    stop: bool
+    report: bool
+    save: bool
+
+
+def train(
+    trainer: Trainer,
+    feed: Feed,
+    held_out: Store,
+    output: Path,
+    cadence: Cadence = Cadence(),
+    board: Board | None = None,
+) -> None:
+    """Run to the end of the recipe, or until SIGINT or SIGTERM, which save as well.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite, or the output cannot be written.
+    """
+    runtime = trainer.runtime
+    before, started = trainer.elapsed, time.monotonic()
+    saved = reported = started
+    report = Report(trainer, board)
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_signals())
+
+        def read_clock() -> Clock:
+            now = time.monotonic()
+            due = now - reported >= cadence.report, now - saved >= cadence.save
+            return Clock(before + now - started, bool(stop), *due)
+
+        def validate_and_save() -> None:
+            report.progress()
+            if runtime.rank == 0:
+                report.held_out(held_out)
+                save(trainer, output)
+
+        recipe = trainer.recipe
+        batches = feed.batches(parts_from(trainer.step, recipe.accumulate, runtime.rank, runtime.processes))
+        first = trainer.step
+        while trainer.progress() < 1:
+            if (trainer.step - first) % runtime.agree_every == 0:
+                clock = runtime.from_first(read_clock)
+                trainer.elapsed = clock.elapsed
+                if clock.stop or trainer.progress() >= 1:
+                    break
+                if clock.save:
+                    validate_and_save()
+                    saved = reported = time.monotonic()
+                elif clock.report:
+                    report.progress()
+                    reported = time.monotonic()
+            trainer.train_step(batches)
+        trainer.elapsed = before + time.monotonic() - started
+        validate_and_save()
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of dying of them."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Report:
+    """Progress lines: what the steps since the last one measured, and how fast they were."""
+
+    def __init__(self, trainer: Trainer, board: Board | None):
+        self.trainer, self.board = trainer, board
+        self.since, self.step, self.started_at = time.monotonic(), trainer.step, trainer.progress()
+        self.started = self.since
+
+    def progress(self) -> None:
+        """Log the steps since the last call. Raises TrainingError as `Trainer.settle` does."""
+        trainer, steps = self.trainer, self.trainer.settle()
+        now, done = time.monotonic(), trainer.progress()
+        if not steps or trainer.runtime.rank:
+            return
+        rate = (trainer.step - self.step) * trainer.recipe.patches / (now - self.since)
+        left = (now - self.started) * (1 - min(done, 1)) / max(done - self.started_at, 1e-9)
+        means = {
+            name: [sum(v) / len(v) for v in zip(*(s[2:] for s in steps if s.series == name), strict=True)]
+            for name in sorted({s.series for s in steps})
+        }
+        logger.info(
+            "step %d, %.0f %% done, %.1f patches/s, %s left, %s",
+            trainer.step,
+            100 * min(done, 1),
+            rate,
+            f"{left / 3600:.1f} h" if left >= 3600 else f"{left / 60:.0f} min" if left >= 60 else f"{left:.0f} s",
+            ", ".join(f"{name} loss {v[0]:.2f} PSNR {v[2]:.2f}" for name, v in means.items()),
+        )
+        if self.board:
+            self.board.steps(steps, rate, trainer.optimiser.param_groups[0]["lr"])
+        self.since, self.step = now, trainer.step
+
+    def held_out(self, store: Store) -> None:
+        """Validate the averaged weights and add to the history."""
+        trainer = self.trainer
+        psnr = validate(trainer.average, store, trainer.trained)
+        trainer.history.append({"step": trainer.step, "seconds": round(trainer.elapsed), "psnr": psnr})
+        line = " ".join(f"{name} {value:.2f}" for name, value in psnr.items())
+        logger.info("step %d, held-out PSNR %s", trainer.step, line)
+        if self.board:
+            self.board.held_out(trainer, psnr, store)
+        self.since = time.monotonic()

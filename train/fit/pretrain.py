@@ -1,0 +1,128 @@
+"""Pre-training: all tasks of an IPT at once, from synthetic degradations of clean photographs.
+
+    ipt-train pretrain --data photos --output runs/tiny --preset ipt-tiny --time-budget 2h
+    ipt-train pretrain --data photos --output runs/tiny --preset ipt-tiny --time-budget 2h --resume
+    ipt-train pretrain --data photos --output runs/more --start weights/ipt-tiny --time-budget 2h --lr 3e-4
+    torchrun --nproc-per-node 8 -m ipt_triton.train pretrain --data imagenet --workers 12 --output runs/ipt \
+        --preset ipt --batch 32 --schedule paper --steps 1500000 --compile
+
+As in the paper (section 3.2) every step belongs to one task drawn at random and trains that task's head, tail and
+embedding with the shared body; `--task-sampling sample` draws a task for each crop instead. The loss is L1 plus
+`--contrastive` times the paper's contrastive loss. Training starts from the identity (`identity_start`) or,
+with `--start`, from the weights of a checkpoint, all of whose tasks it trains. It runs Adam with warm-up and a cosine
+schedule over the steps or the time given, or with the paper's schedule, and averages the weights (EMA).
+
+`--output` receives `checkpoint/` (averaged weights, servable) and `state.pt` (everything that `--resume` needs), both
+replaced atomically every few minutes, at the end, and on SIGINT or SIGTERM. The presets `edsr*` train a convolutional
+rival behind the same trainer; their result is `state.pt` alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ipt_triton.cli import make_parser
+from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, find_task
+from ipt_triton.train.fit.command import add_arguments, check_arguments, make_recipe, read_start, run, run_command
+from ipt_triton.train.fit.recipe import Recipe
+from ipt_triton.train.fit.runtime import Runtime
+from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, identity_start, preset
+from ipt_triton.train.rivals.edsr import CNN_PRESETS, EDSR, bicubic_start
+
+PRESET = "ipt-tiny"
+LEARNING_RATES = {"cosine": Recipe.lr, "paper": 5e-5, "constant": Recipe.lr}
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """`denoise_50=2` as name or id, and weight."""
+    name, _, weight = text.partition("=")
+    try:
+        value = float(weight)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no weight of a task; write denoise_50=2, above 0")
+    return name, value
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("ipt-train pretrain", __doc__ or "")
+    add = parser.add_argument
+    add("--preset", choices=sorted([*PRESETS, *CNN_PRESETS]), help=f"(default {PRESET})")
+    add("--start", type=Path, metavar="CHECKPOINT", help="start from its weights, with its architecture and tasks")
+    add("--position", choices=POSITIONS, help="position table, for ablations (default learned)")
+    add("--tasks", nargs="+", metavar="TASK", help="names or ids; the paper's six by default")
+    add("--task-sampling", choices=("batch", "sample"), default="batch", help="a task per step or per crop")
+    add("--task-weights", nargs="+", type=parse_weight, default=[], metavar="TASK=W", help="draw it W times as often")
+    add("--contrastive", type=float, metavar="λ", help="weight of the contrastive loss (default 0.1; 0 leaves it out)")
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    check_arguments(parser, arguments)
+    if not arguments.data:
+        parser.error("on what? give --data")
+    if arguments.start:
+        for name in ("preset", "position", "tasks"):
+            if getattr(arguments, name):
+                parser.error(f"--{name} is decided by the checkpoint of --start: leave it out")
+    else:
+        arguments.preset = arguments.preset or PRESET
+    convolutional = arguments.preset in CNN_PRESETS
+    if arguments.contrastive is None:
+        arguments.contrastive = 0.0 if convolutional else Recipe.contrastive
+    if arguments.contrastive < 0:
+        parser.error(f"--contrastive {arguments.contrastive} is not allowed: it must not be negative")
+    if arguments.contrastive and arguments.batch < 2:
+        parser.error("the contrastive loss compares images: give --batch 2 or more, or --contrastive 0")
+    if convolutional and (arguments.contrastive or arguments.position):
+        parser.error(f"--contrastive and --position are about transformers, and {arguments.preset} is none")
+    return arguments
+
+
+def new_model(arguments: argparse.Namespace, tasks: Sequence[Task]) -> IPT | EDSR:
+    """The untrained model, its weights decided by --seed."""
+    torch.manual_seed(arguments.seed)
+    if arguments.preset in CNN_PRESETS:
+        return bicubic_start(EDSR(replace(CNN_PRESETS[arguments.preset], tasks=tuple(tasks))))
+    config = preset(arguments.preset, tasks)
+    return identity_start(IPT(replace(config, position=arguments.position or config.position)))
+
+
+def pretrain(arguments: argparse.Namespace, runtime: Runtime) -> None:
+    """The run that the arguments describe."""
+    provenance: dict[str, Any] = {"trainer": "train.fit.pretrain"}
+    model: IPT | EDSR
+    if arguments.start:
+        start, parent = read_start(arguments.start)
+        model = start.model
+        provenance |= parent
+    else:
+        known = (*OFFICIAL_TASKS, *OPTIONAL_TASKS)
+        asked = [find_task(known, t) for t in arguments.tasks] if arguments.tasks else OFFICIAL_TASKS
+        model = new_model(arguments, asked)
+        provenance["preset"] = arguments.preset
+    weights = {find_task(model.config.tasks, name).name: weight for name, weight in arguments.task_weights}
+    recipe = make_recipe(
+        arguments,
+        runtime,
+        LEARNING_RATES[arguments.schedule],
+        contrastive=arguments.contrastive,
+        sampling=arguments.task_sampling,
+        weights=weights,
+    )
+    run(arguments, runtime, model, model.config.tasks, recipe, provenance)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done or stopped and saved, 1 failed, 2 wrong arguments or data."""
+    return run_command(parse_arguments(argv), pretrain)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Where a run runs: one device in this process, or several processes joined by Lightning Fabric (DDP).
+
+Fabric is imported only when it is asked for, so one device needs nothing but PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ipt_triton.errors import IptError
+
+T = TypeVar("T")
+
+
+class RuntimeUnavailable(IptError, RuntimeError):
+    """Devices that this machine or this Python cannot offer."""
+
+    status = 2
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process on one device.
+
+    Attributes:
+        device: of the model and the data.
+        rank, processes: which of how many processes this is.
+        agree_every: steps between two agreements of all processes about the clock.
+    """
+
+    device: torch.device
+    rank: int = 0
+    processes: int = 1
+    agree_every: int = 1
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module that a step must call, with its gradients averaged over the processes."""
+        return module
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def no_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
+        """While accumulating, gradients need not be averaged before the last micro-batch."""
+        return nullcontext()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes."""
+        return values
+
+    def from_first(self, value: Callable[[], T]) -> T:
+        """What `value` gives in the first process, in all of them."""
+        return value()
+
+
+@dataclass(frozen=True)
+class FabricRuntime(Runtime):
+    """Several processes joined by Lightning Fabric."""
+
+    fabric: Any = None
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        wrapped: nn.Module = self.fabric.setup_module(module)
+        return wrapped
+
+    def backward(self, loss: Tensor) -> None:
+        self.fabric.backward(loss)
+
+    def no_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.fabric.no_backward_sync(module, enabled=enabled)
+        return context
+
+    def mean(self, values: Tensor) -> Tensor:
+        reduced: Tensor = self.fabric.all_reduce(values, reduce_op="mean")
+        return reduced
+
+    def from_first(self, value: Callable[[], T]) -> T:
+        agreed: T = self.fabric.broadcast(value() if self.rank == 0 else None)
+        return agreed
+
+
+def start(device: str, devices: int) -> Runtime:
+    """The runtime for `devices` devices of a type on each machine; joins or launches the other processes.
+
+    Under torchrun its processes are joined, `devices` of them on each machine; otherwise Fabric launches them by
+    running the same command again.
+
+    Raises:
+        RuntimeUnavailable: no such device here, or Fabric is needed and not installed.
+    """
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise RuntimeUnavailable(f"--device {device} is not a device; write cpu, cuda or cuda:1") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeUnavailable(f"--device {device}: this PyTorch sees no CUDA device; use --device cpu")
+    machines = 1
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's; Fabric's own launcher sets WORLD_SIZE alone
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        machines = int(os.environ["WORLD_SIZE"]) // devices
+    if devices * machines == 1:
+        return Runtime(chosen)
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies import DDPStrategy
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"several devices need Lightning Fabric ({error}): pip install lightning-fabric, or train on one device"
+        ) from None
+    fabric = Fabric(
+        accelerator=chosen.type,
+        devices=devices,
+        num_nodes=machines,
+        strategy=DDPStrategy(find_unused_parameters=True),  # a step uses the heads and tails of its tasks alone
+    )
+    fabric.launch()
+    return FabricRuntime(fabric.device, fabric.global_rank, fabric.world_size, agree_every=10, fabric=fabric)

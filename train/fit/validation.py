@@ -1,0 +1,39 @@
+"""Validation: the PSNR of a model over fixed crops of photographs that it is not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ipt_triton.tasks import Task
+from ipt_triton.train.data.degradations import degrade
+from ipt_triton.train.data.feed import Store, generator
+from ipt_triton.train.fit.losses import Group
+from ipt_triton.train.model.ipt import IPT
+from ipt_triton.train.rivals.edsr import EDSR
+
+VALIDATION_CROPS = 48  # of each task
+
+
+def validation_groups(store: Store, task: Task, patch_size: int, batch: int = 16) -> Iterator[Group]:
+    """The same crops of held-out photographs with the same degradation, every time."""
+    crops = store.crops(task, patch_size, VALIDATION_CROPS, generator(store.device, 1))
+    draws = generator(store.device, 2)
+    for first in range(0, VALIDATION_CROPS, batch):
+        clean = crops.clean[first : first + batch].float()
+        given = degrade(clean, task, draws) if crops.degraded is None else crops.degraded[first : first + batch].float()
+        yield Group(task.name, given, clean)
+
+
+@torch.no_grad()
+def validate(model: IPT | EDSR, store: Store, tasks: Sequence[Task]) -> dict[str, float]:
+    """Mean PSNR (RGB, dB) by task name over fixed crops of held-out photographs."""
+    result = {}
+    for task in tasks:
+        scores = []
+        for _, degraded, clean in validation_groups(store, task, model.config.patch_size):
+            error = (model(degraded, task.name).clamp(0, 255) - clean).square().flatten(1).mean(1)
+            scores.append(10 * torch.log10(255**2 / error.clamp(min=1e-3)))
+        result[task.name] = round(torch.cat(scores).mean().item(), 3)
+    return result

@@ -1,0 +1,1 @@
+"""IPT itself: its network, first weights, checkpoints, official files, restoration in plain PyTorch."""

@@ -1,0 +1,424 @@
+"""IPT, the Pre-Trained Image Processing Transformer (Chen et al., CVPR 2021), in one file.
+
+Each task has a small convolutional head and tail; between them all tasks share one transformer encoder-decoder, the
+body, told what to do by the task's embedding. The computation is that of the official PyTorch code
+(huawei-noah/Pretrained-IPT, model/ipt.py); the tests check it against an independent restatement.
+
+    model = IPT(preset("ipt-tiny"))
+    restored = model(patches, "sr_x2")        # [B, 3, 48, 48] in 0..255  ->  [B, 3, 96, 96]
+    restored = model.forward_mixed(patches, ["sr_x2", "denoise_30"])      # a task for each sample
+
+`Head`, `Body` and `Tail` work apart, as the exporter uses them:
+
+    features, embedding = model.heads["sr_x2"](patches)
+    restored = model.tails["sr_x2"](model.body(features, embedding))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ipt_triton.errors import IptError
+from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError, find_task, task_table
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+"""Mean of DIV2K in 0..1; 255 times it is subtracted before every head and added after every tail (`sub_mean`)."""
+
+POSITIONS = ("learned", "none", "sincos")
+
+
+class ConfigError(IptError, ValueError):
+    """A model configuration that cannot be built."""
+
+    status = 2
+
+
+@dataclass(frozen=True)
+class IPTConfig:
+    """Every hyper-parameter of an IPT.
+
+    Attributes:
+        features: channels between head, body and tail (n_feats; 64 in the paper).
+        patch_size: side of the square input in pixels (48).
+        token_size: side of a token in pixels (patch_dim; 3): a patch is (patch_size / token_size)² tokens.
+        encoder_layers, decoder_layers: depth (12 + 12).
+        heads: attention heads; must divide the token width, features · token_size².
+        ffn_ratio: hidden width of feed-forward layers over the token width (4).
+        position: `learned` as published, or `none` / `sincos` for ablations.
+        task_embedding: False leaves the decoder without the task's embedding (ablation).
+        tasks: the task table.
+    """
+
+    features: int = 64
+    patch_size: int = 48
+    token_size: int = 3
+    encoder_layers: int = 12
+    decoder_layers: int = 12
+    heads: int = 12
+    ffn_ratio: int = 4
+    position: str = "learned"
+    task_embedding: bool = True
+    tasks: tuple[Task, ...] = OFFICIAL_TASKS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", task_table(self.tasks))
+        for name in ("features", "patch_size", "token_size", "heads", "ffn_ratio", "encoder_layers", "decoder_layers"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} {getattr(self, name)!r} is not a whole number")
+        for name in ("features", "patch_size", "token_size", "heads", "ffn_ratio"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("encoder_layers", "decoder_layers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} must not be negative")
+        if self.patch_size % self.token_size:
+            raise ConfigError(f"patch_size {self.patch_size} is not a multiple of token_size {self.token_size}")
+        if self.width % self.heads:
+            raise ConfigError(f"heads {self.heads} does not divide the token width {self.width}")
+        if self.position not in POSITIONS:
+            raise ConfigError(f"position {self.position!r} is not one of {', '.join(POSITIONS)}")
+
+    @property
+    def width(self) -> int:
+        """Numbers in a token, D."""
+        return self.features * self.token_size**2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a patch, N."""
+        return (self.patch_size // self.token_size) ** 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `IPTConfig.from_dict` reads them back."""
+        return {**self.__dict__, "tasks": [t.to_dict() for t in self.tasks]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> IPTConfig:
+        """Raises ConfigError for an unknown field, TaskError for a bad task table."""
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ConfigError(f"unknown model fields: {', '.join(unknown)}")
+        return cls(**{**values, "tasks": tuple(values.get("tasks", OFFICIAL_TASKS))})
+
+
+PRESETS: dict[str, IPTConfig] = {
+    "ipt": IPTConfig(),  # the paper: 115 M parameters with one task, 33 GMAC a patch
+    "ipt-small": IPTConfig(features=32, encoder_layers=4, decoder_layers=4, heads=6),
+    "ipt-tiny": IPTConfig(features=16, encoder_layers=2, decoder_layers=2, heads=3),
+}
+
+
+def preset(name: str, tasks: Sequence[Task] = OFFICIAL_TASKS) -> IPTConfig:
+    """The configuration of a preset. Raises ConfigError naming the presets there are."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; there are: {', '.join(PRESETS)}")
+    return replace(PRESETS[name], tasks=tuple(tasks))
+
+
+class ResBlock(nn.Module):
+    """x + conv5x5(ReLU(conv5x5(x)))."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 5, padding=2)
+        self.conv2 = nn.Conv2d(features, features, 5, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class Head(nn.Module):
+    """A task's way in: patches [B, 3, P, P] in 0..255 -> features [B, C, P, P] and the task's embedding [B, N, D].
+
+    The embedding lives here so that a body is never paired with the wrong one.
+    """
+
+    mean: Tensor
+
+    def __init__(self, config: IPTConfig):
+        super().__init__()
+        self.conv = nn.Conv2d(3, config.features, 3, padding=1)
+        self.blocks = nn.Sequential(ResBlock(config.features), ResBlock(config.features))
+        shape = (config.tokens, config.width)
+        if config.task_embedding:
+            self.embedding = nn.Parameter(torch.randn(shape))
+        else:
+            self.register_buffer("embedding", torch.zeros(shape), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.blocks(self.conv(patches - self.mean))
+        return features, self.embedding.expand(patches.shape[0], -1, -1)
+
+
+class Tail(nn.Module):
+    """A task's way out: body features [B, C, P, P] -> restored patches [B, 3, P·scale, P·scale] around 0..255.
+
+    x2 and x3 are one convolution and pixel shuffle, x4 is two x2 stages, x1 has none; then a 3x3 convolution to RGB.
+    """
+
+    mean: Tensor
+
+    def __init__(self, features: int, scale: int):
+        super().__init__()
+        steps = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[scale]
+        self.steps = nn.ModuleList(nn.Conv2d(features, features * s * s, 3, padding=1) for s in steps)
+        self.conv = nn.Conv2d(features, 3, 3, padding=1)
+        self.factors = steps
+        self.register_buffer("mean", 255 * torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, factor in zip(self.steps, self.factors, strict=True):
+            x = F.pixel_shuffle(conv(x), factor)
+        return self.conv(x) + self.mean
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases. query [B, N, D], key and value [B, M, D] -> [B, N, D].
+
+    One [3D, D] matrix holds the three projections, as in torch's MultiheadAttention; inputs that are the same tensor
+    share one product. In an exported graph each has its own, which spares the runtimes a Split, and scores and values
+    stand in the pattern that they fuse: Q scaled, MatMul, Softmax, MatMul.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.projection = nn.Parameter(torch.empty(3 * width, width))
+        self.out = nn.Linear(width, width, bias=False)
+        nn.init.xavier_uniform_(self.projection)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        exported = torch.onnx.is_in_onnx_export()
+        width = query.shape[-1]
+        if exported:
+            q, k, v = (F.linear(x, w) for x, w in zip((query, key, value), self.projection.split(width), strict=True))
+        elif query is key and key is value:
+            q, k, v = F.linear(query, self.projection).chunk(3, dim=-1)
+        elif query is key:
+            q, k = F.linear(query, self.projection[: 2 * width]).chunk(2, dim=-1)
+            v = F.linear(value, self.projection[2 * width :])
+        else:
+            q = F.linear(query, self.projection[:width])
+            k, v = F.linear(key, self.projection[width:]).chunk(2, dim=-1)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, N, D / heads]
+        if exported:
+            x = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm: self-attention, then a ReLU feed-forward layer, each on a residual branch. [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, config: IPTConfig):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        self.attention = Attention(config.width, config.heads)
+        self.linear1 = nn.Linear(config.width, config.width * config.ffn_ratio)
+        self.linear2 = nn.Linear(config.width * config.ffn_ratio, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y)
+        return x + self.linear2(F.relu(self.linear1(self.norm2(x))))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm with the task embedding added to queries (and self-attention keys); memory enters as it is."""
+
+    def __init__(self, config: IPTConfig):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(config.width) for _ in range(3))
+        self.attention = Attention(config.width, config.heads)
+        self.cross_attention = Attention(config.width, config.heads)
+        self.linear1 = nn.Linear(config.width, config.width * config.ffn_ratio)
+        self.linear2 = nn.Linear(config.width * config.ffn_ratio, config.width)
+
+    def forward(self, x: Tensor, memory: Tensor, embedding: Tensor) -> Tensor:
+        y = self.norm1(x)
+        query = y + embedding
+        x = x + self.attention(query, query, y)
+        x = x + self.cross_attention(self.norm2(x) + embedding, memory, memory)
+        return x + self.linear2(F.relu(self.linear1(self.norm3(x))))
+
+
+class Body(nn.Module):
+    """The shared transformer: features [B, C, P, P], embedding [B, N, D] -> body features [B, C, P, P].
+
+    A sample's task enters by its embedding alone, so one batch may mix tasks. The head's features are added at the
+    end, as the official code does.
+    """
+
+    def __init__(self, config: IPTConfig):
+        super().__init__()
+        width, hidden = config.width, config.width * config.ffn_ratio
+        self.token_size, self.grid = config.token_size, config.patch_size // config.token_size
+        self.linear_encoding = nn.Linear(width, width)
+        if config.position == "learned":
+            self.position = nn.Parameter(torch.randn(config.tokens, width))
+        else:
+            table = sincos_positions(config.tokens, width) if config.position == "sincos" else torch.zeros(())
+            self.register_buffer("position", table, persistent=False)
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.out1, self.out2 = nn.Linear(width, hidden), nn.Linear(hidden, width)  # official `mlp_head`
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        return self.fold(self.transform(self.unfold(features), embedding)) + features
+
+    def transform(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """Encoder, decoder and output layers on tokens [B, N, D] -> [B, N, D]."""
+        return self.project(self.decode(tokens, embedding))
+
+    def decode(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """Encoder and decoder on tokens [B, N, D] -> the decoder's output [B, N, D], what the contrastive loss sees."""
+        x = self.linear_encoding(tokens) + tokens + self.position
+        for layer in self.encoder:
+            x = layer(x)
+        memory = x
+        for layer in self.decoder:
+            x = layer(x, memory, embedding)
+        return x
+
+    def project(self, x: Tensor) -> Tensor:
+        """Output layers on the decoder's output [B, N, D] -> [B, N, D]."""
+        return self.out2(F.relu(self.out1(x))) + x
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """[B, C, P, P] -> [B, N, C·t·t]: torch's unfold with stride = kernel, in operators every runtime has."""
+        b, c, g, t = x.shape[0], x.shape[1], self.grid, self.token_size
+        return x.view(b, c, g, t, g, t).permute(0, 2, 4, 1, 3, 5).reshape(b, g * g, c * t * t)
+
+    def fold(self, x: Tensor) -> Tensor:
+        """The inverse of `unfold`."""
+        b, g, t = x.shape[0], self.grid, self.token_size
+        c = x.shape[-1] // (t * t)
+        return x.view(b, g, g, c, t, t).permute(0, 3, 1, 4, 2, 5).reshape(b, c, g * t, g * t)
+
+
+class IPT(nn.Module):
+    """Heads, body and tails, random weights as torch initialises them; see `identity_start` for training.
+
+    Attributes:
+        heads, tails: by task name.
+        body: shared by all tasks.
+    """
+
+    def __init__(self, config: IPTConfig):
+        super().__init__()
+        self.config = config
+        self.heads = nn.ModuleDict({t.name: Head(config) for t in config.tasks})
+        self.body = Body(config)
+        self.tails = nn.ModuleDict({t.name: Tail(config.features, t.scale) for t in config.tasks})
+
+    def task(self, key: int | str) -> Task:
+        """The task with this id or name. Raises TaskError naming those there are."""
+        return find_task(self.config.tasks, key)
+
+    def forward(self, patches: Tensor, task: int | str) -> Tensor:
+        """Restore patches [B, 3, P, P] in 0..255 for one task -> [B, 3, P·scale, P·scale], not clipped."""
+        name = self.task(task).name
+        return self.tails[name](self.body(*self.heads[name](patches)))
+
+    def forward_mixed(self, patches: Tensor, tasks: Sequence[int | str]) -> list[Tensor]:
+        """Restore each sample for its own task in one pass of the body -> B tensors [3, P·scale, P·scale]."""
+        if len(tasks) != len(patches):
+            raise TaskError(f"{len(tasks)} tasks for {len(patches)} patches; each patch needs one")
+        names = [self.task(t).name for t in tasks]
+        groups = {name: [i for i, n in enumerate(names) if n == name] for name in names}
+        parts = [self.heads[name](patches[rows]) for name, rows in groups.items()]
+        mixed = self.body(*(torch.cat(x) for x in zip(*parts, strict=True)))
+        restored: list[Tensor] = [torch.empty(0)] * len(names)
+        for (name, rows), x in zip(groups.items(), mixed.split([len(r) for r in groups.values()]), strict=True):
+            for row, patch in zip(rows, self.tails[name](x), strict=True):
+                restored[row] = patch
+        return restored
+
+
+def sincos_positions(tokens: int, width: int) -> Tensor:
+    """Fixed sine-cosine table [tokens, width] (Vaswani et al. 2017, section 3.5) over the row-major token index."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angles = torch.arange(tokens)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+
+
+# Bicubic interpolation (a = -0.5) as a chain of 3-tap filters along one axis: per upsampling step the taps of the first
+# output phase of a convolution + pixel shuffle (the last phase mirrors it), then a smoothing filter [w, 1, w] at the
+# output's resolution. x2 and x3 are exact; x4 was fitted by least squares (largest tap error 0.001).
+_BICUBIC: dict[int, tuple[list[list[list[float]]], float]] = {
+    1: ([], 0.0),
+    2: ([[[-3 / 64, 38 / 64, -3 / 64]]], 0.5),
+    3: ([[[2 / 27, 8 / 27, -1 / 27], [-1 / 27, 11 / 27, -1 / 27]]], 1.0),
+    4: ([[[0.05262522, 0.44678546, -0.05734737]], [[0.17826874, 0.68528237, -0.01625579]]], 0.83528197),
+}
+
+
+@torch.no_grad()
+def identity_start(model: IPT) -> IPT:
+    """Set weights so that the untrained model returns its input, upsampled bicubically; the rest stays random.
+
+    RGB passes through the first three channels; the last layer of every residual branch and the position table are
+    zero; the tail's convolutions hold the interpolation (and halve, because body and skip both bring the features).
+    With `sincos` positions the output is off by at most one grey level. Needs at least 3 features.
+    """
+    body = model.body
+    heads: list[Any] = list(model.heads.values())
+    tails: dict[str, Any] = dict(model.tails.items())
+    for head in heads:
+        pass_colours(head.conv)
+        for block in head.blocks:
+            nn.init.zeros_(block.conv2.weight)
+            nn.init.zeros_(block.conv2.bias)
+        if isinstance(head.embedding, nn.Parameter):
+            nn.init.normal_(head.embedding, std=0.02)
+    if isinstance(body.position, nn.Parameter):
+        nn.init.zeros_(body.position)
+    last_layers = [body.linear_encoding, body.out2]
+    for layer in [*body.encoder, *body.decoder]:
+        last_layers += [m for n, m in layer.named_modules() if n.endswith(("linear2", "attention.out"))]
+    for linear in last_layers:
+        nn.init.zeros_(linear.weight)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+    for task in model.config.tasks:
+        interpolate(tails[task.name], task.scale, gain=0.5)
+    return model
+
+
+@torch.no_grad()
+def pass_colours(conv: nn.Conv2d) -> None:
+    """Set a head's 3x3 convolution so that RGB comes through unchanged in its first three channels."""
+    assert conv.bias is not None
+    conv.weight[:3] = 0
+    conv.weight[:3, :, 1, 1] = torch.eye(3)
+    conv.bias[:3] = 0
+
+
+@torch.no_grad()
+def interpolate(tail: Tail, scale: int, gain: float) -> None:
+    """Set a tail so that it returns the first three channels, upsampled bicubically, `gain` times."""
+    halves, smooth = _BICUBIC[scale]
+    steps: list[Any] = list(tail.steps)
+    for conv, factor, half in zip(steps, tail.factors, halves, strict=True):
+        phases = torch.tensor(half + [p[::-1] for p in half[: factor // 2][::-1]])  # [factor, 3]
+        taps = torch.einsum("pk,ql->pqkl", phases, phases).reshape(factor**2, 3, 3)
+        weight = conv.weight.view(-1, factor**2, *conv.weight.shape[1:])  # [C, factor², C, 3, 3]
+        weight[:3] = 0
+        for c in range(3):
+            weight[c, :, c] = taps
+        conv.bias.view(-1, factor**2)[:3] = 0
+    smoothing = torch.tensor([smooth, 1.0, smooth])
+    nn.init.zeros_(tail.conv.weight)
+    for c in range(3):
+        tail.conv.weight[c, c] = gain * torch.outer(smoothing, smoothing)
+    assert tail.conv.bias is not None
+    nn.init.zeros_(tail.conv.bias)

@@ -1,0 +1,1 @@
+"""Convolutional networks that the paper's ablations compare IPT with."""
