@@ -53,7 +53,7 @@ class Parity:
     tiles: int
 
     @property
-    def strain(self) -> float:
+    def cost_share(self) -> float:
         """How much of its tolerance a part uses: above 1 it is refused. The larger of max |Δ| and the RMS error."""
         allowed = TOLERANCES[self.precision]
         return float(max(self.max_abs / allowed.max_abs, 10 ** ((allowed.psnr - self.psnr) / 20)))
@@ -106,7 +106,7 @@ def inference_type(precision: str) -> ov.Type:
 def compare(name: str, results: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str) -> Parity:
     """Parity of results with what PyTorch computed; raises ParityError as `check_part` does."""
     parity = measure(name, results, expected, precision)
-    if parity.strain > 1:
+    if parity.cost_share > 1:
         allowed = TOLERANCES[precision]
         raise ParityError(
             f"part {name}: {parity}; allowed are max |Δ| {allowed.max_abs} and PSNR {allowed.psnr} dB; not published"

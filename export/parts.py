@@ -28,7 +28,7 @@ from export.flops import count_flops
 from export.lower import check_for_tensorrt, check_task, choose_half_ports, lower
 from export.manifest import Int8, Manifest, Part, Port, Route
 from export.parity import check_part, real_tiles
-from export.quantize import Gate, quantize_body
+from export.quantize import ParityTiles, quantize_body
 from export.surgery import OPSET, clean_graph
 from export.typed_checks import OpByOp, check_typed_part
 from train.atomic import atomic_directory
@@ -146,9 +146,10 @@ def export_parts(
             if precision == "int8" and kind == "body":
                 by_task = [(models[r.checkpoint_sha256], r.task) for r in routes if r.body == name]
                 tiles = [tile for model, task in by_task for tile in calibration_samples(model, [task], photos)]
-                judges = [held_out(model, task, photos) for model, task in by_task]
-                quantized = quantize_body(graph, tiles, judges, Gate(inputs, expected))
-                graph, keep, int8 = quantized.model, quantized.kept, Int8(quantized.share, quantized.loss)
+                unseen = [held_out(model, task, photos) for model, task in by_task]
+                quantized = quantize_body(graph, tiles, unseen, ParityTiles(inputs, expected))
+                graph, keep = quantized.model, quantized.kept
+                int8 = Int8(quantized.share, quantized.loss, quantized.confirmed_with)
             onnx.save(graph, path)
             parity = check_part(path, inputs, expected, precision if runtime == "openvino" else "fp32")
             logger.info("%s: %s", name, parity)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from export.preflight import repository_notes
 from export.serve_errors import CheckError, InterruptedStartError, ServeError
 from export.server import GRACE_S, TritonServer, output_logger
 
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics_port=options.metrics_port,
         extra_args=words[split + 1 :],
     )
+    for note in repository_notes(server.repository):
+        print(f"ipt-serve: note: {note}", file=sys.stderr)
     if options.check:
         problems = server.check()
         for problem in problems:
