@@ -4,7 +4,7 @@ The left half of each photograph calibrates and the right half judges, so that n
 
     photos = read_photos(Path("tests/images"))
     samples = calibration_samples(model, model.config.tasks, photos)
-    judges = [held_out(model, task, photos) for task in model.config.tasks]
+    unseen = [held_out(model, task, photos) for task in model.config.tasks]
 """
 
 from __future__ import annotations
