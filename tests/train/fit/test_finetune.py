@@ -17,7 +17,8 @@ from ipt_triton.tasks import OFFICIAL_TASKS, Task
 from ipt_triton.train.fit.command import HELD_OUT
 from ipt_triton.train.fit.finetune import extend, main
 from ipt_triton.train.model.checkpoint import load_checkpoint, save_checkpoint
-from ipt_triton.train.model.ipt import IPT, identity_start
+from ipt_triton.train.model.ipt import IPT
+from ipt_triton.train.model.start import identity_start
 
 
 @pytest.fixture(autouse=True, scope="module")

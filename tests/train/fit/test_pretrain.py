@@ -40,7 +40,7 @@ def command(photos: Path, output: Path, *more: str) -> list[str]:
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "ipt_triton.train.fit.pretrain", *arguments],
+        [sys.executable, "-m", "ipt_triton.train", "pretrain", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,

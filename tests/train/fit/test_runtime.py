@@ -29,7 +29,7 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(tmp_path: Path
     write_photographs(photos, HELD_OUT + 3, side=100)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [*launcher, "-m", "ipt_triton.train.fit.pretrain", *arguments(photos, tmp_path / "two")],
+        [*launcher, "-m", "ipt_triton.train", "pretrain", *arguments(photos, tmp_path / "two")],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

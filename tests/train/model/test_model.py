@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError
 from ipt_triton.train.model.import_official import convert
-from ipt_triton.train.model.ipt import IPT, PRESETS, ConfigError, IPTConfig, identity_start, preset, sincos_positions
+from ipt_triton.train.model.ipt import IPT, PRESETS, ConfigError, IPTConfig, preset, sincos_positions
+from ipt_triton.train.model.start import identity_start
 
 NAMES = [t.name for t in OFFICIAL_TASKS]
 SMALL = IPTConfig(features=8, encoder_layers=1, decoder_layers=1, heads=2)
