@@ -205,6 +205,27 @@ def _decode_all(paths: Sequence[Path]) -> list[np.ndarray | None]:
         return list(executor.map(decode, paths))
 
 
+def split_files(folders: Sequence[Path], held_out: int, min_side: int) -> tuple[list[Photograph], Pool]:
+    """(training, held-out) as `load_pool` and `Pool.split`, but only what is held out is decoded.
+
+    Raises:
+        DataError: a packed file, a folder that is not there, or too few photographs.
+    """
+    if packed := [f for f in folders if f.suffix == PACKED]:
+        raise DataError(f"{packed[0]} is for the memory; leave out --workers")
+    photographs = find_photographs(folders)
+    order = by_hash([p.name for p in photographs])
+    pool = Pool([], [])
+    while order and len(pool.names) < held_out:
+        photograph = photographs[order.pop(0)]
+        image = decode(photograph.path)
+        if image is not None and min(image.shape[:2]) >= min_side:
+            pool.images.append(image)
+            pool.names.append(photograph.name)
+    check_enough(len(pool.names) + len(order), held_out)
+    return [photographs[i] for i in sorted(order)], pool
+
+
 def write_packed(pool: Pool, path: Path) -> None:
     """Write photographs as one compressed `.npz`: `pixels` [P, 3], `sizes` [n, 2] (height, width) and `names`."""
     pixels = np.concatenate([i.reshape(-1, 3) for i in pool.images])
@@ -221,7 +242,7 @@ def read_packed(path: Path) -> Pool:
         pieces = np.split(pixels, np.cumsum(sizes.prod(1))[:-1])
         images = [p.reshape(h, w, 3) for p, (h, w) in zip(pieces, sizes.tolist(), strict=True)]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no packed pool ({error}); write one with ipt-train pack") from None
+        raise DataError(f"{path} is not a packed pool ({error}); write one with ipt-train pack") from None
     return Pool(images, names)
 
 

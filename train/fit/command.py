@@ -15,19 +15,8 @@ import torch
 import ipt_triton.cli
 from ipt_triton.tasks import Task
 from ipt_triton.train.data.feed import Feed, MemoryFeed, Sampler, Store, WorkerFeed
-from ipt_triton.train.data.pool import (
-    PACKED,
-    Photograph,
-    Pool,
-    by_hash,
-    check_enough,
-    decode,
-    find_photographs,
-    load_pairs,
-    load_pool,
-    share,
-)
-from ipt_triton.train.errors import DataError, TrainingError, needs
+from ipt_triton.train.data.pool import load_pairs, load_pool, share, split_files
+from ipt_triton.train.errors import TrainingError, needs
 from ipt_triton.train.fit.loop import Cadence, Trainer, train
 from ipt_triton.train.fit.recipe import Recipe, parse_duration
 from ipt_triton.train.fit.runtime import Runtime, open_runtime
@@ -92,7 +81,8 @@ def open_data(
     min_side = max(t.scale for t in sampler.tasks) * patch_size
     feed: Feed
     if arguments.workers:
-        photographs, held_out = _split_files(arguments, min_side)
+        files, held_out = split_files(arguments.data, HELD_OUT, min_side)
+        photographs = [files[i] for i in share([f.name for f in files], arguments.data_fraction)]
         feed = WorkerFeed(photographs, sampler, patch_size, arguments.workers, device)
         description: dict[str, Any] = {"photographs": len(photographs)}
     else:
@@ -105,24 +95,6 @@ def open_data(
         if paired:
             description["paired"] = True
     return feed, Store(held_out, device), {**description, "held_out": HELD_OUT}
-
-
-def _split_files(arguments: argparse.Namespace, min_side: int) -> tuple[list[Photograph], Pool]:
-    """The files to train on and the photographs held out, which alone are decoded."""
-    if packed := [p for p in arguments.data if p.suffix == PACKED]:
-        raise DataError(f"{packed[0]} is for the memory; leave out --workers")
-    photographs = find_photographs(arguments.data)
-    order = by_hash([p.name for p in photographs])
-    held_out = Pool([], [])
-    while order and len(held_out.names) < HELD_OUT:
-        photograph = photographs[order.pop(0)]
-        image = decode(photograph.path)
-        if image is not None and min(image.shape[:2]) >= min_side:
-            held_out.images.append(image)
-            held_out.names.append(photograph.name)
-    check_enough(len(held_out.names) + len(order), HELD_OUT)
-    rest = [photographs[i] for i in sorted(order)]
-    return [rest[i] for i in share([p.name for p in rest], arguments.data_fraction)], held_out
 
 
 def run(

@@ -15,11 +15,11 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -215,15 +215,6 @@ def save(trainer: Trainer, output: Path) -> None:
         logger.warning("without safetensors no checkpoint is written; later: ipt-train checkpoint state.pt FOLDER")
 
 
-class Clock(NamedTuple):
-    """What the processes agree on: seconds of training, and whether to stop, report or save."""
-
-    elapsed: float
-    stop: bool
-    report: bool
-    save: bool
-
-
 def train(
     trainer: Trainer,
     feed: Feed,
@@ -242,13 +233,13 @@ def train(
     before, started = trainer.elapsed, time.monotonic()
     saved = reported = started
     report = Report(trainer, display)
-    with ExitStack() as stack:
-        stop = stack.enter_context(stop_signals())
+    with stop_signals() as received:
 
-        def read_clock() -> Clock:
+        def read_clock() -> tuple[float, bool, bool, bool]:
+            """Seconds of training, and whether to stop, report or save; all processes heed the first one's."""
             now = time.monotonic()
             due = now - reported >= cadence.report, now - saved >= cadence.save
-            return Clock(before + now - started, bool(stop), *due)
+            return before + now - started, bool(received), *due
 
         def validate_and_save() -> None:
             report.progress()
@@ -261,14 +252,13 @@ def train(
         first = trainer.step
         while trainer.progress() < 1:
             if (trainer.step - first) % runtime.agree_every == 0:
-                clock = runtime.from_first(read_clock)
-                trainer.elapsed = clock.elapsed
-                if clock.stop or trainer.progress() >= 1:
+                trainer.elapsed, stop, report_is_due, save_is_due = runtime.from_first(read_clock)
+                if stop or trainer.progress() >= 1:
                     break
-                if clock.save:
+                if save_is_due:
                     validate_and_save()
                     saved = reported = time.monotonic()
-                elif clock.report:
+                elif report_is_due:
                     report.progress()
                     reported = time.monotonic()
             trainer.train_step(batches)

@@ -67,7 +67,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.contrastive and arguments.batch < 2:
         parser.error("the contrastive loss compares images: give --batch 2 or more, or --contrastive 0")
     if convolutional and (arguments.contrastive or arguments.position):
-        parser.error(f"--contrastive and --position are about transformers, and {arguments.preset} is none")
+        parser.error(f"--contrastive and --position are about transformers, and {arguments.preset} is not one")
     return arguments
 
 

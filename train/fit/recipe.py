@@ -23,7 +23,7 @@ def parse_duration(text: str) -> float:
     """Seconds of `90`, `90s`, `45m` or `2h`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 45m or 2h")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 90s, 45m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
@@ -35,7 +35,7 @@ def parse_weight(text: str) -> tuple[str, float]:
     except ValueError:
         value = 0.0
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no weight of a task; write denoise_50=2, above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a weight of a task; write denoise_50=2, above 0")
     return name, value
 
 
@@ -47,7 +47,7 @@ def option(value: Any, flag: str, help: str | None = None, command: str = "", **
         command: the sub-command that alone has it.
         more: of argparse's `add_argument`.
     """
-    more = {"default": value, "help": help, **more}
+    more = {"default": () if value is dict else value, "help": help, **more}
     if type(value) in (int, float):
         more.setdefault("type", type(value))
     metadata = {"flag": flag, "command": command, "more": more}
@@ -87,14 +87,7 @@ class Recipe:
         "batch", "--task-sampling", "a task per step or per crop", "pretrain", choices=("batch", "sample")
     )
     weights: Mapping[str, float] = option(
-        dict,
-        "--task-weights",
-        "draw it W times as often",
-        "pretrain",
-        default=(),
-        nargs="+",
-        type=parse_weight,
-        metavar="TASK=W",
+        dict, "--task-weights", "draw it W times as often", "pretrain", nargs="+", type=parse_weight, metavar="TASK=W"
     )
     seed: int = option(0, "--seed")
     precision: str = option("bf16", "--precision", choices=("fp32", "bf16"))

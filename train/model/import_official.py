@@ -101,7 +101,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors, or is damaged; save `model.state_dict()` instead ({_first_line(error)})"
         ) from None
     except Exception as error:  # torch's unpickler meets damaged bytes with errors of any kind
-        raise UnreadableFileError(f"{path} is damaged or no torch file ({_first_line(error)})") from None
+        raise UnreadableFileError(f"{path} is damaged or not a torch file ({_first_line(error)})") from None
     if not isinstance(content, dict):
         raise UnreadableFileError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
@@ -195,7 +195,7 @@ def _tail_scale(tensors: Mapping[str, Tensor], index: int, features: int) -> int
     factors = [math.isqrt(_take(tensors, name, 4).shape[0] // features) for name in stages]
     scales = {(): 1, (2,): 2, (3,): 3, (2, 2): 4}
     if tuple(factors) not in scales:
-        raise LayoutError(f"tail {index} enlarges by {' times '.join(map(str, factors))}; that is no official tail")
+        raise LayoutError(f"tail {index} enlarges by {' times '.join(map(str, factors))}; that is not an official tail")
     return scales[tuple(factors)]
 
 

@@ -10,7 +10,6 @@ What is measured is what is shipped: evaluations of other weights than the round
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +53,7 @@ def read_rows(paths: Sequence[Path], sha256: str) -> list[Row]:
     """The rows of evaluation files, without the figures of single images.
 
     Raises:
-        CheckpointError: a file that is no evaluation, or one of other weights.
+        CheckpointError: a file that is not an evaluation, or one of other weights.
     """
     rows: list[Row] = []
     for path in paths:
@@ -62,7 +61,7 @@ def read_rows(paths: Sequence[Path], sha256: str) -> list[Row]:
             found = json.loads(path.read_text())
             rows += [{k: v for k, v in row.items() if k != "per_image"} for row in found]
         except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} is no evaluation: {error}") from None
+            raise CheckpointError(f"{path} is not an evaluation: {error}") from None
     for row in rows:
         if row.get("checkpoint_sha256") != sha256:
             raise CheckpointError(
@@ -136,11 +135,6 @@ def model_card(name: str, model: IPT, runs: Sequence[dict[str, Any]], rows: Sequ
     paired = {run["task"] for run in runs if run.get("data", {}).get("paired")}
     inputs, outside = zip(*degradations(config.tasks, paired), strict=True)
     border = "; super-resolution without `scale` border pixels" if any(t.scale > 1 for t in config.tasks) else ""
-    quality = (
-        f"Ours in bold, the classical baseline in brackets. PSNR in dB; inputs and outputs in 8 bit{border}. Plain "
-        f"PyTorch in FP32, tiles every {STRIDE} pixels. The test images are for evaluation alone."
-    )
-    short = "Trained for a short time: compare the figures with what larger models reach. Out of its range:"
     history = "\n".join(_listed(run, config.patch_size) for run in runs)
     return f"""# {name}
 
@@ -149,24 +143,21 @@ parameters for {tasks}, stored in half precision.
 
 ## Quality
 
-{_wrapped(quality)}
+Ours in bold, the classical baseline in brackets. PSNR in dB; inputs and outputs in 8 bit{border}.
+Plain PyTorch in FP32, tiles every {STRIDE} pixels. The test images are for evaluation alone.
 
 {quality_table(rows)}
 
 ## Training
 
 - Data: {photographs}; {seen["held_out"]} more were held out. {data}
-{_wrapped(f"- Degradation of the inputs: {'; '.join(inputs)}.", "  ")}
+- Degradation of the inputs: {"; ".join(inputs)}.
 {history}
 
 ## Limits
 
-{_wrapped(f"{short} {'; '.join(outside)}.")}
+Trained for a short time: compare the figures with what larger models reach. Out of its range: {"; ".join(outside)}.
 """
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, 120, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _listed(run: dict[str, Any], patch_size: int) -> str:

@@ -39,8 +39,7 @@ def identity_start(model: IPT) -> IPT:
     for head in heads:
         pass_colours(head.conv)
         for block in head.blocks:
-            nn.init.zeros_(block.conv2.weight)
-            nn.init.zeros_(block.conv2.bias)
+            zero(block.conv2)
         if isinstance(head.embedding, nn.Parameter):
             nn.init.normal_(head.embedding, std=0.02)
     if isinstance(body.position, nn.Parameter):
@@ -49,12 +48,16 @@ def identity_start(model: IPT) -> IPT:
     for layer in [*body.encoder, *body.decoder]:
         last_layers += [m for n, m in layer.named_modules() if n.endswith(("linear2", "attention.out"))]
     for linear in last_layers:
-        nn.init.zeros_(linear.weight)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
+        zero(linear)
     for task in model.config.tasks:
         interpolate(tails[task.name], task.scale, gain=0.5)
     return model
+
+
+def zero(layer: nn.Module) -> None:
+    """Set the weights and biases of a layer to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 @torch.no_grad()
@@ -80,8 +83,6 @@ def interpolate(tail: Tail, scale: int, gain: float) -> None:
             weight[c, :, c] = taps
         conv.bias.view(-1, factor**2)[:3] = 0
     smoothing = torch.tensor([smooth, 1.0, smooth])
-    nn.init.zeros_(tail.conv.weight)
+    zero(tail.conv)
     for c in range(3):
         tail.conv.weight[c, c] = gain * torch.outer(smoothing, smoothing)
-    assert tail.conv.bias is not None
-    nn.init.zeros_(tail.conv.bias)

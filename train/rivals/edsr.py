@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, task_table
 from ipt_triton.train.model.ipt import RGB_MEAN, Network, Tail, check_whole
-from ipt_triton.train.model.start import interpolate, pass_colours
+from ipt_triton.train.model.start import interpolate, pass_colours, zero
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ def bicubic_start(model: EDSR) -> EDSR:
     tails: dict[str, Any] = dict(model.tails.items())
     for head in heads:
         pass_colours(head)
-    last: Any = model.body[-1]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    zero(model.body[-1])
     for task in model.config.tasks:
         interpolate(tails[task.name], task.scale, gain=1.0)
     return model

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.training import CONFIG, CPU, feed_of, make_trainer, one_thread, photograph, weights
+from helpers.training import CONFIG, CPU, feed_of, make_trainer, photograph, weights
 
 from ipt_triton.tasks import Task
 from ipt_triton.train.data.feed import Crops, Part, Store, parts_from
@@ -27,11 +27,7 @@ from ipt_triton.train.fit.validation import validate
 from ipt_triton.train.model.checkpoint import load_checkpoint
 from ipt_triton.train.model.ipt import IPT, IPTConfig
 
-
-@pytest.fixture(autouse=True, scope="module")
-def repeatable() -> Iterator[None]:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("repeatable")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +77,8 @@ def test_the_checkpoint_loads_and_tells_how_it_came_about(pool: Pool, tmp_path: 
     assert checkpoint.model.config == CONFIG
     for name, tensor in checkpoint.model.state_dict().items():
         assert torch.equal(tensor, trainer.average.state_dict()[name])
-    told = checkpoint.provenance
-    assert (told["steps"], told["patches"], told["recipe"]["seed"]) == (3, 24, 4)
+    made = checkpoint.provenance
+    assert (made["steps"], made["patches"], made["recipe"]["seed"]) == (3, 24, 4)
     assert set(checkpoint.quality["held_out_psnr_rgb"]) == {"derain", "denoise_30", "denoise_50"}
 
 
@@ -119,9 +115,9 @@ def test_a_run_in_two_parts_gives_the_weights_of_a_run_in_one(
 
 def test_the_seed_decides_the_run(pool: Pool) -> None:
     runs = [make_trainer(4, seed=seed) for seed in (1, 1, 2)]
-    for one in runs:
-        step(one, pool, 4)
-    figures = [one.collect_figures() for one in runs]
+    for trainer in runs:
+        step(trainer, pool, 4)
+    figures = [trainer.collect_figures() for trainer in runs]
     assert figures[0] == figures[1] != figures[2]
     same, other = (all(torch.equal(t, weights(runs[i])[n]) for n, t in weights(runs[0]).items()) for i in (1, 2))
     assert same and not other

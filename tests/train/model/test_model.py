@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,13 +19,7 @@ NAMES = [t.name for t in OFFICIAL_TASKS]
 SMALL = IPTConfig(features=8, encoder_layers=1, decoder_layers=1, heads=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for a busy core make small products many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("repeatable")  # threads that wait for a busy core make small products slow
 
 
 def patches(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

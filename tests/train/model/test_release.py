@@ -96,7 +96,7 @@ def test_figures_of_other_weights_are_refused(trained: Path, tmp_path: Path, cap
 def test_file_that_is_no_evaluation_is_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "x.json").write_text("{]")
     assert main([str(trained), str(tmp_path / "released"), "--evaluation", str(tmp_path / "x.json")]) == 1
-    assert "x.json is no evaluation" in capsys.readouterr().err
+    assert "x.json is not an evaluation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
