@@ -72,10 +72,7 @@ def read_rows(paths: Sequence[Path], sha256: str) -> list[Row]:
 
 def quality_table(rows: Sequence[Row]) -> str:
     """Markdown: PSNR (dB) and SSIM of each task beside its classical baseline."""
-    lines = [
-        "| task | set | baseline | PSNR-Y | PSNR-RGB | SSIM-Y |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| task | set | baseline | PSNR-Y | PSNR-RGB | SSIM-Y |", "|---|---|---|---|---|---|"]
     for row in rows:
         psnr_y, psnr_rgb, ssim_y = (
             f"**{row[key]:.{digits}f}** ({row[f'baseline_{key}']:.{digits}f})"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ipt_triton.train.model.ipt import IPT, Tail
+from ipt_triton.train.model.ipt import IPT, Network, Tail
 
 # Bicubic interpolation (a = -0.5) as a chain of 3-tap filters along one axis: per upsampling step the taps of the first
 # output phase of a convolution + pixel shuffle (the last phase mirrors it), then a smoothing filter [w, 1, w] at the
@@ -35,7 +35,6 @@ def identity_start(model: IPT) -> IPT:
     """
     body = model.body
     heads: list[Any] = list(model.heads.values())
-    tails: dict[str, Any] = dict(model.tails.items())
     for head in heads:
         pass_colours(head.conv)
         for block in head.blocks:
@@ -49,8 +48,7 @@ def identity_start(model: IPT) -> IPT:
         last_layers += [m for n, m in layer.named_modules() if n.endswith(("linear2", "attention.out"))]
     for linear in last_layers:
         zero(linear)
-    for task in model.config.tasks:
-        interpolate(tails[task.name], task.scale, gain=0.5)
+    interpolate(model, gain=0.5)
     return model
 
 
@@ -70,8 +68,14 @@ def pass_colours(conv: nn.Conv2d) -> None:
 
 
 @torch.no_grad()
-def interpolate(tail: Tail, scale: int, gain: float) -> None:
-    """Set a tail so that it returns the first three channels, upsampled bicubically, `gain` times."""
+def interpolate(model: Network, gain: float) -> None:
+    """Set all tails so that they return the first three channels, upsampled bicubically, `gain` times."""
+    for task in model.config.tasks:
+        tail: Any = model.tails[task.name]
+        _interpolate(tail, task.scale, gain)
+
+
+def _interpolate(tail: Tail, scale: int, gain: float) -> None:
     halves, smooth = _BICUBIC[scale]
     steps: list[Any] = list(tail.steps)
     for conv, factor, half in zip(steps, tail.factors, halves, strict=True):

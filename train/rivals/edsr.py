@@ -104,10 +104,8 @@ def bicubic_start(model: EDSR) -> EDSR:
     the rest stays random. Needs at least 3 features.
     """
     heads: list[Any] = list(model.heads.values())
-    tails: dict[str, Any] = dict(model.tails.items())
     for head in heads:
         pass_colours(head)
     zero(model.body[-1])
-    for task in model.config.tasks:
-        interpolate(tails[task.name], task.scale, gain=1.0)
+    interpolate(model, gain=1.0)
     return model
