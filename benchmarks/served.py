@@ -27,7 +27,8 @@ from ipt_triton.manifest import Manifest
 from ipt_triton.parity import ParityError
 from ipt_triton.tasks import OFFICIAL_TASKS, Task
 from ipt_triton.train.model.checkpoint import Checkpoint, CheckpointError, content_hash, load_checkpoint
-from ipt_triton.train.model.ipt import IPT, PRESETS, identity_start, preset
+from ipt_triton.train.model.ipt import IPT, PRESETS, preset
+from ipt_triton.train.model.start import identity_start
 
 FAILURES = (CheckpointError, ExportError, GraphError, ParityError, QuantizationError, ServeError, RestorationError)
 """What may go wrong between a checkpoint and an answer; each message says what to do."""

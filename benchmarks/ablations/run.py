@@ -54,7 +54,8 @@ from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.fit.state import StateError, read_state
 from ipt_triton.train.model.infer import restore_image
-from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, IPTConfig, identity_start
+from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, IPTConfig, Network
+from ipt_triton.train.model.start import identity_start
 from ipt_triton.train.rivals.edsr import CNN_PRESETS, EDSR, EDSRConfig, bicubic_start
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class Settings:
             data_fraction=variant.share or 1.0,
         )
 
-    def model(self, variant: Variant) -> IPT | EDSR:
+    def model(self, variant: Variant) -> Network:
         """The untrained network of a variant, which interpolates bicubically."""
         torch.manual_seed(variant.seed)
         transformer, cnn = SIZES[self.size]
@@ -213,7 +214,7 @@ def megamacs(settings: Settings, variant: Variant) -> dict[str, float]:
     return costs
 
 
-def judge(model: IPT | EDSR, task: Task, held_out: Pool) -> float:
+def judge(model: Network, task: Task, held_out: Pool) -> float:
     """Mean PSNR (RGB, dB) over the middles of the photographs held out, as `evaluate_set` measures."""
     samples = []
     for name, image in zip(held_out.names, held_out.images, strict=True):
@@ -224,13 +225,13 @@ def judge(model: IPT | EDSR, task: Task, held_out: Pool) -> float:
     return round(fmean(restored_score(model, task, s).psnr_rgb for s in samples), 3)
 
 
-def evaluate_set(model: IPT | EDSR, task: Task, folder: Path) -> float:
+def evaluate_set(model: Network, task: Task, folder: Path) -> float:
     """Mean PSNR-Y (dB) over a test set by the protocol of `ipt-train evaluate`, inputs and outputs in 8 bit."""
     samples = (load_sample(clean, degraded, task) for clean, degraded in find_images(folder, task))
     return round(fmean(restored_score(model, task, s).psnr_y for s in samples), 3)
 
 
-def restored_score(model: IPT | EDSR, task: Task, sample: Sample) -> Score:
+def restored_score(model: Network, task: Task, sample: Sample) -> Score:
     """How well a network restores an image in tiles that lose as many pixels on each side as the default rule says."""
     stride = model.config.patch_size - PATCH + STRIDE
     return score(restore_image(model, to_uint8(sample.degraded), task.name, stride, stride), sample, task)

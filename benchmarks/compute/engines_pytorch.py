@@ -28,7 +28,8 @@ from ipt_triton.benchmarks.compute.engines import (
 from ipt_triton.benchmarks.record import Spread
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.tasks import OFFICIAL_TASKS
-from ipt_triton.train.model.ipt import IPT, identity_start, preset
+from ipt_triton.train.model.ipt import IPT, preset
+from ipt_triton.train.model.start import identity_start
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -27,7 +27,8 @@ from ipt_triton.train.fit.loop import Trainer
 from ipt_triton.train.fit.losses import run_body
 from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.model.ipt import IPT, PRESETS, identity_start, preset
+from ipt_triton.train.model.ipt import IPT, PRESETS, preset
+from ipt_triton.train.model.start import identity_start
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def trainer_steps(recipe: Recipe, name: str, device: torch.device, compiled: boo
     def run(count: int) -> None:
         for _ in range(count):
             trainer.train_step(batches)
-        trainer.settle()
+        trainer.collect_figures()
 
     return run
 

@@ -26,7 +26,8 @@ from ipt_triton.benchmarks.served import FAILURES, add_source, checkpoint_of, ph
 from ipt_triton.benchmarks.serving.memory import MIB, Watch
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.train.model.checkpoint import Checkpoint
-from ipt_triton.train.model.ipt import IPT, IPTConfig, identity_start
+from ipt_triton.train.model.ipt import IPT, IPTConfig
+from ipt_triton.train.model.start import identity_start
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

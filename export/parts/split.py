@@ -36,6 +36,7 @@ from ipt_triton.manifest import OPSET, PRECISIONS, RESIDUALS, SAMPLES, TENSORS, 
 from ipt_triton.tasks import Task, task_table
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 from ipt_triton.train.model.ipt import IPT
+from ipt_triton.train.model.onnx import for_onnx
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def to_onnx(module: nn.Module, inputs: dict[str, np.ndarray], outputs: Sequence[
     tensors: list[Tensor] = [torch.from_numpy(x) for x in inputs.values()]
     with _quiet():
         program = torch.onnx.export(
-            module.eval(),
+            for_onnx(module),
             tuple(tensors),
             input_names=list(inputs),
             output_names=list(outputs),

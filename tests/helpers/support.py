@@ -13,7 +13,8 @@ from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.images import PHOTOS
 from ipt_triton.manifest import Manifest
 from ipt_triton.train.model.checkpoint import Checkpoint
-from ipt_triton.train.model.ipt import IPT, IPTConfig, identity_start
+from ipt_triton.train.model.ipt import IPT, IPTConfig
+from ipt_triton.train.model.start import identity_start
 
 SMALL = IPTConfig(features=8, encoder_layers=2, decoder_layers=2, heads=3)
 

@@ -17,7 +17,8 @@ from ipt_triton.train.data.pool import Pool
 from ipt_triton.train.fit.loop import Trainer
 from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.model.ipt import IPT, IPTConfig, identity_start
+from ipt_triton.train.model.ipt import IPT, IPTConfig
+from ipt_triton.train.model.start import identity_start
 
 CONFIG = IPTConfig(features=4, encoder_layers=1, decoder_layers=1, heads=2, tasks=OFFICIAL_TASKS[3:])
 CPU = torch.device("cpu")

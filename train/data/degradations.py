@@ -98,17 +98,17 @@ def jpeg(clean: Tensor, task: Task, generator: Generator) -> Tensor:
     """
     top, left = torch.randint(BLOCK, (2,), device=clean.device, generator=generator).split(1)
     height, width = clean.shape[-2:]
-    rows = _mirrored(torch.arange(height + BLOCK, device=clean.device) - top, height)
-    columns = _mirrored(torch.arange(width + BLOCK, device=clean.device) - left, width)
-    coded = compress(clean[..., rows[:, None], columns], task.quality)
+    coded = compress(_mirrored(clean, top, left, height + BLOCK, width + BLOCK), task.quality)
     rows, columns = (n + torch.arange(side, device=clean.device) for n, side in ((top, height), (left, width)))
     return coded[..., rows[:, None], columns]
 
 
-def _mirrored(index: Tensor, size: int) -> Tensor:
-    """Places along a side of `size` pixels, those outside mirrored into it."""
-    period = index.remainder(2 * size)
-    return torch.minimum(period, 2 * size - 1 - period)
+def _mirrored(x: Tensor, top: Tensor | int, left: Tensor | int, height: int, width: int) -> Tensor:
+    """`height` times `width` pixels that begin `top` and `left` pixels outside; what is outside is mirrored."""
+    sides = (height, top, x.shape[-2]), (width, left, x.shape[-1])
+    periods = [((torch.arange(side, device=x.device) - before).remainder(2 * n), n) for side, before, n in sides]
+    rows, columns = (torch.minimum(period, 2 * n - 1 - period) for period, n in periods)
+    return x[..., rows[:, None], columns]
 
 
 def gaussian_blur(clean: Tensor, task: Task, generator: Generator) -> Tensor:
@@ -117,10 +117,8 @@ def gaussian_blur(clean: Tensor, task: Task, generator: Generator) -> Tensor:
     offsets = torch.arange(-reach, reach + 1, device=clean.device)
     weights = torch.exp(-0.5 * (offsets / task.sigma).square()).to(clean.dtype)
     weights = (weights / weights.sum()).expand(clean.shape[1], 1, 1, -1)
-    height, width = clean.shape[-2:]
-    rows = _mirrored(torch.arange(-reach, height + reach, device=clean.device), height)
-    columns = _mirrored(torch.arange(-reach, width + reach, device=clean.device), width)
-    blurred = F.conv2d(clean[..., rows[:, None], columns], weights, groups=clean.shape[1])
+    sides = [side + 2 * reach for side in clean.shape[-2:]]
+    blurred = F.conv2d(_mirrored(clean, reach, reach, *sides), weights, groups=clean.shape[1])
     return to_uint8_levels(F.conv2d(blurred, weights.transpose(2, 3), groups=clean.shape[1]))
 
 

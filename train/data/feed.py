@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ipt_triton.tasks import Task
-from ipt_triton.train.data.pool import DataError, Photograph, Pool, decode
+from ipt_triton.train.data.pool import Photograph, Pool, decode
+from ipt_triton.train.errors import DataError
 
 logger = logging.getLogger(__name__)
 

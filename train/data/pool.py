@@ -8,7 +8,6 @@ packs photographs for a machine that cannot decode them; `--data` of the trainer
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import math
 import os
@@ -21,29 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ipt_triton.cli import make_parser
-from ipt_triton.errors import IptError
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
+from ipt_triton.images import SUFFIXES, UnreadableImage, read_rgb
+from ipt_triton.train.errors import DataError
 
 try:
-    from PIL import Image
-except ImportError:  # a machine that gets packed pools
-    Image = None  # type: ignore[assignment]
-try:
     import cv2
-except ImportError:  # a machine with Pillow alone
+except ImportError:  # a machine with Pillow alone, or one that gets packed pools
     cv2 = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 PACKED = ".npz"
-
-
-class DataError(IptError, ValueError):
-    """A data folder that cannot be trained on."""
-
-    status = 2
 
 
 @dataclass(frozen=True)
@@ -131,20 +120,20 @@ def decode(path: Path) -> np.ndarray | None:
     Raises:
         DataError: Pillow is not installed.
     """
-    if Image is None:
+    try:
+        if cv2 is not None:
+            data = path.read_bytes()
+            if data[:2] == b"\xff\xd8" and data.endswith(b"\xff\xd9"):
+                flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+                if (image := cv2.imdecode(np.frombuffer(data, np.uint8), flags)) is not None:
+                    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        return read_rgb(path)
+    except ImportError:
         raise DataError(
             "photographs are read with Pillow: pip install pillow, or pack them elsewhere with ipt-train pack"
-        )
-    try:
-        data = path.read_bytes()
-        if cv2 is not None and data[:2] == b"\xff\xd8" and data.endswith(b"\xff\xd9"):
-            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-            if (image := cv2.imdecode(np.frombuffer(data, np.uint8), flags)) is not None:
-                return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        logger.warning("left out %s: %s", path, error)
+        ) from None
+    except (OSError, UnreadableImage) as error:
+        logger.warning("left out: %s", error)
         return None
 
 
@@ -216,6 +205,27 @@ def _decode_all(paths: Sequence[Path]) -> list[np.ndarray | None]:
         return list(executor.map(decode, paths))
 
 
+def split_files(folders: Sequence[Path], held_out: int, min_side: int) -> tuple[list[Photograph], Pool]:
+    """(training, held-out) as `load_pool` and `Pool.split`, but only what is held out is decoded.
+
+    Raises:
+        DataError: a packed file, a folder that is not there, or too few photographs.
+    """
+    if packed := [f for f in folders if f.suffix == PACKED]:
+        raise DataError(f"{packed[0]} is for the memory; leave out --workers")
+    photographs = find_photographs(folders)
+    order = by_hash([p.name for p in photographs])
+    pool = Pool([], [])
+    while order and len(pool.names) < held_out:
+        photograph = photographs[order.pop(0)]
+        image = decode(photograph.path)
+        if image is not None and min(image.shape[:2]) >= min_side:
+            pool.images.append(image)
+            pool.names.append(photograph.name)
+    check_enough(len(pool.names) + len(order), held_out)
+    return [photographs[i] for i in sorted(order)], pool
+
+
 def write_packed(pool: Pool, path: Path) -> None:
     """Write photographs as one compressed `.npz`: `pixels` [P, 3], `sizes` [n, 2] (height, width) and `names`."""
     pixels = np.concatenate([i.reshape(-1, 3) for i in pool.images])
@@ -232,7 +242,7 @@ def read_packed(path: Path) -> Pool:
         pieces = np.split(pixels, np.cumsum(sizes.prod(1))[:-1])
         images = [p.reshape(h, w, 3) for p, (h, w) in zip(pieces, sizes.tolist(), strict=True)]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no packed pool ({error}); write one with ipt-train pack") from None
+        raise DataError(f"{path} is not a packed pool ({error}); write one with ipt-train pack") from None
     return Pool(images, names)
 
 
@@ -249,7 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if arguments.output.suffix != PACKED:
         parser.error(f"--output {arguments.output} must end in {PACKED}")
-    try:
+
+    def work() -> None:
         pool = load_pool(arguments.folders, arguments.min_side)
         order = by_hash(pool.names)
         sizes = np.cumsum([pool.images[i].shape[0] * pool.images[i].shape[1] / 1e6 for i in order])
@@ -257,12 +268,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not chosen.names:
             raise DataError(f"no photograph fits into {arguments.max_megapixels} megapixels")
         write_packed(chosen, arguments.output)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.output}: {len(chosen.names)} photographs, {chosen.megapixels:.1f} megapixels")
-    return 0
+        print(f"{arguments.output}: {len(chosen.names)} photographs, {chosen.megapixels:.1f} megapixels")
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(work)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from ipt_triton.train.data.feed import Store
-from ipt_triton.train.fit.loop import Figures, Trainer
+from ipt_triton.train.fit.figures import Figures
 from ipt_triton.train.fit.validation import validation_groups
+from ipt_triton.train.model.ipt import Network
 
 SAMPLES = 4  # crops of each task
 
@@ -22,25 +23,25 @@ class Board:
     def __init__(self, folder: Path):
         self.writer = SummaryWriter(str(folder))
 
-    def steps(self, steps: Sequence[Figures], rate: float, learning_rate: float) -> None:
+    def show_steps(self, steps: Sequence[Figures], rate: float, learning_rate: float) -> None:
         """Losses, PSNR and gradient of every step, patches per second and learning rate of the last."""
-        for one in steps:
-            self.writer.add_scalar(f"loss/{one.series}", one.pixel, one.step)
-            self.writer.add_scalar(f"contrastive/{one.series}", one.contrastive, one.step)
-            self.writer.add_scalar(f"psnr/{one.series}", one.psnr, one.step)
-            self.writer.add_scalar("gradient", one.gradient, one.step)
+        for figures in steps:
+            self.writer.add_scalar(f"loss/{figures.series}", figures.pixel, figures.step)
+            self.writer.add_scalar(f"contrastive/{figures.series}", figures.contrastive, figures.step)
+            self.writer.add_scalar(f"psnr/{figures.series}", figures.psnr, figures.step)
+            self.writer.add_scalar("gradient", figures.gradient, figures.step)
         self.writer.add_scalar("patches_per_s", rate, steps[-1].step)
         self.writer.add_scalar("learning_rate", learning_rate, steps[-1].step)
         self.writer.flush()
 
     @torch.no_grad()
-    def held_out(self, trainer: Trainer, psnr: dict[str, float], store: Store) -> None:
+    def show_held_out(self, step: int, psnr: dict[str, float], model: Network, store: Store) -> None:
         """Held-out PSNR, and for each task a picture: rows of degraded, restored and clean crops."""
-        for task in trainer.trained:
-            self.writer.add_scalar(f"held_out_psnr/{task.name}", psnr[task.name], trainer.step)
-            _, degraded, clean = next(validation_groups(store, task, trainer.model.config.patch_size, SAMPLES))
-            restored = trainer.average(degraded, task.name)
-            rows = [F.interpolate(degraded, scale_factor=float(task.scale)), restored, clean]  # [n, 3, S, S] each
-            picture = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-            self.writer.add_image(f"samples/{task.name}", picture.clamp(0, 255).round().byte().cpu(), trainer.step)
+        for name, value in psnr.items():
+            self.writer.add_scalar(f"held_out_psnr/{name}", value, step)
+            task = model.task(name)
+            _, degraded, clean = next(validation_groups(store, task, model.config.patch_size, SAMPLES))
+            rows = [F.interpolate(degraded, scale_factor=float(task.scale)), model(degraded, name), clean]
+            picture = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)  # [3, 3 · S, n · S]
+            self.writer.add_image(f"samples/{name}", picture.clamp(0, 255).round().byte().cpu(), step)
         self.writer.flush()

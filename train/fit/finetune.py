@@ -17,7 +17,6 @@ id is the next free one, unless `--id` is given. The loss is L1.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +25,10 @@ import torch
 
 from ipt_triton.cli import make_parser
 from ipt_triton.tasks import KINDS, OFFICIAL_TASKS, OPTIONAL_TASKS, SCALES, Task, TaskError, find_task
-from ipt_triton.train.fit.command import add_arguments, check_arguments, make_recipe, read_start, run, run_command
+from ipt_triton.train.fit.command import add_arguments, check_arguments, read_parent, run, run_command
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.model.ipt import IPT, identity_start
+from ipt_triton.train.model.ipt import IPT
+from ipt_triton.train.model.start import identity_start
 
 LEARNING_RATE = 2e-4
 DESCRIPTION = ("id", "degradation", "scale", "sigma", "quality")
@@ -39,14 +39,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("checkpoint", type=Path, help="checkpoint folder")
     add("--task", required=True, help="name or id; a new name adds a task")
-    add("--freeze-body", action="store_true", help="train head, embedding and tail alone")
     add("--paired", type=Path, nargs=2, metavar=("DEGRADED", "CLEAN"), help="folders with pairs of the same names")
     add("--id", type=int, help="of a new task (default the next free one)")
     add("--degradation", choices=KINDS, help="of a new task (with --paired: default paired)")
     add("--scale", type=int, choices=SCALES, help="of a new task (default 1)")
     add("--sigma", type=float, help="of a new task: of its noise (0..255) or blur (pixels)")
     add("--quality", type=int, help="of a new task: of JPEG, 1 to 100")
-    add_arguments(parser)
+    add_arguments(parser, "finetune")
+    parser.set_defaults(lr=LEARNING_RATE)
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
     if bool(arguments.data) == bool(arguments.paired):
@@ -108,29 +108,18 @@ def extend(model: IPT, task: Task, alone: bool) -> IPT:
 
 def finetune(arguments: argparse.Namespace, runtime: Runtime) -> None:
     """The run that the arguments describe."""
-    start, parent = read_start(arguments.checkpoint)
-    task = describe_task(arguments, start.model.config.tasks)
+    parent, provenance = read_parent(arguments.checkpoint)
+    task = describe_task(arguments, parent.config.tasks)
     torch.manual_seed(arguments.seed)
-    model = extend(start.model, task, alone=not arguments.freeze_body)
+    model = extend(parent, task, alone=not arguments.freeze_body)
     if arguments.freeze_body:
         model.requires_grad_(False)
         for part in (model.heads[task.name], model.tails[task.name]):
             part.requires_grad_(True)
-    recipe = make_recipe(arguments, runtime, LEARNING_RATE, contrastive=0.0, freeze_body=arguments.freeze_body)
-    run(
-        arguments,
-        runtime,
-        model,
-        [task],
-        recipe,
-        {"trainer": "train.fit.finetune", "task": task.name, **parent},
-    )
+    provenance = {"trainer": "train.fit.finetune", "task": task.name, **provenance}
+    run(arguments, runtime, model, [task], provenance, contrastive=0.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done or stopped and saved, 1 failed, 2 wrong arguments or data."""
     return run_command(parse_arguments(argv), finetune)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

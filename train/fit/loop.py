@@ -15,35 +15,28 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ipt_triton.errors import IptError
 from ipt_triton.tasks import Task
 from ipt_triton.train.data.degradations import degrade
 from ipt_triton.train.data.feed import Crops, Feed, Store, generator, parts_from
+from ipt_triton.train.errors import MissingPackage, TrainingError
+from ipt_triton.train.fit.figures import Display, Figures
 from ipt_triton.train.fit.losses import Group, Objective
 from ipt_triton.train.fit.recipe import LENGTH, Recipe
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.fit.state import StateError, write_checkpoint, write_state
+from ipt_triton.train.fit.state import write_checkpoint, write_state
 from ipt_triton.train.fit.validation import validate
-from ipt_triton.train.model.ipt import IPT
-from ipt_triton.train.rivals.edsr import EDSR
-
-if TYPE_CHECKING:
-    from ipt_triton.train.fit.board import Board
+from ipt_triton.train.model.ipt import IPT, Network
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingError(IptError, RuntimeError):
-    """Training that cannot start or go on."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +45,6 @@ class Cadence:
 
     report: float = 30.0
     save: float = 180.0
-
-
-class Figures(NamedTuple):
-    """What a step measured."""
-
-    step: int
-    tasks: str
-    pixel: float
-    contrastive: float
-    psnr: float
-    gradient: float
-
-    @property
-    def series(self) -> str:
-        """The task, or `mixed` for a step of several: what progress lines and curves call it."""
-        return "mixed" if " " in self.tasks else self.tasks
 
 
 class Trainer:
@@ -88,7 +65,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: IPT | EDSR,
+        model: Network,
         recipe: Recipe,
         runtime: Runtime,
         trained: Sequence[Task],
@@ -101,9 +78,9 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.model = model.to(runtime.device).train()
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        both = list(zip(self.average.parameters(), model.parameters(), strict=True))
-        self._averages: list[Tensor] = [a for a, p in both if p.requires_grad]
-        self._parameters: list[Tensor] = [p for _, p in both if p.requires_grad]
+        pairs = [p for p in zip(self.average.parameters(), model.parameters(), strict=True) if p[1].requires_grad]
+        self._averages: list[Tensor] = [average for average, _ in pairs]
+        self._parameters: list[Tensor] = [parameter for _, parameter in pairs]
         self.optimiser = torch.optim.Adam(self._parameters, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
         self.objective = runtime.wrap(Objective(model, recipe.contrastive, recipe.precision, compiled))
         self._pending: list[tuple[int, str, Tensor]] = []
@@ -118,7 +95,7 @@ class Trainer:
         return max(shares)
 
     def train_step(self, batches: Iterator[list[Crops]]) -> None:
-        """One optimiser step on the next `accumulate` micro-batches; `settle` tells what it measured."""
+        """One optimiser step on the next `accumulate` micro-batches; `collect_figures` returns what it measured."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.learning_rate(self.step, self.progress())
         self.optimiser.zero_grad(set_to_none=True)
@@ -153,7 +130,7 @@ class Trainer:
                 groups.append(Group(task.name, degraded.to(self.runtime.device).float(), target))
         return groups
 
-    def settle(self) -> list[Figures]:
+    def collect_figures(self) -> list[Figures]:
         """Wait for the steps since the last call and return what they measured, averaged over the processes.
 
         Raises:
@@ -164,12 +141,12 @@ class Trainer:
         values = self.runtime.mean(torch.stack([v for _, _, v in self._pending])).tolist()
         steps = [Figures(step, tasks, *v) for (step, tasks, _), v in zip(self._pending, values, strict=True)]
         self._pending.clear()
-        for one in steps:
-            for what, value in (("loss", one.pixel + one.contrastive), ("gradient", one.gradient)):
+        for figures in steps:
+            for name, value in (("loss", figures.pixel + figures.contrastive), ("gradient", figures.gradient)):
                 if not math.isfinite(value):
                     raise TrainingError(
-                        f"the {what} of step {one.step}, task {one.tasks}, is {value}; what was saved before is kept; "
-                        "try a lower --lr"
+                        f"the {name} of step {figures.step}, task {figures.tasks}, is {value}; "
+                        "what was saved before is kept; try a lower --lr"
                     )
         return steps
 
@@ -218,7 +195,8 @@ def save(trainer: Trainer, output: Path) -> None:
     """Write `state.pt`, and of an IPT the averaged weights as `checkpoint/`, each atomically.
 
     Raises:
-        TrainingError: a weight is not finite (nothing is written), or the checkpoint cannot be written.
+        TrainingError: a weight is not finite; nothing is written.
+        StateError: the checkpoint cannot be written.
     """
     state = trainer.state()
     for part in ("model", "average"):
@@ -233,19 +211,8 @@ def save(trainer: Trainer, output: Path) -> None:
         return
     try:
         write_checkpoint(state, output / "checkpoint")
-    except ImportError:
+    except MissingPackage:
         logger.warning("without safetensors no checkpoint is written; later: ipt-train checkpoint state.pt FOLDER")
-    except StateError as error:
-        raise TrainingError(str(error)) from None
-
-
-class Clock(NamedTuple):
-    """What the processes agree on: seconds of training, and whether to stop, report or save."""
-
-    elapsed: float
-    stop: bool
-    report: bool
-    save: bool
 
 
 def train(
@@ -254,24 +221,25 @@ def train(
     held_out: Store,
     output: Path,
     cadence: Cadence = Cadence(),
-    board: Board | None = None,
+    display: Display | None = None,
 ) -> None:
     """Run to the end of the recipe, or until SIGINT or SIGTERM, which save as well.
 
     Raises:
-        TrainingError: a loss or gradient is not finite, or the output cannot be written.
+        TrainingError: a loss or gradient is not finite.
+        StateError: the checkpoint cannot be written.
     """
     runtime = trainer.runtime
     before, started = trainer.elapsed, time.monotonic()
     saved = reported = started
-    report = Report(trainer, board)
-    with ExitStack() as stack:
-        stop = stack.enter_context(stop_signals())
+    report = Report(trainer, display)
+    with stop_signals() as received:
 
-        def read_clock() -> Clock:
+        def read_clock() -> tuple[float, bool, bool, bool]:
+            """Seconds of training, and whether to stop, report or save; all processes heed the first one's."""
             now = time.monotonic()
             due = now - reported >= cadence.report, now - saved >= cadence.save
-            return Clock(before + now - started, bool(stop), *due)
+            return before + now - started, bool(received), *due
 
         def validate_and_save() -> None:
             report.progress()
@@ -284,14 +252,13 @@ def train(
         first = trainer.step
         while trainer.progress() < 1:
             if (trainer.step - first) % runtime.agree_every == 0:
-                clock = runtime.from_first(read_clock)
-                trainer.elapsed = clock.elapsed
-                if clock.stop or trainer.progress() >= 1:
+                trainer.elapsed, stop, report_is_due, save_is_due = runtime.from_first(read_clock)
+                if stop or trainer.progress() >= 1:
                     break
-                if clock.save:
+                if save_is_due:
                     validate_and_save()
                     saved = reported = time.monotonic()
-                elif clock.report:
+                elif report_is_due:
                     report.progress()
                     reported = time.monotonic()
             trainer.train_step(batches)
@@ -315,14 +282,14 @@ def stop_signals() -> Iterator[list[int]]:
 class Report:
     """Progress lines: what the steps since the last one measured, and how fast they were."""
 
-    def __init__(self, trainer: Trainer, board: Board | None):
-        self.trainer, self.board = trainer, board
+    def __init__(self, trainer: Trainer, display: Display | None):
+        self.trainer, self.display = trainer, display
         self.since, self.step, self.started_at = time.monotonic(), trainer.step, trainer.progress()
         self.started = self.since
 
     def progress(self) -> None:
-        """Log the steps since the last call. Raises TrainingError as `Trainer.settle` does."""
-        trainer, steps = self.trainer, self.trainer.settle()
+        """Log the steps since the last call. Raises TrainingError as `Trainer.collect_figures` does."""
+        trainer, steps = self.trainer, self.trainer.collect_figures()
         now, done = time.monotonic(), trainer.progress()
         if not steps or trainer.runtime.rank:
             return
@@ -340,8 +307,8 @@ class Report:
             f"{left / 3600:.1f} h" if left >= 3600 else f"{left / 60:.0f} min" if left >= 60 else f"{left:.0f} s",
             ", ".join(f"{name} loss {v[0]:.2f} PSNR {v[2]:.2f}" for name, v in means.items()),
         )
-        if self.board:
-            self.board.steps(steps, rate, trainer.optimiser.param_groups[0]["lr"])
+        if self.display:
+            self.display.show_steps(steps, rate, trainer.optimiser.param_groups[0]["lr"])
         self.since, self.step = now, trainer.step
 
     def held_out(self, store: Store) -> None:
@@ -351,6 +318,6 @@ class Report:
         trainer.history.append({"step": trainer.step, "seconds": round(trainer.elapsed), "psnr": psnr})
         line = " ".join(f"{name} {value:.2f}" for name, value in psnr.items())
         logger.info("step %d, held-out PSNR %s", trainer.step, line)
-        if self.board:
-            self.board.held_out(trainer, psnr, store)
+        if self.display:
+            self.display.show_held_out(trainer.step, psnr, trainer.average, store)
         self.since = time.monotonic()

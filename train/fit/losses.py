@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_triton.train.model.ipt import IPT, Body
-from ipt_triton.train.rivals.edsr import EDSR
+from ipt_triton.train.model.ipt import IPT, Body, Network
 
 TEMPERATURE = 0.07
 
@@ -25,6 +24,11 @@ class Group(NamedTuple):
     task: str
     degraded: Tensor
     clean: Tensor
+
+
+def psnr_of_error(error: Tensor) -> Tensor:
+    """PSNR in dB, peak 255, of each mean square error; at most 78 dB."""
+    return 10 * torch.log10(255**2 / error.clamp(min=1e-3))
 
 
 def contrastive_loss(tokens: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -95,7 +99,7 @@ class Objective(nn.Module):
         compiled: run the body through torch.compile; it is the same graph for every task, heads and tails stay eager.
     """
 
-    def __init__(self, model: IPT | EDSR, contrastive: float, precision: str, compiled: bool = False):
+    def __init__(self, model: Network, contrastive: float, precision: str, compiled: bool = False):
         super().__init__()
         self.model, self.contrastive, self.precision = model, contrastive, precision
         self.run_body = torch.compile(run_body) if compiled else run_body
@@ -112,8 +116,7 @@ class Objective(nn.Module):
         contrastive = contrastive_loss(tokens) if tokens is not None and self.contrastive else torch.zeros_like(pixel)
         with torch.no_grad():
             error = torch.cat([d.square().flatten(1).mean(1) for d in differences])
-            psnr = 10 * torch.log10(255**2 / error.clamp(min=1e-3)).mean()
-            figures = torch.stack([pixel, contrastive, psnr])
+            figures = torch.stack([pixel, contrastive, psnr_of_error(error).mean()])
         return pixel + self.contrastive * contrastive, figures
 
     def _restore(self, groups: Sequence[Group]) -> tuple[list[Tensor], Tensor | None]:

@@ -20,36 +20,23 @@ rival behind the same trainer; their result is `state.pt` alone.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ipt_triton.cli import make_parser
 from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, find_task
-from ipt_triton.train.fit.command import add_arguments, check_arguments, make_recipe, read_start, run, run_command
+from ipt_triton.train.fit.command import add_arguments, check_arguments, read_parent, run, run_command
 from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, identity_start, preset
+from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, preset
+from ipt_triton.train.model.start import identity_start
 from ipt_triton.train.rivals.edsr import CNN_PRESETS, EDSR, bicubic_start
 
 PRESET = "ipt-tiny"
-LEARNING_RATES = {"cosine": Recipe.lr, "paper": 5e-5, "constant": Recipe.lr}
-
-
-def parse_weight(text: str) -> tuple[str, float]:
-    """`denoise_50=2` as name or id, and weight."""
-    name, _, weight = text.partition("=")
-    try:
-        value = float(weight)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no weight of a task; write denoise_50=2, above 0")
-    return name, value
+PAPER_LEARNING_RATE = 5e-5
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,10 +46,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--start", type=Path, metavar="CHECKPOINT", help="start from its weights, with its architecture and tasks")
     add("--position", choices=POSITIONS, help="position table, for ablations (default learned)")
     add("--tasks", nargs="+", metavar="TASK", help="names or ids; the paper's six by default")
-    add("--task-sampling", choices=("batch", "sample"), default="batch", help="a task per step or per crop")
-    add("--task-weights", nargs="+", type=parse_weight, default=[], metavar="TASK=W", help="draw it W times as often")
-    add("--contrastive", type=float, metavar="λ", help="weight of the contrastive loss (default 0.1; 0 leaves it out)")
-    add_arguments(parser)
+    add_arguments(parser, "pretrain")
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
     if not arguments.data:
@@ -73,6 +57,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                 parser.error(f"--{name} is decided by the checkpoint of --start: leave it out")
     else:
         arguments.preset = arguments.preset or PRESET
+    if arguments.lr is None and arguments.schedule == "paper":
+        arguments.lr = PAPER_LEARNING_RATE
     convolutional = arguments.preset in CNN_PRESETS
     if arguments.contrastive is None:
         arguments.contrastive = 0.0 if convolutional else Recipe.contrastive
@@ -81,7 +67,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.contrastive and arguments.batch < 2:
         parser.error("the contrastive loss compares images: give --batch 2 or more, or --contrastive 0")
     if convolutional and (arguments.contrastive or arguments.position):
-        parser.error(f"--contrastive and --position are about transformers, and {arguments.preset} is none")
+        parser.error(f"--contrastive and --position are about transformers, and {arguments.preset} is not one")
     return arguments
 
 
@@ -96,33 +82,18 @@ def new_model(arguments: argparse.Namespace, tasks: Sequence[Task]) -> IPT | EDS
 
 def pretrain(arguments: argparse.Namespace, runtime: Runtime) -> None:
     """The run that the arguments describe."""
-    provenance: dict[str, Any] = {"trainer": "train.fit.pretrain"}
     model: IPT | EDSR
     if arguments.start:
-        start, parent = read_start(arguments.start)
-        model = start.model
-        provenance |= parent
+        model, origin = read_parent(arguments.start)
     else:
         known = (*OFFICIAL_TASKS, *OPTIONAL_TASKS)
-        asked = [find_task(known, t) for t in arguments.tasks] if arguments.tasks else OFFICIAL_TASKS
-        model = new_model(arguments, asked)
-        provenance["preset"] = arguments.preset
-    weights = {find_task(model.config.tasks, name).name: weight for name, weight in arguments.task_weights}
-    recipe = make_recipe(
-        arguments,
-        runtime,
-        LEARNING_RATES[arguments.schedule],
-        contrastive=arguments.contrastive,
-        sampling=arguments.task_sampling,
-        weights=weights,
-    )
-    run(arguments, runtime, model, model.config.tasks, recipe, provenance)
+        tasks = [find_task(known, t) for t in arguments.tasks] if arguments.tasks else OFFICIAL_TASKS
+        model, origin = new_model(arguments, tasks), {"preset": arguments.preset}
+    weights = {find_task(model.config.tasks, name).name: weight for name, weight in arguments.weights}
+    provenance = {"trainer": "train.fit.pretrain", **origin}
+    run(arguments, runtime, model, model.config.tasks, provenance, weights=weights)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done or stopped and saved, 1 failed, 2 wrong arguments or data."""
     return run_command(parse_arguments(argv), pretrain)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,16 @@
-"""A training recipe: everything that decides the course of a run, as one value that a resumed run must repeat."""
+"""A training recipe: everything that decides the course of a run, as one value that a resumed run must repeat.
+
+`Recipe` is the one list of its fields: their defaults, command-line arguments and help.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from ipt_triton.tasks import Task
 from ipt_triton.train.data.feed import Sampler
@@ -13,46 +19,95 @@ SCHEDULES = ("cosine", "paper", "constant")
 LENGTH = ("steps", "seconds")  # what a resumed run may change
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `45m` or `2h`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 90s, 45m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """`denoise_50=2` as name or id, and weight."""
+    name, _, weight = text.partition("=")
+    try:
+        value = float(weight)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a weight of a task; write denoise_50=2, above 0")
+    return name, value
+
+
+def option(value: Any, flag: str, help: str | None = None, command: str = "", **more: Any) -> Any:
+    """A field with its default and its command-line argument.
+
+    Args:
+        value: the default; a number gives the argument its type, `dict` stands for an empty one.
+        command: the sub-command that alone has it.
+        more: of argparse's `add_argument`.
+    """
+    more = {"default": () if value is dict else value, "help": help, **more}
+    if type(value) in (int, float):
+        more.setdefault("type", type(value))
+    metadata = {"flag": flag, "command": command, "more": more}
+    return field(default_factory=dict, metadata=metadata) if value is dict else field(default=value, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What decides the course of a run; apart from its length, a resumed run must have the same.
 
-    Attributes:
-        steps: optimiser steps, or None to train for `seconds`.
-        seconds: wall-clock budget over all resumed parts, or None.
-        batch: crops in a micro-batch of one process.
-        accumulate: micro-batches in a step of one process.
-        processes: that share a step.
-        lr: peak learning rate of Adam, reached after `warmup` steps.
-        schedule: `cosine` falls to 1 % of `lr` along a cosine; `paper` to 40 % after two thirds; or `constant`.
-        ema: decay of the averaged weights.
-        clip: largest norm of the gradient.
-        contrastive: weight λ of the contrastive loss.
-        sampling: tasks are drawn for each `batch` or each `sample`.
-        weights: how often a task is drawn, relative to 1 for those not named.
-        seed: of weights, crops, tasks and degradations.
-        precision: `fp32`, or `bf16` for BF16 autocast.
-        data_fraction: of the photographs that are not held out.
-        freeze_body: fine-tuning trains head, embedding and tail alone.
+    `steps` or `seconds`, over all resumed parts, end it, whichever is reached first. The rate of Adam rises to `lr` in
+    `warmup` steps; then `cosine` falls to 1 % of it along a cosine, `paper` to 40 % after two thirds, and `constant`
+    does not fall. `batch` crops are a micro-batch, and `accumulate` micro-batches in each of `processes` a step.
     """
 
-    steps: int | None = None
-    seconds: float | None = None
-    batch: int = 16
-    accumulate: int = 1
+    steps: int | None = option(None, "--steps", "optimiser steps", type=int)
+    seconds: float | None = option(
+        None, "--time-budget", "wall-clock time: 90s, 45m, 2h", type=parse_duration, metavar="TIME"
+    )
+    batch: int = option(16, "--batch", "crops at a time on each device (default %(default)s)")
+    accumulate: int = option(1, "--accumulate", "times these in a step (default %(default)s)", metavar="N")
     processes: int = 1
-    lr: float = 4e-4
-    schedule: str = "cosine"
-    warmup: int = 300
-    ema: float = 0.999
-    clip: float = 20.0
-    contrastive: float = 0.1
-    sampling: str = "batch"
-    weights: dict[str, float] = field(default_factory=dict)
-    seed: int = 0
-    precision: str = "bf16"
-    data_fraction: float = 1.0
-    freeze_body: bool = False
+    lr: float = option(4e-4, "--lr", "peak learning rate", default=None)
+    schedule: str = option("cosine", "--schedule", "of the learning rate (default %(default)s)", choices=SCHEDULES)
+    warmup: int = option(300, "--warmup", "steps (default %(default)s)")
+    ema: float = option(0.999, "--ema", "decay of the averaged weights (default %(default)s)")
+    clip: float = option(20.0, "--clip", "largest norm of the gradient (default %(default)s)")
+    contrastive: float = option(
+        0.1,
+        "--contrastive",
+        "weight of the contrastive loss (default 0.1; 0 leaves it out)",
+        "pretrain",
+        default=None,
+        metavar="λ",
+    )
+    sampling: str = option(
+        "batch", "--task-sampling", "a task per step or per crop", "pretrain", choices=("batch", "sample")
+    )
+    weights: Mapping[str, float] = option(
+        dict, "--task-weights", "draw it W times as often", "pretrain", nargs="+", type=parse_weight, metavar="TASK=W"
+    )
+    seed: int = option(0, "--seed")
+    precision: str = option("bf16", "--precision", choices=("fp32", "bf16"))
+    data_fraction: float = option(1.0, "--data-fraction", "train on this share of them (default all)", metavar="F")
+    freeze_body: bool = option(
+        False, "--freeze-body", "train head, embedding and tail alone", "finetune", action="store_true"
+    )
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser, command: str) -> None:
+        """The arguments of the fields that a sub-command has."""
+        for f in fields(cls):
+            if f.metadata.get("command") in ("", command):
+                parser.add_argument(f.metadata["flag"], dest=f.name, **f.metadata["more"])
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, **decided: Any) -> Recipe:
+        """The recipe that arguments describe: those left out have the defaults, and `decided` goes before all."""
+        given = {f.name: value for f in fields(cls) if (value := getattr(arguments, f.name, None)) is not None}
+        return cls(**{**given, **decided})
 
     def learning_rate(self, step: int, progress: float) -> float:
         """Learning rate of a step; `progress` is the share of the run that is over, 0 to 1."""

@@ -14,15 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ipt_triton.errors import IptError
+from ipt_triton.train.errors import RuntimeUnavailable
 
 T = TypeVar("T")
-
-
-class RuntimeUnavailable(IptError, RuntimeError):
-    """Devices that this machine or this Python cannot offer."""
-
-    status = 2
 
 
 @dataclass(frozen=True)
@@ -67,26 +61,22 @@ class FabricRuntime(Runtime):
     fabric: Any = None
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        wrapped: nn.Module = self.fabric.setup_module(module)
-        return wrapped
+        return self.fabric.setup_module(module)
 
     def backward(self, loss: Tensor) -> None:
         self.fabric.backward(loss)
 
     def no_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
-        context: AbstractContextManager[Any] = self.fabric.no_backward_sync(module, enabled=enabled)
-        return context
+        return self.fabric.no_backward_sync(module, enabled=enabled)
 
     def mean(self, values: Tensor) -> Tensor:
-        reduced: Tensor = self.fabric.all_reduce(values, reduce_op="mean")
-        return reduced
+        return self.fabric.all_reduce(values, reduce_op="mean")
 
     def from_first(self, value: Callable[[], T]) -> T:
-        agreed: T = self.fabric.broadcast(value() if self.rank == 0 else None)
-        return agreed
+        return self.fabric.broadcast(value() if self.rank == 0 else None)
 
 
-def start(device: str, devices: int) -> Runtime:
+def open_runtime(device: str, devices: int) -> Runtime:
     """The runtime for `devices` devices of a type on each machine; joins or launches the other processes.
 
     Under torchrun its processes are joined, `devices` of them on each machine; otherwise Fabric launches them by

@@ -9,40 +9,21 @@ installed; on a machine without it the state is all there is, and this command f
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ipt_triton.cli import make_parser
-from ipt_triton.errors import IptError
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 from ipt_triton.tasks import TaskError
-from ipt_triton.train.model.ipt import IPT, ConfigError, IPTConfig
+from ipt_triton.train.errors import CheckpointError, ConfigError, StateError, needs
+from ipt_triton.train.model.ipt import IPT, IPTConfig
 
 FORMAT = 2
-FIELDS = frozenset(
-    [
-        "format",
-        "config",
-        "recipe",
-        "trained",
-        "step",
-        "elapsed",
-        "history",
-        "model",
-        "average",
-        "optimiser",
-        "provenance",
-        "quality",
-    ]
-)
-
-
-class StateError(IptError, RuntimeError):
-    """A saved run that cannot be read, or is not the one that shall go on."""
+FIELDS = {"config", "recipe", "trained", "step", "elapsed", "history", "model", "average", "optimiser"}
+FIELDS |= {"provenance", "quality"}
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:
@@ -75,10 +56,10 @@ def write_checkpoint(state: dict[str, Any], folder: Path) -> None:
 
     Raises:
         StateError: the run is not of an IPT, or its weights cannot be stored there.
-        ImportError: safetensors is not installed.
+        MissingPackage: safetensors is not installed.
     """
-    from ipt_triton.train.model.checkpoint import CheckpointError, load_strictly, save_checkpoint
-
+    with needs("safetensors", "a checkpoint"):
+        from ipt_triton.train.model.checkpoint import load_strictly, save_checkpoint
     try:
         model = IPT(IPTConfig.from_dict(state["config"]))
         load_strictly(model, {name: tensor.cpu() for name, tensor in state["average"].items()})
@@ -93,16 +74,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("state", type=Path, help="state.pt of a run")
     parser.add_argument("checkpoint", type=Path, help="folder to write")
     arguments = parser.parse_args(argv)
-    try:
-        write_checkpoint(read_state(arguments.state), arguments.checkpoint)
-    except ImportError as error:
-        print(f"error: {error}; pip install safetensors", file=sys.stderr)
-        return 1
-    except StateError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(lambda: write_checkpoint(read_state(arguments.state), arguments.checkpoint))

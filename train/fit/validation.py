@@ -9,9 +9,8 @@ import torch
 from ipt_triton.tasks import Task
 from ipt_triton.train.data.degradations import degrade
 from ipt_triton.train.data.feed import Store, generator
-from ipt_triton.train.fit.losses import Group
-from ipt_triton.train.model.ipt import IPT
-from ipt_triton.train.rivals.edsr import EDSR
+from ipt_triton.train.fit.losses import Group, psnr_of_error
+from ipt_triton.train.model.ipt import Network
 
 VALIDATION_CROPS = 48  # of each task
 
@@ -27,13 +26,13 @@ def validation_groups(store: Store, task: Task, patch_size: int, batch: int = 16
 
 
 @torch.no_grad()
-def validate(model: IPT | EDSR, store: Store, tasks: Sequence[Task]) -> dict[str, float]:
+def validate(model: Network, store: Store, tasks: Sequence[Task]) -> dict[str, float]:
     """Mean PSNR (RGB, dB) by task name over fixed crops of held-out photographs."""
     result = {}
     for task in tasks:
         scores = []
         for _, degraded, clean in validation_groups(store, task, model.config.patch_size):
             error = (model(degraded, task.name).clamp(0, 255) - clean).square().flatten(1).mean(1)
-            scores.append(10 * torch.log10(255**2 / error.clamp(min=1e-3)))
+            scores.append(psnr_of_error(error))
         result[task.name] = round(torch.cat(scores).mean().item(), 3)
     return result

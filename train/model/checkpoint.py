@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ipt_triton.errors import IptError
 from ipt_triton.files import atomic_directory
 from ipt_triton.tasks import TaskError
-from ipt_triton.train.model.ipt import IPT, ConfigError, IPTConfig
+from ipt_triton.train.errors import CheckpointError, ConfigError
+from ipt_triton.train.model.ipt import IPT, IPTConfig
 
 FORMAT = 1
 SHARD_BYTES = 16 * 2**20
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class CheckpointError(IptError, ValueError):
-    """A checkpoint that cannot be read, or whose tensors do not fit its architecture."""
 
 
 @dataclass(frozen=True)
@@ -148,21 +145,22 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     Raises:
         CheckpointError: naming every missing, unexpected and misshaped tensor, or the first that is not finite.
     """
-    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in tensors.items()}
-    problems = []
-    if missing := sorted(wanted.keys() - given.keys()):
-        problems.append(f"missing: {', '.join(missing)}")
-    if unexpected := sorted(given.keys() - wanted.keys()):
-        problems.append(f"unexpected: {', '.join(unexpected)}")
-    if misshaped := [
-        f"{n} is {list(given[n])}, not {list(wanted[n])}" for n in wanted if given.get(n, wanted[n]) != wanted[n]
-    ]:
-        problems.append(f"misshaped: {', '.join(misshaped)}")
+    problems = misfits({name: list(t.shape) for name, t in model.state_dict().items()}, tensors)
     if problems:
         raise CheckpointError("the tensors do not fit the architecture; " + "; ".join(problems))
     _check_finite(tensors)
     model.load_state_dict({name: t.to(torch.float32) for name, t in tensors.items()})
+
+
+def misfits(wanted: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What keeps tensors from having the shapes wanted: those missing, unexpected and misshaped, by name."""
+    given = {name: list(t.shape) for name, t in tensors.items()}
+    kinds = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - wanted.keys()),
+        "misshaped": [f"{n} is {given[n]}, not {wanted[n]}" for n in wanted if given.get(n, wanted[n]) != wanted[n]],
+    }
+    return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

@@ -10,7 +10,6 @@ loader, which skips what does not fit, every tensor must have its place and ever
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import math
@@ -23,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipt_triton.cli import make_parser
-from ipt_triton.errors import IptError
-from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError, find_task
-from ipt_triton.train.model.checkpoint import CheckpointError, load_strictly, save_checkpoint
-from ipt_triton.train.model.ipt import IPT, RGB_MEAN, ConfigError, IPTConfig
+from ipt_triton.cli import make_parser, run_command
+from ipt_triton.tasks import OFFICIAL_TASKS, Task, find_task
+from ipt_triton.train.errors import LayoutError, TaskChoiceError, UnreadableFileError
+from ipt_triton.train.model.checkpoint import load_strictly, misfits, save_checkpoint
+from ipt_triton.train.model.ipt import IPT, RGB_MEAN, IPTConfig
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +34,6 @@ WRAPPERS = ("state_dict", "model", "params")  # keys under which trainers put th
 PREFIXES = ("module.", "model.")  # what DataParallel and wrapping modules put before every name
 IGNORED = "body.position_encoding.position_ids"  # 0, 1, 2 …: no weight
 MEAN_TOLERANCE = 1e-3  # grey levels
-
-
-class OfficialImportError(IptError, ValueError):
-    """A file or state dict that cannot be imported."""
-
-
-class UnreadableFileError(OfficialImportError):
-    """The file is not there, or torch cannot read tensors from it."""
-
-
-class LayoutError(OfficialImportError):
-    """The tensors are not those of an official IPT."""
-
-
-class TaskChoiceError(OfficialImportError):
-    """The tasks named do not fit the file."""
 
 
 def convert(state_dict: Mapping[str, Any], tasks: Sequence[int | str] | None = None, heads: int = 12) -> IPT:
@@ -118,7 +101,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors, or is damaged; save `model.state_dict()` instead ({_first_line(error)})"
         ) from None
     except Exception as error:  # torch's unpickler meets damaged bytes with errors of any kind
-        raise UnreadableFileError(f"{path} is damaged or no torch file ({_first_line(error)})") from None
+        raise UnreadableFileError(f"{path} is damaged or not a torch file ({_first_line(error)})") from None
     if not isinstance(content, dict):
         raise UnreadableFileError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
@@ -212,7 +195,7 @@ def _tail_scale(tensors: Mapping[str, Tensor], index: int, features: int) -> int
     factors = [math.isqrt(_take(tensors, name, 4).shape[0] // features) for name in stages]
     scales = {(): 1, (2,): 2, (3,): 3, (2, 2): 4}
     if tuple(factors) not in scales:
-        raise LayoutError(f"tail {index} enlarges by {' times '.join(map(str, factors))}; that is no official tail")
+        raise LayoutError(f"tail {index} enlarges by {' times '.join(map(str, factors))}; that is not an official tail")
     return scales[tuple(factors)]
 
 
@@ -250,57 +233,34 @@ def _check_layout(tensors: Mapping[str, Tensor], model: IPT, names: Mapping[str,
     config, shapes = model.config, {name: list(t.shape) for name, t in model.state_dict().items()}
     wanted = {official: shapes[name] for name, official in names.items()}
     wanted["body.query_embed.weight"] = [len(tasks), config.tokens * config.width]
-    problems = []
-    if missing := sorted(wanted.keys() - tensors.keys()):
-        problems.append(f"missing: {', '.join(missing)}")
-    if unexpected := sorted(tensors.keys() - wanted.keys()):
-        problems.append(f"unexpected: {', '.join(unexpected)}")
-    common = sorted(wanted.keys() & tensors.keys())
-    if misshaped := [
-        f"{n} is {list(tensors[n].shape)}, not {wanted[n]}" for n in common if list(tensors[n].shape) != wanted[n]
-    ]:
-        problems.append(f"misshaped: {', '.join(misshaped)}")
-    if not_finite := [n for n in common if not torch.isfinite(tensors[n]).all()]:
+    problems = misfits(wanted, tensors)
+    if not_finite := [n for n in sorted(wanted.keys() & tensors.keys()) if not torch.isfinite(tensors[n]).all()]:
         problems.append(f"NaN or Inf in: {', '.join(not_finite)}")
     if problems:
         raise LayoutError("the tensors are not those of an official IPT; " + "; ".join(problems))
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 written, 1 the file cannot be imported, 2 wrong arguments."""
     parser = make_parser("ipt-train import-official", __doc__ or "")
     parser.add_argument("file", type=Path, metavar="FILE.pt", help="official weights")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="names or ids, in the order of the file")
     parser.add_argument("--heads", type=int, default=12, help="attention heads (default %(default)s)")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 written, 1 the file cannot be imported, 2 wrong arguments."""
-    arguments = parse_arguments(argv)
+    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    try:
+
+    def work() -> None:
         model = convert(read_state_dict(arguments.file), arguments.tasks, arguments.heads)
-        digest = hashlib.sha256()
-        with arguments.file.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        digest = hashlib.sha256(arguments.file.read_bytes()).hexdigest()
         provenance = {
             "importer": "ipt_triton.train.model.import_official",
-            "source": {"file": arguments.file.name, "sha256": digest.hexdigest()},
+            "source": {"file": arguments.file.name, "sha256": digest},
         }
         save_checkpoint(model, arguments.output, provenance)
-    except (ConfigError, TaskChoiceError, TaskError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (CheckpointError, OfficialImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    logger.info("%s: %.1f M parameters, %s", arguments.output, millions, ", ".join(t.name for t in model.config.tasks))
-    print(arguments.output)
-    return 0
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        tasks = ", ".join(t.name for t in model.config.tasks)
+        logger.info("%s: %.1f M parameters, %s", arguments.output, millions, tasks)
+        print(arguments.output)
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(work)

@@ -6,26 +6,25 @@ ipt-train infer weights/ipt-tiny photo.png restored.png --task denoise_30 --stri
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ipt_triton.cli import make_parser
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
-from ipt_triton.tasks import TaskError
+from ipt_triton.images import SUFFIXES, read_rgb
 from ipt_triton.tiling import KEEP, STRIDE, Tiler
-from ipt_triton.train.model.checkpoint import CheckpointError, load_checkpoint
-from ipt_triton.train.model.ipt import IPT
-from ipt_triton.train.rivals.edsr import EDSR
+from ipt_triton.train.errors import WrongInput
+from ipt_triton.train.model.checkpoint import load_checkpoint
+from ipt_triton.train.model.ipt import Network
 
 
 @torch.inference_mode()
 def restore_image(
-    model: IPT | EDSR,
+    model: Network,
     image: np.ndarray,
     task: int | str,
     stride: int = STRIDE,
@@ -61,6 +60,14 @@ def restore_image(
     return tiler.result()
 
 
+def format_of(path: Path) -> str:
+    """Pillow's name of the format that a file name's ending stands for. Raises WrongInput naming those there are."""
+    file_format = Image.registered_extensions().get(path.suffix.lower(), "")
+    if file_format not in Image.SAVE:
+        raise WrongInput(f"{path} does not end like an image file; use one of {', '.join(sorted(SUFFIXES))}")
+    return file_format
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     parser = make_parser("ipt-train infer", __doc__ or "")
@@ -74,25 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
+        file_format = format_of(arguments.output)
         model = load_checkpoint(arguments.checkpoint).model
-        with Image.open(arguments.input) as photo:
-            image = np.asarray(photo.convert("RGB"))
-        restored = restore_image(
-            model, image, arguments.task, arguments.stride, arguments.keep, precision=arguments.precision
-        )
+        image = read_rgb(arguments.input)
+        tiling = arguments.stride, arguments.keep
+        restored = restore_image(model, image, arguments.task, *tiling, precision=arguments.precision)
         with atomic_file(arguments.output) as temporary:
-            Image.fromarray(restored).save(
-                temporary, format=Image.registered_extensions()[arguments.output.suffix.lower()]
-            )
-    except KeyError:
-        print(f"error: {arguments.output} does not end like an image file; use .png, for instance", file=sys.stderr)
-        return 2
-    except (CheckpointError, TaskError, ValueError, UnidentifiedImageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+            Image.fromarray(restored).save(temporary, format=file_format)
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(work, ValueError)

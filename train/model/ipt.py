@@ -8,7 +8,7 @@ body, told what to do by the task's embedding. The computation is that of the of
     restored = model(patches, "sr_x2")        # [B, 3, 48, 48] in 0..255  ->  [B, 3, 96, 96]
     restored = model.forward_mixed(patches, ["sr_x2", "denoise_30"])      # a task for each sample
 
-`Head`, `Body` and `Tail` work apart, as the exporter uses them:
+`Head`, `Body` and `Tail` also work alone, as the exporter uses them:
 
     features, embedding = model.heads["sr_x2"](patches)
     restored = model.tails["sr_x2"](model.body(features, embedding))
@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_triton.errors import IptError
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError, find_task, task_table
+from ipt_triton.train.errors import ConfigError
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean of DIV2K in 0..1; 255 times it is subtracted before every head and added after every tail (`sub_mean`)."""
@@ -34,10 +34,12 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)
 POSITIONS = ("learned", "none", "sincos")
 
 
-class ConfigError(IptError, ValueError):
-    """A model configuration that cannot be built."""
-
-    status = 2
+def check_whole(config: object, least: int, *names: str) -> None:
+    """Raise ConfigError for an attribute that is not a whole number of at least `least`."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} {value!r} is not a whole number ≥ {least}")
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,8 @@ class IPTConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", task_table(self.tasks))
-        for name in ("features", "patch_size", "token_size", "heads", "ffn_ratio", "encoder_layers", "decoder_layers"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
-                raise ConfigError(f"{name} {getattr(self, name)!r} is not a whole number")
-        for name in ("features", "patch_size", "token_size", "heads", "ffn_ratio"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} {getattr(self, name)} must not be negative")
+        check_whole(self, 1, "features", "patch_size", "token_size", "heads", "ffn_ratio")
+        check_whole(self, 0, "encoder_layers", "decoder_layers")
         if self.patch_size % self.token_size:
             raise ConfigError(f"patch_size {self.patch_size} is not a multiple of token_size {self.token_size}")
         if self.width % self.heads:
@@ -183,9 +178,7 @@ class Tail(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention without biases. query [B, N, D], key and value [B, M, D] -> [B, N, D].
 
-    One [3D, D] matrix holds the three projections, as in torch's MultiheadAttention; inputs that are the same tensor
-    share one product. In an exported graph each has its own, which spares the runtimes a Split, and scores and values
-    stand in the pattern that they fuse: Q scaled, MatMul, Softmax, MatMul.
+    One [3D, D] matrix holds the three projections, as in torch's MultiheadAttention.
     """
 
     def __init__(self, width: int, heads: int):
@@ -196,24 +189,24 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.projection)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        exported = torch.onnx.is_in_onnx_export()
+        projected = self.project(query, key, value)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in projected)  # [B, heads, N, D / heads]
+        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Q, K and V; inputs that are the same tensor share one product."""
         width = query.shape[-1]
-        if exported:
-            q, k, v = (F.linear(x, w) for x, w in zip((query, key, value), self.projection.split(width), strict=True))
-        elif query is key and key is value:
-            q, k, v = F.linear(query, self.projection).chunk(3, dim=-1)
-        elif query is key:
+        if query is key and key is value:
+            return F.linear(query, self.projection).chunk(3, dim=-1)
+        if query is key:
             q, k = F.linear(query, self.projection[: 2 * width]).chunk(2, dim=-1)
-            v = F.linear(value, self.projection[2 * width :])
-        else:
-            q = F.linear(query, self.projection[:width])
-            k, v = F.linear(key, self.projection[width:]).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, N, D / heads]
-        if exported:
-            x = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1) @ v
-        else:
-            x = F.scaled_dot_product_attention(q, k, v)
-        return self.out(x.transpose(1, 2).flatten(2))
+            return q, k, F.linear(value, self.projection[2 * width :])
+        q = F.linear(query, self.projection[:width])
+        return q, *F.linear(key, self.projection[width:]).chunk(2, dim=-1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(Q Kᵀ / √d) V, all [B, heads, N, d]."""
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 class EncoderLayer(nn.Module):
@@ -305,13 +298,28 @@ class Body(nn.Module):
         return x.view(b, g, g, c, t, t).permute(0, 3, 1, 4, 2, 5).reshape(b, c, g * t, g * t)
 
 
-class IPT(nn.Module):
-    """Heads, body and tails, random weights as torch initialises them; see `identity_start` for training.
+class Network(nn.Module):
+    """What is trained and restores: heads and tails by task name around one body, which all tasks share.
 
-    Attributes:
-        heads, tails: by task name.
-        body: shared by all tasks.
+    `forward(patches, task)` restores patches [B, 3, P, P] in 0..255 for one task -> [B, 3, P·scale, P·scale], not
+    clipped. `config` has at least `patch_size`, `tasks` and `to_dict`.
     """
+
+    config: Any
+    heads: nn.ModuleDict
+    body: nn.Module
+    tails: nn.ModuleDict
+
+    def task(self, key: int | str) -> Task:
+        """The task with this id or name. Raises TaskError naming those there are."""
+        return find_task(self.config.tasks, key)
+
+
+class IPT(Network):
+    """The network of the paper, random weights as torch initialises them; `start.identity_start` sets first ones."""
+
+    config: IPTConfig
+    body: Body
 
     def __init__(self, config: IPTConfig):
         super().__init__()
@@ -320,12 +328,7 @@ class IPT(nn.Module):
         self.body = Body(config)
         self.tails = nn.ModuleDict({t.name: Tail(config.features, t.scale) for t in config.tasks})
 
-    def task(self, key: int | str) -> Task:
-        """The task with this id or name. Raises TaskError naming those there are."""
-        return find_task(self.config.tasks, key)
-
     def forward(self, patches: Tensor, task: int | str) -> Tensor:
-        """Restore patches [B, 3, P, P] in 0..255 for one task -> [B, 3, P·scale, P·scale], not clipped."""
         name = self.task(task).name
         return self.tails[name](self.body(*self.heads[name](patches)))
 
@@ -349,76 +352,3 @@ def sincos_positions(tokens: int, width: int) -> Tensor:
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angles = torch.arange(tokens)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
-
-
-# Bicubic interpolation (a = -0.5) as a chain of 3-tap filters along one axis: per upsampling step the taps of the first
-# output phase of a convolution + pixel shuffle (the last phase mirrors it), then a smoothing filter [w, 1, w] at the
-# output's resolution. x2 and x3 are exact; x4 was fitted by least squares (largest tap error 0.001).
-_BICUBIC: dict[int, tuple[list[list[list[float]]], float]] = {
-    1: ([], 0.0),
-    2: ([[[-3 / 64, 38 / 64, -3 / 64]]], 0.5),
-    3: ([[[2 / 27, 8 / 27, -1 / 27], [-1 / 27, 11 / 27, -1 / 27]]], 1.0),
-    4: ([[[0.05262522, 0.44678546, -0.05734737]], [[0.17826874, 0.68528237, -0.01625579]]], 0.83528197),
-}
-
-
-@torch.no_grad()
-def identity_start(model: IPT) -> IPT:
-    """Set weights so that the untrained model returns its input, upsampled bicubically; the rest stays random.
-
-    RGB passes through the first three channels; the last layer of every residual branch and the position table are
-    zero; the tail's convolutions hold the interpolation (and halve, because body and skip both bring the features).
-    With `sincos` positions the output is off by at most one grey level. Needs at least 3 features.
-    """
-    body = model.body
-    heads: list[Any] = list(model.heads.values())
-    tails: dict[str, Any] = dict(model.tails.items())
-    for head in heads:
-        pass_colours(head.conv)
-        for block in head.blocks:
-            nn.init.zeros_(block.conv2.weight)
-            nn.init.zeros_(block.conv2.bias)
-        if isinstance(head.embedding, nn.Parameter):
-            nn.init.normal_(head.embedding, std=0.02)
-    if isinstance(body.position, nn.Parameter):
-        nn.init.zeros_(body.position)
-    last_layers = [body.linear_encoding, body.out2]
-    for layer in [*body.encoder, *body.decoder]:
-        last_layers += [m for n, m in layer.named_modules() if n.endswith(("linear2", "attention.out"))]
-    for linear in last_layers:
-        nn.init.zeros_(linear.weight)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
-    for task in model.config.tasks:
-        interpolate(tails[task.name], task.scale, gain=0.5)
-    return model
-
-
-@torch.no_grad()
-def pass_colours(conv: nn.Conv2d) -> None:
-    """Set a head's 3x3 convolution so that RGB comes through unchanged in its first three channels."""
-    assert conv.bias is not None
-    conv.weight[:3] = 0
-    conv.weight[:3, :, 1, 1] = torch.eye(3)
-    conv.bias[:3] = 0
-
-
-@torch.no_grad()
-def interpolate(tail: Tail, scale: int, gain: float) -> None:
-    """Set a tail so that it returns the first three channels, upsampled bicubically, `gain` times."""
-    halves, smooth = _BICUBIC[scale]
-    steps: list[Any] = list(tail.steps)
-    for conv, factor, half in zip(steps, tail.factors, halves, strict=True):
-        phases = torch.tensor(half + [p[::-1] for p in half[: factor // 2][::-1]])  # [factor, 3]
-        taps = torch.einsum("pk,ql->pqkl", phases, phases).reshape(factor**2, 3, 3)
-        weight = conv.weight.view(-1, factor**2, *conv.weight.shape[1:])  # [C, factor², C, 3, 3]
-        weight[:3] = 0
-        for c in range(3):
-            weight[c, :, c] = taps
-        conv.bias.view(-1, factor**2)[:3] = 0
-    smoothing = torch.tensor([smooth, 1.0, smooth])
-    nn.init.zeros_(tail.conv.weight)
-    for c in range(3):
-        tail.conv.weight[c, c] = gain * torch.outer(smoothing, smoothing)
-    assert tail.conv.bias is not None
-    nn.init.zeros_(tail.conv.bias)

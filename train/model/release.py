@@ -10,26 +10,35 @@ What is measured is what is shipped: evaluations of other weights than the round
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ipt_triton.cli import make_parser
+from ipt_triton.cli import make_parser, run_command
+from ipt_triton.tasks import Task
 from ipt_triton.tiling import STRIDE
-from ipt_triton.train.model.checkpoint import (
-    DTYPES,
-    Checkpoint,
-    CheckpointError,
-    content_hash,
-    load_checkpoint,
-    save_checkpoint,
-)
+from ipt_triton.train.errors import CheckpointError
+from ipt_triton.train.model.checkpoint import DTYPES, Checkpoint, content_hash, load_checkpoint, save_checkpoint
+from ipt_triton.train.model.ipt import IPT
 
 Row = dict[str, Any]
+
+KINDS = {
+    "sr": ("scale", "antialiased bicubic reduction by {}", "reductions of another kind"),
+    "derain": ("name", "synthetic rain streaks", "mist, and drops on the lens"),
+    "denoise": (
+        "sigma",
+        "Gaussian noise of σ {}, every second crop rounded to 8 bit",
+        "noise of another kind, or far from σ {}",
+    ),
+    "dejpeg": ("quality", "JPEG of quality {} with 4:2:0 chroma", "JPEG far from quality {}, and other compression"),
+    "deblur": ("sigma", "Gaussian blur of σ {} pixels", "blur of another kind, or far from σ {} pixels"),
+    "paired": ("name", "what the pairs of photographs for {} show", "what the pairs for {} do not show"),
+}
+"""By kind of task: what tells its tasks apart, how inputs are degraded, and what is out of range, in a card's words."""
 
 
 @torch.no_grad()
@@ -44,7 +53,7 @@ def read_rows(paths: Sequence[Path], sha256: str) -> list[Row]:
     """The rows of evaluation files, without the figures of single images.
 
     Raises:
-        CheckpointError: a file that is no evaluation, or one of other weights.
+        CheckpointError: a file that is not an evaluation, or one of other weights.
     """
     rows: list[Row] = []
     for path in paths:
@@ -52,7 +61,7 @@ def read_rows(paths: Sequence[Path], sha256: str) -> list[Row]:
             found = json.loads(path.read_text())
             rows += [{k: v for k, v in row.items() if k != "per_image"} for row in found]
         except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} is no evaluation: {error}") from None
+            raise CheckpointError(f"{path} is not an evaluation: {error}") from None
     for row in rows:
         if row.get("checkpoint_sha256") != sha256:
             raise CheckpointError(
@@ -63,10 +72,7 @@ def read_rows(paths: Sequence[Path], sha256: str) -> list[Row]:
 
 def quality_table(rows: Sequence[Row]) -> str:
     """Markdown: PSNR (dB) and SSIM of each task beside its classical baseline."""
-    lines = [
-        "| task | set | baseline | PSNR-Y | PSNR-RGB | SSIM-Y |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| task | set | baseline | PSNR-Y | PSNR-RGB | SSIM-Y |", "|---|---|---|---|---|---|"]
     for row in rows:
         psnr_y, psnr_rgb, ssim_y = (
             f"**{row[key]:.{digits}f}** ({row[f'baseline_{key}']:.{digits}f})"
@@ -77,20 +83,56 @@ def quality_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def model_card(name: str, checkpoint: Checkpoint, rows: Sequence[Row], data: str) -> str:
+def training_runs(provenance: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The provenance of each training run behind the weights of a checkpoint folder, the first one first.
+
+    Raises:
+        CheckpointError: the folder holds weights that were not trained here.
+    """
+    runs = [provenance]
+    while "parent" in runs[0]:
+        runs.insert(0, runs[0]["parent"]["provenance"])
+    needed = ("steps", "patches", "hours", "device", "torch", "git_commit")
+    for run in runs:
+        if missing := [key for key in ("data", *needed)[run is not provenance :] if key not in run]:
+            raise CheckpointError(f"{folder} does not tell its {missing[0]!r}: was it trained here?")
+    return runs
+
+
+def degradations(tasks: Iterable[Task], paired: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """By kind of task: how its inputs were degraded, and what is out of range.
+
+    Args:
+        paired: names of tasks that were trained on pairs, whatever their kind.
+    """
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault("paired" if task.name in paired else task.kind, []).append(task)
+    for kind, members in groups.items():
+        attribute, how, outside = KINDS[kind]
+        values = [f"{v:g}" if isinstance(v, float) else str(v) for v in (getattr(t, attribute) for t in members)]
+        joined = " and ".join([", ".join(values[:-1]), values[-1]] if values[1:] else values)
+        yield how.format(joined), outside.format(joined)
+
+
+def model_card(name: str, model: IPT, runs: Sequence[dict[str, Any]], rows: Sequence[Row], data: str) -> str:
     """The model card as Markdown.
 
     Args:
         name: of the weights.
+        runs: as `training_runs` gives them.
         data: a sentence or more on the training images and their licences.
     """
-    config, made = checkpoint.model.config, checkpoint.provenance
-    parameters = sum(p.numel() for p in checkpoint.model.parameters()) / 1e6
+    config, seen = model.config, runs[-1]["data"]
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
     tasks = ", ".join(t.name for t in config.tasks)
-    seen = made["data"]
-    data_line = f"{seen['photographs']} photographs"
+    photographs = f"{seen['photographs']} photographs"
     if "megapixels" in seen:  # unknown where workers decode
-        data_line += f", {seen['megapixels']} megapixels"
+        photographs += f", {seen['megapixels']} megapixels"
+    paired = {run["task"] for run in runs if run.get("data", {}).get("paired")}
+    inputs, outside = zip(*degradations(config.tasks, paired), strict=True)
+    border = "; super-resolution without `scale` border pixels" if any(t.scale > 1 for t in config.tasks) else ""
+    history = "\n".join(_listed(run, config.patch_size) for run in runs)
     return f"""# {name}
 
 IPT with {config.features} features, {config.encoder_layers}+{config.decoder_layers} layers and {parameters:.2f} M
@@ -98,36 +140,31 @@ parameters for {tasks}, stored in half precision.
 
 ## Quality
 
-Ours in bold, the classical baseline in brackets. PSNR in dB; inputs and outputs in 8 bit; super-resolution without
-`scale` border pixels. Plain PyTorch in FP32, tiles every {STRIDE} pixels. The test images are for evaluation alone.
+Ours in bold, the classical baseline in brackets. PSNR in dB; inputs and outputs in 8 bit{border}.
+Plain PyTorch in FP32, tiles every {STRIDE} pixels. The test images are for evaluation alone.
 
 {quality_table(rows)}
 
 ## Training
 
-- Data: {data_line}; {seen["held_out"]} more were held out. {data}
-- Inputs are degraded on the fly: antialiased bicubic reduction; Gaussian noise, every second crop rounded to 8 bit;
-  synthetic rain streaks.
-{_runs(made, config.patch_size)}
+- Data: {photographs}; {seen["held_out"]} more were held out. {data}
+- Degradation of the inputs: {"; ".join(inputs)}.
+{history}
 
 ## Limits
 
-Trained for a short time: compare the figures with what larger models reach. Rain is synthetic streaks; mist, and drops
-on the lens, are not known to it. Noise of another kind, or far from σ 30 and 50, is out of its range.
+Trained for a short time: compare the figures with what larger models reach. Out of its range: {"; ".join(outside)}.
 """
 
 
-def _runs(made: dict[str, Any], patch_size: int) -> str:
-    """A list of the training runs behind weights, the first one first."""
-    before = made.get("parent")
-    recipe = ", ".join(f"{k} {v}" for k, v in made.get("recipe", {}).items() if v is not None)
-    start = "the weights before" if before else "the identity"
-    where = f"{made['device'].upper()}, torch {made['torch']}, commit {made['git_commit'][:12]}"
-    line = (
-        f"- From {start}: {made['steps']} steps, {made['patches']} patches of {patch_size}x{patch_size} pixels and "
-        f"{made['hours']} hours\n  ({where}).\n  Recipe: {recipe}."
-    )
-    return f"{_runs(before['provenance'], patch_size)}\n{line}" if before else line
+def _listed(run: dict[str, Any], patch_size: int) -> str:
+    """A training run as an item of a list."""
+    origin = "the weights before" if "parent" in run else "the identity"
+    recipe = ", ".join(f"{k} {v}" for k, v in run.get("recipe", {}).items() if v is not None)
+    return f"""- From {origin}: {run["steps"]} steps, {run["patches"]} patches of {patch_size}x{patch_size} pixels and \
+{run["hours"]} hours
+  ({run["device"].upper()}, torch {run["torch"]}, commit {run["git_commit"][:12]}).
+  Recipe: {recipe}."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,23 +176,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="", metavar="TEXT", help="on the training images and their licences")
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16")
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         checkpoint = rounded(load_checkpoint(arguments.checkpoint), arguments.dtype)
         rows = read_rows(arguments.evaluation, checkpoint.sha256)
-        card = model_card(arguments.output.name, checkpoint, rows, arguments.data)
+        runs = training_runs(checkpoint.provenance, arguments.checkpoint)
+        card = {"README.md": model_card(arguments.output.name, checkpoint.model, runs, rows, arguments.data)}
         quality = {**checkpoint.quality, "evaluation": rows}
-        save_checkpoint(
-            checkpoint.model, arguments.output, checkpoint.provenance, quality, arguments.dtype, {"README.md": card}
-        )
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyError as error:
-        print(f"error: {arguments.checkpoint} does not tell its {error}: was it trained here?", file=sys.stderr)
-        return 1
-    print(f"{arguments.output}: {sum(p.stat().st_size for p in arguments.output.iterdir()) / 2**20:.1f} MiB")
-    return 0
+        save_checkpoint(checkpoint.model, arguments.output, checkpoint.provenance, quality, arguments.dtype, card)
+        print(f"{arguments.output}: {sum(p.stat().st_size for p in arguments.output.iterdir()) / 2**20:.1f} MiB")
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(work)

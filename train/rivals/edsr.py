@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_triton.tasks import OFFICIAL_TASKS, Task, find_task, task_table
-from ipt_triton.train.model.ipt import RGB_MEAN, ConfigError, Tail, interpolate, pass_colours
+from ipt_triton.tasks import OFFICIAL_TASKS, Task, task_table
+from ipt_triton.train.model.ipt import RGB_MEAN, Network, Tail, check_whole
+from ipt_triton.train.model.start import interpolate, pass_colours, zero
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,8 @@ class EDSRConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", task_table(self.tasks))
-        for name, least in (("features", 1), ("blocks", 0), ("patch_size", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} {value!r} is not a whole number ≥ {least}")
+        check_whole(self, 1, "features", "patch_size")
+        check_whole(self, 0, "blocks")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -73,14 +72,11 @@ class Block(nn.Module):
         return x + self.residual_scale * self.conv2(F.relu(self.conv1(x)))
 
 
-class EDSR(nn.Module):
-    """Heads, body and tails, random weights as torch initialises them.
+class EDSR(Network):
+    """EDSR's network for patches of any size, random weights as torch initialises them."""
 
-    Attributes:
-        heads, tails: by task name.
-        body: shared by all tasks.
-    """
-
+    config: EDSRConfig
+    body: nn.Sequential
     mean: Tensor
 
     def __init__(self, config: EDSRConfig):
@@ -95,16 +91,10 @@ class EDSR(nn.Module):
         self.tails = nn.ModuleDict({t.name: Tail(features, t.scale) for t in config.tasks})
         self.register_buffer("mean", 255 * torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
 
-    def task(self, key: int | str) -> Task:
-        """The task with this id or name. Raises TaskError naming those there are."""
-        return find_task(self.config.tasks, key)
-
     def forward(self, patches: Tensor, task: int | str) -> Tensor:
-        """Restore patches [B, 3, H, W] in 0..255 for one task -> [B, 3, H·scale, W·scale], not clipped."""
         name = self.task(task).name
         features = self.heads[name](patches - self.mean)
-        restored: Tensor = self.tails[name](self.body(features) + features)
-        return restored
+        return self.tails[name](self.body(features) + features)
 
 
 def bicubic_start(model: EDSR) -> EDSR:
@@ -114,12 +104,8 @@ def bicubic_start(model: EDSR) -> EDSR:
     the rest stays random. Needs at least 3 features.
     """
     heads: list[Any] = list(model.heads.values())
-    tails: dict[str, Any] = dict(model.tails.items())
     for head in heads:
         pass_colours(head)
-    last: Any = model.body[-1]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    for task in model.config.tasks:
-        interpolate(tails[task.name], task.scale, gain=1.0)
+    zero(model.body[-1])
+    interpolate(model, gain=1.0)
     return model

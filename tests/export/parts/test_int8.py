@@ -42,7 +42,8 @@ from ipt_triton.manifest import IR_VERSION, OPSET, read_manifest
 from ipt_triton.parity import TOLERANCES, measure
 from ipt_triton.tasks import Task
 from ipt_triton.train.model.checkpoint import save_checkpoint
-from ipt_triton.train.model.ipt import IPT, identity_start
+from ipt_triton.train.model.ipt import IPT
+from ipt_triton.train.model.start import identity_start
 
 needs_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="INT8 needs NNCF: pip install 'ipt-triton[int8]'")
 ONE_PHOTO = read_photos(PHOTOS)[:1]

@@ -106,11 +106,11 @@ def test_a_packed_pool_holds_the_photographs(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_file_that_is_no_packed_pool_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pool.npz"
-    with pytest.raises(DataError, match="is no packed pool"):
+    with pytest.raises(DataError, match="is not a packed pool"):
         load_pool([path], 48)
     write_packed(pool(3), path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match="is no packed pool"):
+    with pytest.raises(DataError, match="is not a packed pool"):
         load_pool([path], 48)
 
 

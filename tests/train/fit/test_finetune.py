@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.training import CONFIG, one_thread, photograph, write_photographs
+from helpers.training import CONFIG, photograph
 from PIL import Image
 
 from ipt_triton.tasks import OFFICIAL_TASKS, Task
-from ipt_triton.train.fit.command import HELD_OUT
 from ipt_triton.train.fit.finetune import extend, main
 from ipt_triton.train.model.checkpoint import load_checkpoint, save_checkpoint
-from ipt_triton.train.model.ipt import IPT, identity_start
+from ipt_triton.train.model.ipt import IPT
+from ipt_triton.train.model.start import identity_start
 
-
-@pytest.fixture(autouse=True, scope="module")
-def repeatable() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    write_photographs(folder, HELD_OUT + 3, side=100)
-    return folder
+pytestmark = pytest.mark.usefixtures("repeatable")
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +52,7 @@ def test_a_new_task_on_a_frozen_body_leaves_everything_else_as_it_was(
         assert torch.equal(before.model(x, task.name), after.model(x, task.name))
     start = extend(before.model, after.model.task("dejpeg_40"), alone=False).state_dict()
     assert {n for n in new if not torch.equal(new[n], start[n])} == new.keys() - old.keys()
-    told = after.provenance
-    assert told["parent"]["sha256"] == before.sha256 and told["parent"]["provenance"] == {"made_by": "tests"}
+    assert after.provenance["parent"] == {"sha256": before.sha256, "provenance": {"made_by": "tests"}}
     assert set(after.quality["held_out_psnr_rgb"]) == {"dejpeg_40"}
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.training import CONFIG, CPU, feed_of, make_trainer, one_thread, photograph, weights
+from helpers.training import CONFIG, CPU, feed_of, make_trainer, photograph, weights
 
 from ipt_triton.tasks import Task
 from ipt_triton.train.data.feed import Crops, Part, Store, parts_from
 from ipt_triton.train.data.pool import Pool
+from ipt_triton.train.errors import TrainingError
 from ipt_triton.train.fit.command import HELD_OUT
-from ipt_triton.train.fit.loop import Figures, Trainer, TrainingError, save, train
+from ipt_triton.train.fit.figures import Figures
+from ipt_triton.train.fit.loop import Trainer, save, train
 from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.fit.state import read_state
@@ -25,11 +27,7 @@ from ipt_triton.train.fit.validation import validate
 from ipt_triton.train.model.checkpoint import load_checkpoint
 from ipt_triton.train.model.ipt import IPT, IPTConfig
 
-
-@pytest.fixture(autouse=True, scope="module")
-def repeatable() -> Iterator[None]:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("repeatable")
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +77,8 @@ def test_the_checkpoint_loads_and_tells_how_it_came_about(pool: Pool, tmp_path: 
     assert checkpoint.model.config == CONFIG
     for name, tensor in checkpoint.model.state_dict().items():
         assert torch.equal(tensor, trainer.average.state_dict()[name])
-    told = checkpoint.provenance
-    assert (told["steps"], told["patches"], told["recipe"]["seed"]) == (3, 24, 4)
+    made = checkpoint.provenance
+    assert (made["steps"], made["patches"], made["recipe"]["seed"]) == (3, 24, 4)
     assert set(checkpoint.quality["held_out_psnr_rgb"]) == {"derain", "denoise_30", "denoise_50"}
 
 
@@ -117,9 +115,9 @@ def test_a_run_in_two_parts_gives_the_weights_of_a_run_in_one(
 
 def test_the_seed_decides_the_run(pool: Pool) -> None:
     runs = [make_trainer(4, seed=seed) for seed in (1, 1, 2)]
-    for one in runs:
-        step(one, pool, 4)
-    figures = [one.settle() for one in runs]
+    for trainer in runs:
+        step(trainer, pool, 4)
+    figures = [trainer.collect_figures() for trainer in runs]
     assert figures[0] == figures[1] != figures[2]
     same, other = (all(torch.equal(t, weights(runs[i])[n]) for n, t in weights(runs[0]).items()) for i in (1, 2))
     assert same and not other
@@ -129,7 +127,7 @@ def test_a_step_trains_one_task_with_the_body_and_no_other(pool: Pool) -> None:
     trainer = make_trainer(100)
     start = weights(trainer)
     step(trainer, pool)
-    (figures,) = trainer.settle()
+    (figures,) = trainer.collect_figures()
     changed = {n for n, t in weights(trainer).items() if not torch.equal(t, start[n])}
     trained = {".".join(n.split(".")[1:3]) for n in changed if ".body." not in n}
     assert trained == {f"heads.{figures.tasks}", f"tails.{figures.tasks}"}
@@ -139,7 +137,7 @@ def test_a_step_trains_one_task_with_the_body_and_no_other(pool: Pool) -> None:
 def test_a_step_of_samples_trains_several_tasks(pool: Pool) -> None:
     trainer = make_trainer(100, sampling="sample", batch=12, weights={"derain": 0.001})
     step(trainer, pool, 3)
-    assert {f.tasks for f in trainer.settle()} == {"denoise_30 denoise_50"}
+    assert {f.tasks for f in trainer.collect_figures()} == {"denoise_30 denoise_50"}
 
 
 def test_two_accumulated_micro_batches_are_one_batch_of_twice_the_size(pool: Pool) -> None:
@@ -185,7 +183,7 @@ def test_a_gradient_that_is_not_finite_stops_as_well(pool: Pool) -> None:
     next(iter(trainer.model.body.parameters())).register_hook(lambda gradient: gradient * float("nan"))
     step(trainer, pool)
     with pytest.raises(TrainingError, match=r"gradient of step 0, task \w+, is nan"):
-        trainer.settle()
+        trainer.collect_figures()
 
 
 @pytest.mark.parametrize("part", ["model", "average"])
@@ -247,7 +245,7 @@ def test_a_compiled_body_computes_the_same(pool: Pool, monkeypatch: pytest.Monke
     compiled = Trainer(model, plain.recipe, Runtime(CPU), CONFIG.tasks, compiled=True)
     for trainer in (plain, compiled):
         step(trainer, pool, 3)
-    for one, other in zip(plain.settle(), compiled.settle(), strict=True):
+    for one, other in zip(plain.collect_figures(), compiled.collect_figures(), strict=True):
         assert one.tasks == other.tasks and list(one[2:]) == pytest.approx(list(other[2:]), rel=1e-3)
 
 

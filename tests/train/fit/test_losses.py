@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.training import CONFIG
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.train.fit.losses import Group, Objective, contrastive_loss
-from ipt_triton.train.model.ipt import IPT, IPTConfig
-
-CONFIG = IPTConfig(features=4, encoder_layers=1, decoder_layers=1, heads=2, tasks=OFFICIAL_TASKS[3:])
+from ipt_triton.train.model.ipt import IPT
 
 
 def equation_6(tokens: Tensor, temperature: float) -> float:

@@ -26,13 +26,6 @@ from ipt_triton.train.model.checkpoint import load_checkpoint
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    write_photographs(folder, HELD_OUT + 3, side=100)
-    return folder
-
-
 def command(photos: Path, output: Path, *more: str) -> list[str]:
     required = ["--data", str(photos), "--output", str(output), "--tasks", "denoise_50", "--precision", "fp32"]
     return [*required, "--batch", "2", "--device", "cpu", *more]
@@ -40,7 +33,7 @@ def command(photos: Path, output: Path, *more: str) -> list[str]:
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "ipt_triton.train.fit.pretrain", *arguments],
+        [sys.executable, "-m", "ipt_triton.train", "pretrain", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
@@ -192,9 +185,9 @@ def test_optional_tasks_weights_fractions_and_packed_pools_are_accepted(photos: 
         ("dejpeg_40", 40, 0.0),
         ("deblur", 0, 1.6),
     ]
-    told = checkpoint.provenance
-    assert told["data"]["photographs"] == 2 and told["recipe"]["weights"] == {"deblur": 2.0}
-    assert told["patches"] == 2 * 2 * 2
+    made = checkpoint.provenance
+    assert made["data"]["photographs"] == 2 and made["recipe"]["weights"] == {"deblur": 2.0}
+    assert made["patches"] == 2 * 2 * 2
 
 
 def test_a_run_starts_from_a_checkpoint_with_its_architecture_and_tasks(
@@ -232,12 +225,12 @@ def test_a_convolutional_rival_is_trained_and_resumed(photos: Path, tmp_path: Pa
         (["--steps", "-5"], "--steps -5 is not allowed"),
         (["--steps", "5", "--batch", "0"], "--batch 0 is not allowed"),
         (["--steps", "5", "--batch", "1"], "give --batch 2 or more, or --contrastive 0"),
-        (["--time-budget", "soon"], "'soon' is no duration"),
+        (["--time-budget", "soon"], "'soon' is not a duration"),
         (["--steps", "5", "--preset", "ipt-huge"], "ipt-huge"),
         (["--steps", "5", "--preset", "ipt-tiny", "--start", "x"], "--preset is decided by the checkpoint"),
-        (["--steps", "5", "--preset", "edsr-tiny", "--contrastive", "0.1"], "edsr-tiny is none"),
+        (["--steps", "5", "--preset", "edsr-tiny", "--contrastive", "0.1"], "edsr-tiny is not one"),
         (["--steps", "5", "--data-fraction", "1.5"], "--data-fraction 1.5 is not allowed"),
-        (["--steps", "5", "--task-weights", "sr_x2=none"], "'sr_x2=none' is no weight"),
+        (["--steps", "5", "--task-weights", "sr_x2=none"], "'sr_x2=none' is not a weight"),
     ],
 )
 def test_wrong_arguments_end_with_status_2(

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training import write_photographs
+from helpers.training import one_thread
 
-from ipt_triton.train.fit.command import HELD_OUT
 from ipt_triton.train.fit.pretrain import main
 from ipt_triton.train.fit.state import read_state
 
@@ -24,12 +23,10 @@ def arguments(photos: Path, output: Path) -> list[str]:
     return ["--data", str(photos), "--output", str(output), *fixed, "--batch", "2", "--device", "cpu", "--steps", "3"]
 
 
-def test_two_processes_train_what_one_trains_with_twice_the_batch(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    write_photographs(photos, HELD_OUT + 3, side=100)
+def test_two_processes_train_what_one_trains_with_twice_the_batch(photos: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [*launcher, "-m", "ipt_triton.train.fit.pretrain", *arguments(photos, tmp_path / "two")],
+        [*launcher, "-m", "ipt_triton.train", "pretrain", *arguments(photos, tmp_path / "two")],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -37,10 +34,8 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(tmp_path: Path
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert main([*arguments(photos, tmp_path / "one"), "--accumulate", "2"]) == 0
-    torch.set_num_threads(before)
+    with one_thread():
+        assert main([*arguments(photos, tmp_path / "one"), "--accumulate", "2"]) == 0
     one, two = (read_state(tmp_path / name / "state.pt") for name in ("one", "two"))
     assert (one["step"], two["step"], two["recipe"]["processes"]) == (3, 3, 2)
     assert one["provenance"]["patches"] == two["provenance"]["patches"] == 12

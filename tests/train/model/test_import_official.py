@@ -208,7 +208,7 @@ def test_the_command_writes_a_checkpoint_that_tells_its_source(tmp_path: Path) -
     source = official("sr_x3")
     file, output = tmp_path / "IPT_sr3.pt", tmp_path / "out"
     torch.save(source.state_dict(), file)
-    command = [sys.executable, "-m", "ipt_triton.train.model.import_official", str(file), "--output", str(output)]
+    command = [sys.executable, "-m", "ipt_triton.train", "import-official", str(file), "--output", str(output)]
     command += ["--tasks", "sr_x3", "--heads", "3"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert (run.returncode, run.stdout) == (0, f"{output}\n"), run.stderr

@@ -13,7 +13,8 @@ from ipt_triton.benchmarks.quality.classical import bicubic_up
 from ipt_triton.images import PHOTOS
 from ipt_triton.metrics import psnr
 from ipt_triton.train.model.infer import main, restore_image
-from ipt_triton.train.model.ipt import IPT, PRESETS, identity_start
+from ipt_triton.train.model.ipt import IPT, PRESETS
+from ipt_triton.train.model.start import identity_start
 
 
 def test_result_does_not_depend_on_the_batch_size():
@@ -57,9 +58,10 @@ def test_command_writes_the_picture_that_the_function_returns(small_checkpoint: 
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["in.png", "out.png", "--task", "sharpen"], 1, "unknown task 'sharpen'; there are: 0 sr_x2"),
+        (["in.png", "out.png", "--task", "sharpen"], 2, "unknown task 'sharpen'; there are: 0 sr_x2"),
         (["in.png", "out.png", "--task", "derain", "--stride", "47"], 1, "STRIDE 47 is not allowed"),
-        (["in.png", "out.what", "--task", "derain"], 2, "does not end like an image file"),
+        (["in.png", "out.what", "--task", "derain"], 2, "out.what does not end like an image file; use one of .avif, "),
+        (["none.png", "out.psd", "--task", "derain"], 2, "out.psd does not end like an image file"),  # before any work
         (["none.png", "out.png", "--task", "derain"], 1, "none.png"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,19 +12,15 @@ from torch import Tensor
 
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError
 from ipt_triton.train.model.import_official import convert
-from ipt_triton.train.model.ipt import IPT, PRESETS, ConfigError, IPTConfig, identity_start, preset, sincos_positions
+from ipt_triton.train.model.ipt import IPT, PRESETS, Attention, ConfigError, IPTConfig, preset, sincos_positions
+from ipt_triton.train.model.onnx import ExplicitAttention, for_onnx
+from ipt_triton.train.model.start import identity_start
 
 NAMES = [t.name for t in OFFICIAL_TASKS]
 SMALL = IPTConfig(features=8, encoder_layers=1, decoder_layers=1, heads=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for a busy core make small products many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("repeatable")  # threads that wait for a busy core make small products slow
 
 
 def patches(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -162,6 +157,18 @@ def test_the_embedding_alone_tells_the_body_its_task() -> None:
     plain = IPT(replace(SMALL, task_embedding=False)).eval()
     assert not any("embedding" in name for name in plain.state_dict())
     assert torch.count_nonzero(plain.heads["derain"](patches(1))[1]) == 0
+
+
+@torch.no_grad()
+def test_the_form_for_onnx_computes_the_same_with_the_same_weights_and_leaves_the_module_alone() -> None:
+    torch.manual_seed(0)
+    body = IPT(SMALL).body.double()
+    exported = for_onnx(body)
+    x, embedding = torch.randn(2, 8, 48, 48).double(), torch.randn(2, 256, 72).double()
+    torch.testing.assert_close(exported(x, embedding), body(x, embedding), rtol=0, atol=1e-9)
+    assert all(ours is theirs for ours, theirs in zip(body.parameters(), exported.parameters(), strict=True))
+    assert type(exported.decoder[0].cross_attention) is ExplicitAttention
+    assert type(body.decoder[0].cross_attention) is Attention
 
 
 def test_sincos_positions_are_the_table_of_the_paper() -> None:

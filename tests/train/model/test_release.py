@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.support import small_model
+from helpers.support import SMALL, small_model
 
+from ipt_triton.tasks import Task
 from ipt_triton.train.__main__ import main as ipt_train
 from ipt_triton.train.model.checkpoint import load_checkpoint, save_checkpoint
 from ipt_triton.train.model.release import main
@@ -94,4 +96,41 @@ def test_figures_of_other_weights_are_refused(trained: Path, tmp_path: Path, cap
 def test_file_that_is_no_evaluation_is_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "x.json").write_text("{]")
     assert main([str(trained), str(tmp_path / "released"), "--evaluation", str(tmp_path / "x.json")]) == 1
-    assert "x.json is no evaluation" in capsys.readouterr().err
+    assert "x.json is not an evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tasks", "paired", "inputs", "outside"),
+    [
+        ([Task(4, "denoise_15", "denoise", sigma=15)], False, "Gaussian noise of σ 15, every", "or far from σ 15."),
+        (
+            [Task(1, "sr_x3", "sr", scale=3), Task(2, "sr_x4", "sr", scale=4)],
+            False,
+            "antialiased bicubic reduction by 3 and 4.",
+            "reductions of another kind.",
+        ),
+        ([Task(6, "jpeg", "dejpeg", quality=10)], False, "JPEG of quality 10 with", "JPEG far from quality 10,"),
+        (
+            [Task(7, "deblur", "deblur", sigma=1.6)],
+            False,
+            "Gaussian blur of σ 1.6 pixels.",
+            "or far from σ 1.6 pixels.",
+        ),
+        ([Task(3, "derain", "derain")], False, "synthetic rain streaks.", "mist, and drops on the lens."),
+        ([Task(3, "derain", "derain")], True, "what the pairs of photographs for derain show.", "do not show."),
+        ([Task(8, "fog", "paired")], True, "what the pairs of photographs for fog show.", "the pairs for fog do not"),
+    ],
+)
+def test_a_card_tells_of_its_own_tasks_and_of_no_other(
+    tmp_path: Path, tasks: list[Task], paired: bool, inputs: str, outside: str
+):
+    model = small_model(config=replace(SMALL, tasks=tuple(tasks)))
+    made = {**PROVENANCE, "data": {**PROVENANCE["data"], "paired": paired}, "task": tasks[0].name}
+    save_checkpoint(model, tmp_path / "trained", made, {})
+    assert main([str(tmp_path / "trained"), str(tmp_path / "released")]) == 0
+    card = (tmp_path / "released" / "README.md").read_text()
+    assert f"- Degradation of the inputs: {inputs}" in card
+    assert outside in card.replace("\n", " ")[card.index("Out of its range:") :]
+    kinds = {"bicubic": "sr", "border": "sr", "rain streaks": "derain", "noise": "denoise", "JPEG": "dejpeg"}
+    for word, kind in {**kinds, "blur of": "deblur", "pairs": "paired"}.items():
+        assert (word in card) == (("paired" if paired else tasks[0].kind) == kind), word

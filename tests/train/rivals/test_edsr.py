@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError
-from ipt_triton.train.model.ipt import IPT, RGB_MEAN, ConfigError, identity_start, preset
+from ipt_triton.train.errors import ConfigError
+from ipt_triton.train.model.ipt import IPT, RGB_MEAN, preset
+from ipt_triton.train.model.start import identity_start
 from ipt_triton.train.rivals.edsr import CNN_PRESETS, EDSR, EDSRConfig, bicubic_start
 
 SMALL = EDSRConfig(features=6, blocks=2, residual_scale=0.5)
