@@ -1,6 +1,7 @@
 # make demo     sets up, exports, serves, restores real photographs for every task, writes build/demo/report.html
 # make serve    the same server, staying up
 # make test     lint, types and tests
+# make docs     the pages of docs/, into build/docs
 # make engines  on a GPU machine: FP16 parts, TensorRT engines of them, and build/tensorrt_models for ipt-serve
 #
 # Engines run in the version of TensorRT alone that built them. This one builds with that of the virtual environment (pip
@@ -27,7 +28,7 @@ pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
 sources := $(wildcard train/*.py export/*.py triton_models/restore/1/model.py)
 
-.PHONY: demo serve export engines test lint clean
+.PHONY: demo serve export engines test lint docs clean
 
 demo: export
 	$(bin)/ipt-benchmark demo --repository $(REPOSITORY) --output build/demo
@@ -56,6 +57,13 @@ lint: $(VENV)/.installed
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(bin)/python -m pip install $(pip_flags) --editable '.[docs]'
+	touch $@
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.11 ...")'
