@@ -5,7 +5,7 @@ The parts folder holds `head_<task>.onnx`, `body.onnx` (or `body_<8 hex of its h
 checkpoints hold the same body, bit for bit, share it.
 
 For OpenVINO the graphs are FP32 and the precision is told to it at run time. For TensorRT the precision is in the graph
-(`type_choice`), and `samples.npz` holds what PyTorch computed on real tiles, as `<task>/<TENSOR>`, float32: engines
+(`typed`), and `samples.npz` holds what PyTorch computed on real tiles, as `<task>/<TENSOR>`, float32: engines
 are compared with it on machines without PyTorch. The embedding, the same for every tile, has one row there.
 """
 
@@ -23,25 +23,33 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ipt_triton.errors import IptError
+from ipt_triton.export.errors import ExportError
 from ipt_triton.export.parts.calibration import calibration_samples, held_out
-from ipt_triton.export.parts.checks import OpByOp, check_typed_part
+from ipt_triton.export.parts.checks import check_for_tensorrt
 from ipt_triton.export.parts.flops import count_flops
-from ipt_triton.export.parts.graph import clean_graph
+from ipt_triton.export.parts.graph import clean_graph, count_weights, layer_precision, list_layers
 from ipt_triton.export.parts.int8 import Gate, quantize_body
-from ipt_triton.export.parts.parity import check_part, real_tiles
-from ipt_triton.export.parts.type_choice import check_for_tensorrt, check_task, choose_half_ports, lower
+from ipt_triton.export.parts.parity import OpByOp, check_part, check_task, check_typed_part, real_tiles
+from ipt_triton.export.parts.typed import fp16_ports, type_part
 from ipt_triton.files import atomic_directory
-from ipt_triton.manifest import OPSET, PRECISIONS, RESIDUALS, SAMPLES, TENSORS, Int8, Manifest, Part, Port, Route
+from ipt_triton.manifest import (
+    OPSET,
+    PRECISIONS,
+    RESIDUALS,
+    SAMPLES,
+    TENSORS,
+    Int8,
+    Manifest,
+    Part,
+    Port,
+    Route,
+    tasks_of_parts,
+)
 from ipt_triton.tasks import Task, task_table
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 from ipt_triton.train.model.ipt import IPT
 
 logger = logging.getLogger(__name__)
-
-
-class ExportError(IptError, ValueError):
-    """Checkpoints that cannot be exported together, or a precision that their runtime does not have."""
 
 
 def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[str, tuple[str, nn.Module]]]:
@@ -110,18 +118,18 @@ def export_parts(
         photos: clean photographs, uint8 RGB, for INT8 alone, which is calibrated and judged on them.
 
     Raises:
-        CalibrationError, ExportError, GraphError, ParityError, QuantizationError: nothing is written then.
+        CalibrationError, ExportError, ParityError, QuantizationError: nothing is written then.
     """
     check_combination(runtime, precision, residual, fp32_io)
     routes, modules = plan_routes(checkpoints)
     models = {c.sha256: c.model for c in checkpoints}
     samples = {r.task.name: _samples(models[r.checkpoint_sha256], r.task) for r in routes}
     typed = runtime != "openvino" and precision != "fp32"
-    half_ports = choose_half_ports(samples.values()) if typed and not fp32_io else frozenset()
+    low_ports = fp16_ports(samples.values()) if typed and not fp32_io else frozenset()
     with atomic_directory(folder) as temporary:
         parts: dict[str, Part] = {}
         networks: dict[str, OpByOp] = {}
-        for name, (kind, tasks) in _tasks_of_parts(routes).items():
+        for name, (kind, tasks) in tasks_of_parts(routes).items():
             inputs, expected = (_deal_out(samples, tasks, names) for names in TENSORS[kind])
             sha256, module = modules[name]
             path = temporary / f"{name}.onnx"
@@ -140,8 +148,8 @@ def export_parts(
             logger.info("%s: %s", name, parity)
             largest: float | None = None
             if typed:
-                lowered = lower(graph, inputs, precision, "low" if residual == "float16" else "fp32", half_ports)
-                graph, keep, largest = lowered.graph, lowered.keep, lowered.largest
+                part = type_part(graph, inputs, precision, "low" if residual == "float16" else "fp32", low_ports)
+                graph, keep, largest = part.graph, part.keep, part.largest
                 networks[name] = OpByOp(graph)
                 parity = check_typed_part(networks[name], inputs, expected, precision)
                 logger.info("%s: %s, largest value %.4g, layers kept FP32: %d", name, parity, largest, len(keep))
@@ -155,10 +163,13 @@ def export_parts(
                 sha256,
                 parity,
                 flops,
+                count_weights(graph),
+                layer_precision(graph, precision),
                 keep,
                 residual,
                 largest,
                 int8,
+                list_layers(graph) if runtime != "openvino" else (),
             )
         for i, route in enumerate(routes if typed else ()):
             in_a_row = [networks[name] for name in (route.head, route.body, route.tail)]
@@ -171,15 +182,6 @@ def export_parts(
         manifest = Manifest(patch_size, runtime, precision, tuple(parts.values()), tuple(routes))
         manifest.save(temporary)
     return manifest
-
-
-def _tasks_of_parts(routes: Sequence[Route]) -> dict[str, tuple[str, list[str]]]:
-    """Kind of each part and the tasks that it serves, by its name."""
-    parts: dict[str, tuple[str, list[str]]] = {}
-    for route in routes:
-        for kind, name in (("head", route.head), ("body", route.body), ("tail", route.tail)):
-            parts.setdefault(name, (kind, []))[1].append(route.task.name)
-    return parts
 
 
 def _deal_out(

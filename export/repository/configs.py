@@ -8,7 +8,8 @@ Python backend with a TensorRT plan.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -29,25 +30,24 @@ GENERATOR = "ipt-export"
 _TYPES = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16}
 
 
+def _option(default: int, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class ServingOptions:
-    """How the repository serves; all of it can be changed by exporting again.
+    """How the repository serves; all of it can be changed by exporting again. `ipt-export` has a flag for each field.
 
-    Attributes:
-        threads: OpenVINO threads of each instance of a part, 0 for half of the cores.
-        body_instances: bodies that run side by side, on each GPU if there are some. Two keep the machine busy while one
-            hands over its batch, and the fewer threads an instance has, the less they wait for each other.
-        router_instances: whole-image requests under way at once.
-        queue_delay_us: how long the body waits for more patches, in microseconds.
-        max_input_pixels, max_output_pixels: largest image of one request.
+    Two bodies keep the machine busy while one hands over its batch, and the fewer threads an instance has, the less
+    they wait for each other.
     """
 
-    threads: int = 0
-    body_instances: int = 2
-    router_instances: int = 8
-    queue_delay_us: int = 500
-    max_input_pixels: int = MAX_INPUT_PIXELS
-    max_output_pixels: int = MAX_OUTPUT_PIXELS
+    threads: int = _option(0, "OpenVINO threads of each instance of a part; 0: half of the cores")
+    body_instances: int = _option(2, "bodies that run side by side, on each GPU if there are some")
+    router_instances: int = _option(8, "whole-image requests under way at once")
+    queue_delay_us: int = _option(500, "microseconds that the body waits for a fuller batch")
+    max_input_pixels: int = _option(MAX_INPUT_PIXELS, "of the largest image that a request may hold")
+    max_output_pixels: int = _option(MAX_OUTPUT_PIXELS, "of the largest image that a request may ask for")
 
 
 def plan_file(plan: Plan, plans: Sequence[Plan]) -> str:

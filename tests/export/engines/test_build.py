@@ -1,8 +1,10 @@
 """Engine builder and runner: everything that needs no GPU, and their use of the real bindings of three TensorRTs.
 
-The bindings of TensorRT 10.13.3 and 11.4 are wheels of about 1 MB on PyPI; they are downloaded once into
-`build/tensorrt-bindings` and imported in a process of their own against stub libraries (every entry point returns
-NULL). TensorRT 8.6.0 is an 819 MB wheel, so its names are kept in `tensorrt_8.6.0_api.txt`.
+The names that the bindings of each version have are kept in `tests/helpers/tensorrt_*_api.txt`. The bindings of
+TensorRT 10.13.3 and 11.4 themselves are wheels of about 1 MB. Where they lie in `build/tensorrt-bindings`, they are
+imported in a process of their own against stub libraries (every entry point returns NULL):
+
+    pip download --no-deps --dest build/tensorrt-bindings tensorrt-cu13-bindings==10.13.3.9    # and 11.4.0.106
 """
 
 from __future__ import annotations
@@ -25,26 +27,18 @@ import pytest
 import torch
 from helpers.small_parts import MODEL, small_parts
 from helpers.support import SMALL, small_model
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from ipt_triton.export.engines import build, checks, cuda, files
 from ipt_triton.export.engines import inputs as engine_inputs
 from ipt_triton.export.engines import metadata as plan_metadata
 from ipt_triton.export.engines.files import BuildOptions
-from ipt_triton.export.engines.inputs import OnnxSummary, PartSpec
-from ipt_triton.export.engines.metadata import (
-    EngineError,
-    EngineMetadata,
-    EngineParity,
-    Gpu,
-    InputError,
-    PlanMismatch,
-    TensorInfo,
-)
+from ipt_triton.export.engines.metadata import EngineError, EngineMetadata, Gpu, InputError, PlanMismatch
 from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.export.parts.parity import real_tiles
 from ipt_triton.export.parts.split import export_parts
-from ipt_triton.manifest import MANIFEST
+from ipt_triton.manifest import MANIFEST, SAMPLES, Manifest, ManifestError, Parity, Port, read_manifest, tasks_of_parts
+from ipt_triton.parity import ParityError, check_finite, compare
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 from ipt_triton.train.model.ipt import preset
 
@@ -52,6 +46,7 @@ ROOT = Path(__file__).parents[3]
 BUILDER = ROOT / "export" / "engines" / "build.py"
 HOUSE = ROOT / "src" / "ipt_triton"
 SOURCES = [*(HOUSE / "export" / "engines").glob("[a-z]*.py"), HOUSE / "benchmarks" / "compute" / "engines.py"]
+API_FILES = sorted((ROOT / "tests" / "helpers").glob("tensorrt_*_api.txt"))
 WHEELS = {"10.13.3.9": 10, "11.4.0.106": 11}
 ENTRY_POINTS = (
     "createInferBuilder_INTERNAL",
@@ -77,14 +72,14 @@ def metadata(plan: bytes = b"plan", **changes: object) -> EngineMetadata:
         evidence="inspector",
         profile=(1, 8, 16),
         level=3,
-        inputs=(TensorInfo("FEATURES", (8, 48, 48), "float16"),),
-        outputs=(TensorInfo("BODY_FEATURES", (8, 48, 48), "float16"),),
+        inputs=(Port("FEATURES", (8, 48, 48), "float16"),),
+        outputs=(Port("BODY_FEATURES", (8, 48, 48), "float16"),),
         onnx_sha256="ab",
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         plan_bytes=len(plan),
         weight_count=100,
         layers={"fp16": 10, "fp32": 2},
-        parity=(EngineParity(1, 0.5, 60.0),),
+        parity=(Parity("fp16", 0.5, 60.0, 1),),
         build_seconds=1.5,
         flops=1000,
     )
@@ -189,15 +184,6 @@ def missing(uses: list[Use], api: dict[str, set[str]], skipped: str = "") -> lis
     ]
 
 
-LIST_NAMES = """
-import tensorrt as trt
-for name in sorted(dir(trt)):
-    if not name.startswith("_"):
-        value = getattr(trt, name)
-        print(name + ":", *[a for a in dir(value) if not a.startswith("_")] if isinstance(value, type) else "")
-"""
-
-
 @dataclass(frozen=True)
 class Bindings:
     """TensorRT's real Python bindings of one version, on stub libraries."""
@@ -207,7 +193,7 @@ class Bindings:
     libraries: Path
 
     def run(self, code: str) -> subprocess.CompletedProcess[str]:
-        paths = os.pathsep.join(map(str, (self.site, ROOT)))
+        paths = os.pathsep.join(map(str, (self.site, HOUSE.parent)))
         environment = {**os.environ, "PYTHONPATH": paths, "LD_LIBRARY_PATH": str(self.libraries)}
         arguments = [sys.executable, "-c", textwrap.dedent(code)]
         return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=60)
@@ -216,17 +202,12 @@ class Bindings:
 @pytest.fixture(scope="session", params=sorted(WHEELS))
 def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bindings:
     version, major = request.param, WHEELS[request.param]
-    cache = ROOT / "build" / "tensorrt-bindings"
     pattern = f"tensorrt_cu13_bindings-{version}-cp3{sys.version_info[1]}-*.whl"
-    if not list(cache.glob(pattern)):
-        wanted = ["--no-deps", "--only-binary=:all:", f"tensorrt-cu13-bindings=={version}", "--dest", str(cache)]
-        limits = ["--timeout", "10", "--retries", "1", "--disable-pip-version-check"]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", *limits, *wanted]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            pytest.skip(f"the bindings of TensorRT {version} could not be downloaded: {result.stderr.strip()[-300:]}")
+    wheels = list((ROOT / "build" / "tensorrt-bindings").glob(pattern))
+    if not wheels:
+        pytest.skip(f"the bindings of TensorRT {version} are not in build/tensorrt-bindings")
     folder = tmp_path_factory.mktemp(f"tensorrt{major}")
-    with zipfile.ZipFile(next(cache.glob(pattern))) as wheel:
+    with zipfile.ZipFile(wheels[0]) as wheel:
         wheel.extractall(folder)
     # What the package `tensorrt` itself does: hand on its bindings.
     (folder / "tensorrt.py").write_text("from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n")
@@ -280,19 +261,19 @@ def test_an_attribute_that_is_gone_would_be_noticed(tmp_path: Path) -> None:
     ]
 
 
-def test_all_that_we_use_is_in_tensorrt_8_6_0(uses: list[Use]) -> None:
+@pytest.mark.parametrize("path", API_FILES, ids=lambda path: path.stem)
+def test_all_that_we_use_is_in_every_tensorrt(path: Path, uses: list[Use]) -> None:
+    old = path.name.startswith("tensorrt_8")
+    skipped = ONLY_SINCE_10 if old else ONLY_BEFORE_10
+    assert missing(uses, parse_api(path.read_text().splitlines()), skipped) == []
+
+
+def test_the_flags_of_tensorrt_8_6_are_in_it() -> None:
     api = parse_api((ROOT / "tests" / "helpers" / "tensorrt_8.6.0_api.txt").read_text().splitlines())
-    assert missing(uses, api, skipped=ONLY_SINCE_10) == []
     for graph, asked in (("fp32", "fp32"), ("fp32", "fp16"), ("fp16", "fp16")):
         how = engine_inputs.plan_precision((8, 6, 0), asked, graph)
         assert set(how.network_flags) <= api["NetworkDefinitionCreationFlag"]
         assert {*how.builder_flags, *how.cleared_flags} <= api["BuilderFlag"]
-
-
-def test_all_that_we_use_is_in_the_real_bindings(bindings: Bindings, uses: list[Use]) -> None:
-    result = bindings.run(LIST_NAMES)
-    assert result.returncode == 0, result.stderr
-    assert missing(uses, parse_api(result.stdout.splitlines()), skipped=ONLY_BEFORE_10) == []
 
 
 def test_flags_logger_and_monitor_work_with_the_real_bindings(bindings: Bindings) -> None:
@@ -332,9 +313,7 @@ def test_flags_logger_and_monitor_work_with_the_real_bindings(bindings: Bindings
 
 def test_the_builder_alone_says_what_the_machine_lacks(bindings: Bindings, tmp_path: Path) -> None:
     """The real command with the real bindings, on a machine without PyCUDA or GPU."""
-    (tmp_path / MANIFEST).write_text(
-        json.dumps({"runtime": "tensorrt", "precision": "fp16", "parts": [], "routes": []})
-    )
+    Manifest(48, "tensorrt", "fp16", (), ()).save(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(bindings.site), "LD_LIBRARY_PATH": str(bindings.libraries)}
     command = [sys.executable, str(BUILDER), str(tmp_path), "--output", str(tmp_path / "plans")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -383,10 +362,9 @@ def test_parts_and_reference_tensors_are_read_with_nothing_but_numpy(typed_parts
         from ipt_triton.export.engines import build
         from ipt_triton.export.engines import inputs as engine_inputs
         folder = Path(sys.argv[1])
-        for part in engine_inputs.read_manifest(folder):
-            summary = engine_inputs.read_onnx((folder / f"{part.name}.onnx").read_bytes())
-            inputs, outputs = engine_inputs.reference_tensors(folder, part)
-            print(part.name, summary.layer_precision(part), *[x.dtype for x in (*inputs.values(), *outputs.values())])
+        for part in build.read_manifest(folder).parts:
+            inputs, outputs = engine_inputs.reference_tensors(folder, part, "denoise_30")
+            print(part.name, part.layer_precision, *[x.dtype for x in (*inputs.values(), *outputs.values())])
     """)
     command = [sys.executable, "-c", code, str(HOUSE.parent), str(typed_parts)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -449,64 +427,31 @@ def typed_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_manifest_of_a_real_export_gives_parts_shapes_and_tasks(parts_folder: Path) -> None:
-    parts = {part.name: part for part in engine_inputs.read_manifest(parts_folder)}
+    manifest = read_manifest(parts_folder)
+    parts = {part.name: part for part in manifest.parts}
+    served = tasks_of_parts(manifest.routes)
     tasks = [name.removeprefix("head_") for name in parts if name.startswith("head_")]
     assert len(parts) == 2 * len(tasks) + 1
     body = parts["body"]
-    assert body.inputs == {"FEATURES": (8, 48, 48), "TASK_EMBEDDING": (256, 72)}
-    assert body.outputs == {"BODY_FEATURES": (8, 48, 48)}
-    assert body.precision == "fp32" and set(body.types.values()) == {"float32"}
+    assert body.inputs == (Port("FEATURES", (8, 48, 48), "float32"), Port("TASK_EMBEDDING", (256, 72), "float32"))
+    assert body.outputs == (Port("BODY_FEATURES", (8, 48, 48), "float32"),)
+    assert manifest.graph_precision == body.layer_precision == "fp32"
     assert body.flops == 2 * body_macs(256, 72, 2, 2)
-    assert body.task in tasks and all(parts[f"tail_{task}"].task == task for task in tasks)
+    assert served["body"] == ("body", tasks) and all(served[f"tail_{task}"] == ("tail", [task]) for task in tasks)
+    # OpenVINO is told the precision as it compiles the graphs, so theirs is FP32 and nobody asks for their layers.
+    assert replace(manifest, precision="bf16").graph_precision == "fp32" and body.layers == ()
+    floats = [w for w in onnx.load(parts_folder / "body.onnx").graph.initializer if w.data_type == TensorProto.FLOAT]
+    assert body.weight_count == sum(onnx.numpy_helper.to_array(w).size for w in floats)
 
 
 def test_a_missing_or_foreign_manifest_and_an_unknown_part_are_refused(parts_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"manifest.json is missing: run ipt-export"):
-        engine_inputs.read_manifest(tmp_path)
+    with pytest.raises(ManifestError, match=r"not a folder of parts \(.*manifest.json'\): run ipt-export CHECKPOINT"):
+        read_manifest(tmp_path)
     (tmp_path / MANIFEST).write_text('{"runtime": "tensorrt", "precision": "fp16", "parts": [{"name": "body"}]}')
-    with pytest.raises(EngineError, match="not a manifest of ipt-export"):
-        engine_inputs.read_manifest(tmp_path)
+    with pytest.raises(ManifestError, match=r"manifest.json is not of this version \(.*\): run ipt-export CHECKPOINT"):
+        read_manifest(tmp_path)
     with pytest.raises(EngineError, match=r"there is no part bodi; there are .*body"):
-        engine_inputs.choose_parts(engine_inputs.read_manifest(parts_folder), ["bodi"])
-
-
-def test_onnx_is_read_without_onnx_as_onnx_reads_it(parts_folder: Path) -> None:
-    for path in parts_folder.glob("*.onnx"):
-        model = onnx.load(path)
-        summary = engine_inputs.read_onnx(path.read_bytes())
-        assert summary.nodes == tuple((node.name, node.op_type) for node in model.graph.node)
-        floats = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
-        assert summary.weights["FLOAT"] == sum(numpy_helper.to_array(t).size for t in floats)
-
-
-@pytest.mark.parametrize(("kind", "precision"), [(TensorProto.FLOAT16, "fp16"), (TensorProto.BFLOAT16, "bf16")])
-def test_a_graph_computes_in_the_type_of_the_weights_that_it_multiplies(kind: int, precision: str) -> None:
-    ports = [helper.make_tensor_value_info(name, kind, ["n", size]) for name, size in (("x", 4), ("y", 300))]
-
-    def read(product: int, scale: int) -> OnnxSummary:
-        weights = [
-            helper.make_tensor("w", product, [4, 300], [0.5] * 1200),
-            helper.make_tensor("scale", scale, [300], [1.0] * 300),
-        ]
-        nodes = [
-            helper.make_node("MatMul", ["x", "w"], ["p"], name="product"),
-            helper.make_node("Mul", ["p", "scale"], ["y"]),
-        ]
-        graph = helper.make_graph(nodes, "typed", ports[:1], ports[1:], weights)
-        return engine_inputs.read_onnx(helper.make_model(graph).SerializeToString())
-
-    part = PartSpec("body", {"x": (4,)}, {"y": (300,)}, {}, precision, "derain", None)
-    low, full = read(kind, TensorProto.FLOAT), read(TensorProto.FLOAT, kind)
-    assert low.layer_precision(part) == precision and full.layer_precision(part) == "fp32"
-    assert low.layer_precision(replace(part, precision="fp32")) == "fp32"
-    assert low.weights["FLOAT"] == 300 and full.multiplied == {"FLOAT": 1200}
-    assert low.nodes == (("product", "MatMul"), ("", "Mul"))
-
-
-@pytest.mark.parametrize("content", [b"", b"not an ONNX file", b"\x3a\xff\x7fcut off"])
-def test_a_file_that_is_not_onnx_is_refused(content: bytes) -> None:
-    with pytest.raises(EngineError, match="not an ONNX file"):
-        engine_inputs.read_onnx(content)
+        engine_inputs.choose_parts(read_manifest(parts_folder).parts, ["bodi"])
 
 
 @pytest.mark.parametrize("version", [(10, 13, 3), (11, 4, 0)])
@@ -602,11 +547,8 @@ def test_layers_are_read_from_both_layouts_of_the_inspector(report: dict[str, ob
 
 
 def test_an_engine_with_other_tensors_than_the_manifests_is_refused(typed_parts: Path) -> None:
-    tail = next(part for part in engine_inputs.read_manifest(typed_parts) if part.name.startswith("tail"))
-    given, made = (
-        (TensorInfo("BODY_FEATURES", (8, 48, 48), "float16"),),
-        (TensorInfo("RESTORED", (3, 48, 48), "float32"),),
-    )
+    tail = read_manifest(typed_parts).part("tail_denoise_30")
+    given, made = (Port("BODY_FEATURES", (8, 48, 48), "float16"),), (Port("RESTORED", (3, 48, 48), "float32"),)
     checks.check_tensors(tail, given, made)
     with pytest.raises(EngineError, match=r"has RESTORED float16 \[3, 48, 48\], the manifest RESTORED float32"):
         checks.check_tensors(tail, given, (replace(made[0], dtype="float16"),))
@@ -632,15 +574,15 @@ def test_an_engine_that_the_inspector_cannot_see_into_is_judged_by_its_size() ->
 
 
 def test_reference_tensors_are_the_parts_own_and_repeat_to_any_batch(parts_folder: Path, tmp_path: Path) -> None:
-    part = next(p for p in engine_inputs.read_manifest(parts_folder) if p.name == "body")
-    assert engine_inputs.reference_tensors(tmp_path, part) is None
+    part, task = read_manifest(parts_folder).part("body"), MODEL.config.tasks[1].name
+    assert engine_inputs.reference_tensors(tmp_path, part, task) is None
     tiles = torch.from_numpy(real_tiles(48)[:3])
     with torch.inference_mode():
-        features, embedding = MODEL.heads[part.task](tiles)
+        features, embedding = MODEL.heads[task](tiles)
         body = MODEL.body(features, embedding)
     tensors = {"FEATURES": features, "TASK_EMBEDDING": embedding[:1], "BODY_FEATURES": body}
-    np.savez(tmp_path / engine_inputs.SAMPLES, **{f"{part.task}/{n}": t.detach().numpy() for n, t in tensors.items()})
-    found = engine_inputs.reference_tensors(tmp_path, part)
+    np.savez(tmp_path / SAMPLES, **{f"{task}/{n}": t.detach().numpy() for n, t in tensors.items()})
+    found = engine_inputs.reference_tensors(tmp_path, part, task)
     assert found is not None
     inputs, expected = ({n: engine_inputs.repeat_rows(t, 7) for n, t in group.items()} for group in found)
     assert inputs["TASK_EMBEDDING"].shape == (7, 256, 72)
@@ -650,21 +592,19 @@ def test_reference_tensors_are_the_parts_own_and_repeat_to_any_batch(parts_folde
 
     session = onnxruntime.InferenceSession(parts_folder / "body.onnx")
     (result,) = session.run(["BODY_FEATURES"], inputs)
-    parity = checks.compare("body", "fp32", 7, {"BODY_FEATURES": result}, found[1])
-    assert parity.batch == 7 and parity.max_abs < 0.01 and expected["BODY_FEATURES"].shape == result.shape
-    with pytest.raises(EngineError, match=r"body in fp32 at batch 7: max |Δ| 1, PSNR .* no plan was written"):
-        checks.compare("body", "fp32", 7, {"BODY_FEATURES": result + 1}, found[1])
+    parity = compare("body at batch 7", {"BODY_FEATURES": result}, expected, "fp32")
+    assert parity.tiles == 7 and parity.max_abs < 0.01 and expected["BODY_FEATURES"].shape == result.shape
+    with pytest.raises(ParityError, match=r"part body at batch 7: fp32 max \|Δ\| 1, PSNR .* dB; not published"):
+        compare("body at batch 7", {"BODY_FEATURES": result + 1}, expected, "fp32")
     with pytest.raises(EngineError, match="lacks tensors of tail"):
-        engine_inputs.reference_tensors(
-            tmp_path, PartSpec("tail", {"BODY_FEATURES": (1,)}, {"RESTORED": (1,)}, {}, "fp32", part.task, None)
-        )
+        engine_inputs.reference_tensors(tmp_path, read_manifest(parts_folder).part(f"tail_{task}"), task)
 
 
 def test_nan_and_inf_are_refused() -> None:
-    checks.check_finite("body", 1, {"y": np.zeros(3, np.float16)})
+    check_finite("body at batch 1", {"y": np.zeros(3, np.float16)}, "fp16")
     for bad in (np.nan, np.inf):
-        with pytest.raises(EngineError, match="body at batch 4: y holds NaN or Inf"):
-            checks.check_finite("body", 4, {"x": np.zeros(3), "y": np.array([1, bad], np.float16)})
+        with pytest.raises(ParityError, match="body at batch 4 in fp16: y holds NaN or Inf"):
+            check_finite("body at batch 4", {"x": np.zeros(3), "y": np.array([1, bad], np.float16)}, "fp16")
 
 
 # --- plans and their descriptions -----------------------------------------------------------------------------------
@@ -705,13 +645,13 @@ def test_a_plan_is_kept_only_if_a_build_would_make_it_again(tmp_path: Path) -> N
 
 
 def test_a_plan_of_another_tensorrt_or_gpu_is_refused_before_tensorrt_sees_it() -> None:
-    plan_metadata.check_metadata(metadata(), "10.13.3.9", Gpu("NVIDIA H100", "9.0"))
+    plan_metadata.check_machine(metadata(), "10.13.3.9", Gpu("NVIDIA H100", "9.0"))
     with pytest.raises(PlanMismatch, match=r"built by TensorRT 10.13.3.9 and this is 11.4.0.106: build it again"):
-        plan_metadata.check_metadata(metadata(), "11.4.0.106", H200)
+        plan_metadata.check_machine(metadata(), "11.4.0.106", H200)
     with pytest.raises(
         PlanMismatch, match=r"for compute capability 9.0 \(NVIDIA H200\) and this GPU, NVIDIA L4, has 8.9"
     ):
-        plan_metadata.check_metadata(metadata(), "10.13.3.9", Gpu("NVIDIA L4", "8.9"))
+        plan_metadata.check_machine(metadata(), "10.13.3.9", Gpu("NVIDIA L4", "8.9"))
 
 
 def test_a_plan_that_is_not_the_described_one_is_refused() -> None:
@@ -735,11 +675,11 @@ def test_versions_are_compared_by_number(version: str, numbers: tuple[int, ...])
 
 
 @pytest.fixture
-def expected() -> Iterator[tuple[TensorInfo, ...]]:
-    yield (TensorInfo("FEATURES", (2, 3), "float16"), TensorInfo("TASK_EMBEDDING", (4,), "float32"))
+def expected() -> Iterator[tuple[Port, ...]]:
+    yield (Port("FEATURES", (2, 3), "float16"), Port("TASK_EMBEDDING", (4,), "float32"))
 
 
-def test_inputs_give_the_batch(expected: tuple[TensorInfo, ...]) -> None:
+def test_inputs_give_the_batch(expected: tuple[Port, ...]) -> None:
     inputs = {"FEATURES": np.zeros((5, 2, 3), np.float32), "TASK_EMBEDDING": np.zeros((5, 4), np.float32)}
     assert plan_metadata.check_inputs(inputs, expected, (1, 4, 8)) == 5
 
@@ -767,13 +707,13 @@ def test_inputs_give_the_batch(expected: tuple[TensorInfo, ...]) -> None:
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(
-    expected: tuple[TensorInfo, ...], features: np.ndarray, embedding: np.ndarray, sentence: str
+    expected: tuple[Port, ...], features: np.ndarray, embedding: np.ndarray, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         plan_metadata.check_inputs({"FEATURES": features, "TASK_EMBEDDING": embedding}, expected, (2, 4, 8))
 
 
-def test_wrong_names_are_refused(expected: tuple[TensorInfo, ...]) -> None:
+def test_wrong_names_are_refused(expected: tuple[Port, ...]) -> None:
     with pytest.raises(InputError, match="takes the inputs FEATURES, TASK_EMBEDDING, not IMAGE"):
         plan_metadata.check_inputs({"IMAGE": np.zeros((1, 3))}, expected, (1, 4, 8))
 

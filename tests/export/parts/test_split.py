@@ -15,6 +15,7 @@ import torch
 from google.protobuf import text_format
 from helpers.small_engines import TypedParts, write_engines
 from helpers.support import SMALL, Served, small_model
+from onnx import numpy_helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ipt_triton.export.__main__ import main
@@ -24,7 +25,7 @@ from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.export.parts.graph import GraphError, clean_graph
 from ipt_triton.export.parts.parity import ParityError, check_part, compare, real_tiles
 from ipt_triton.export.parts.split import ExportError, check_combination, export_parts, plan_routes
-from ipt_triton.export.parts.type_choice import choose_half_ports
+from ipt_triton.export.parts.typed import fp16_ports
 from ipt_triton.export.repository.write import RepositoryError, ServingOptions, write_repository
 from ipt_triton.manifest import Manifest, read_manifest
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash, load_checkpoint, save_checkpoint
@@ -239,6 +240,12 @@ def test_manifest_tells_the_types_that_the_graphs_have(typed: tuple[Manifest, Pa
         assert onnx.TensorProto.FLOAT16 in {w.data_type for w in model.graph.initializer}
         assert part.flops == count_flops(model) > 0
         assert part.residual == "float32"
+        assert [layer[:2] for layer in part.layers] == [(node.name, node.op_type) for node in model.graph.node]
+        assert {layer.type for layer in part.layers} == {"fp32", "fp16"} | ({"int64"} if part.name != "body" else set())
+        assert part.weight_count == sum(
+            numpy_helper.to_array(w).size for w in model.graph.initializer if w.data_type != onnx.TensorProto.INT64
+        )
+        assert part.layer_precision == "fp16"
 
 
 def test_layers_that_overflow_are_named_in_the_manifest(typed: tuple[Manifest, Path]):
@@ -262,11 +269,12 @@ def test_samples_hold_what_pytorch_computed_for_each_task(typed: tuple[Manifest,
         assert {samples[name].dtype.name for name in samples} == {"float32"}
         np.testing.assert_array_equal(samples["denoise_30/IMAGE"], tiles)
     # The engine builder reads them by part; the graphs that it compiles agree with them (here with CUDA's stand-in).
-    for part in engine_inputs.read_manifest(folder):
-        reference = engine_inputs.reference_tensors(folder, part)
+    for part in manifest.parts:
+        task = part.name.removeprefix("head_").removeprefix("tail_")
+        reference = engine_inputs.reference_tensors(folder, part, "sr_x2" if task == "body" else task)
         assert reference is not None
         session = onnxruntime.InferenceSession(folder / f"{part.name}.onnx", providers=["CPUExecutionProvider"])
-        rows = {n: engine_inputs.repeat_rows(x, 3).astype(part.types[n]) for n, x in reference[0].items()}
+        rows = {p.name: engine_inputs.repeat_rows(reference[0][p.name], 3).astype(p.dtype) for p in part.inputs}
         for output, result in zip(session.get_outputs(), session.run(None, rows), strict=True):
             expected = engine_inputs.repeat_rows(reference[1][output.name], 3)
             assert np.abs(result.astype(np.float32) - expected).max() < 1
@@ -276,8 +284,8 @@ def test_samples_hold_what_pytorch_computed_for_each_task(typed: tuple[Manifest,
 def test_tensors_between_parts_are_fp16_where_every_task_fits():
     quiet = {"IMAGE": np.float32([255]), "FEATURES": np.float32([-32752]), "BODY_FEATURES": np.float32([1])}
     loud = {"IMAGE": np.float32([255]), "FEATURES": np.float32([1]), "BODY_FEATURES": np.float32([-40000])}
-    assert choose_half_ports([quiet]) == {"FEATURES", "BODY_FEATURES"}
-    assert choose_half_ports([quiet, loud]) == {"FEATURES"}
+    assert fp16_ports([quiet]) == {"FEATURES", "BODY_FEATURES"}
+    assert fp16_ports([quiet, loud]) == {"FEATURES"}
 
 
 def test_bf16_parts_may_keep_every_tensor_of_the_ensemble_fp32(tmp_path: Path):
@@ -337,11 +345,25 @@ def test_command_without_engines_writes_parts_and_tells_how_engines_are_built(
     assert main([*command, "tensorrt-python", "--precision", "fp16", "--residual", "float16"]) == 0
     told = capsys.readouterr()
     assert f"{parts}: 3 parts in fp16, tasks derain" in told.out
-    assert f"run  python export/engines/build.py {parts} --output build/engines  on the GPU machine" in told.err
+    assert f"run  python export/engines/build.py {parts} --output build/engines  on the GPU machine, then  " in told.err
+    assert told.err.endswith(f"ipt-export repository --parts {parts} --engines build/engines\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "parts"]
     manifest = json.loads((parts / "manifest.json").read_text())
     assert {part["residual"] for part in manifest["parts"]} == {"float16"}
     assert "Add" not in check_types(onnx.load(parts / "body.onnx")).fp32
+
+
+def test_command_writes_parts_and_a_repository_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    checkpoint, parts, models = (str(tmp_path / name) for name in ("checkpoint", "parts", "models"))
+    save_checkpoint(one_task(3).model, tmp_path / "checkpoint")
+    assert main(["parts", checkpoint, "--parts", parts]) == 0
+    told = capsys.readouterr()
+    assert f"{parts}: 3 parts in fp32, tasks derain" in told.out
+    assert told.err.endswith(f"no repository yet: run  ipt-export repository --parts {parts}\n")
+    assert main(["repository", "--parts", parts, "--repository", models, "--body-instances", "3"]) == 0
+    assert "5 models, tasks derain" in capsys.readouterr().out
+    config = text_format.Parse(Path(models, "body", "config.pbtxt").read_text(), pb.ModelConfig())
+    assert config.instance_group[0].count == 3
 
 
 def test_command_with_parts_and_their_engines_writes_the_repository(
@@ -352,7 +374,7 @@ def test_command_with_parts_and_their_engines_writes_the_repository(
     checkpoint = load_checkpoint(folder.parent / "checkpoint")
     engines = write_engines(tmp_path / "engines", TypedParts(checkpoint, folder, manifest))
     models = tmp_path / "models"
-    assert main(["--parts", str(folder), "--engines", str(engines), "--repository", str(models)]) == 0
+    assert main(["repository", "--parts", str(folder), "--engines", str(engines), "--repository", str(models)]) == 0
     assert f"{models}: 8 models, tasks sr_x2, denoise_30" in capsys.readouterr().out
     for name in (part.name for part in manifest.parts):
         assert list((models / name / "1").glob("*.plan"))
@@ -360,14 +382,14 @@ def test_command_with_parts_and_their_engines_writes_the_repository(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "is no folder of parts"), ("{}", "is not of this version"), ("[", "is not of this version")],
+    [(None, "is not a folder of parts"), ("{}", "is not of this version"), ("[", "is not of this version")],
 )
 def test_command_refuses_a_folder_that_holds_no_parts(
     content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    assert main(["--parts", str(tmp_path), "--repository", str(tmp_path / "models")]) == 1
+    assert main(["repository", "--parts", str(tmp_path), "--repository", str(tmp_path / "models")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
 
@@ -376,10 +398,12 @@ def test_command_refuses_a_folder_that_holds_no_parts(
     ("arguments", "message"),
     [
         (["checkpoint", "--precision", "fp16"], "runtime openvino has no precision 'fp16'"),
-        (["checkpoint", "--engines", "."], "engines belong to parts that were exported before; leave CHECKPOINT out"),
-        (["--engines", "nowhere"], "--engines nowhere is no folder; python export/engines/build.py"),
+        (["checkpoint", "--engines", "."], "ipt-export repository [--parts DIR] [--engines DIR ...]"),
+        (["--parts", "a", "--engines", "b"], "ipt-export repository [--parts DIR] [--engines DIR ...]"),
+        (["repository", "--engines", "nowhere"], "--engines nowhere is not a folder; python export/engines/build.py"),
         (["checkpoint", "--runtime", "tensorrt", "--residual", "float16"], "float16 needs precision fp16, not fp32"),
-        (["--precision", "bf16"], "are settled in parts; name a CHECKPOINT"),
+        (["repository", "--precision", "bf16"], "unrecognized arguments: --precision bf16"),
+        (["parts", "checkpoint", "--threads", "2"], "unrecognized arguments: --threads 2"),
     ],
 )
 def test_wrong_combination_ends_the_command_with_status_2(

@@ -12,17 +12,9 @@ from helpers.support import SMALL, read_image, small_model
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from ipt_triton.export.parts.checks import (
-    TENSORRT_OPERATORS,
-    OpByOp,
-    chain,
-    check_image,
-    check_operators,
-    check_typed_part,
-    check_types,
-)
-from ipt_triton.export.parts.graph import GraphError
-from ipt_triton.export.parts.parity import ParityError, real_tiles
+from ipt_triton.export.parts.checks import TENSORRT_OPERATORS, check_operators, check_types
+from ipt_triton.export.parts.graph import GraphError, count_weights, layer_precision, list_layers, tensor_types
+from ipt_triton.export.parts.parity import OpByOp, ParityError, chain, check_image, check_typed_part, real_tiles
 from ipt_triton.export.parts.split import to_onnx
 from ipt_triton.export.parts.typed import (
     INNER_PORTS,
@@ -31,7 +23,6 @@ from ipt_triton.export.parts.typed import (
     largest_values,
     overflowing,
     peak_table,
-    tensor_types,
     typed_graph,
 )
 from ipt_triton.train.data.degradations import degrade_image
@@ -134,10 +125,10 @@ def test_weights_are_stored_once_and_in_the_low_type(parts: Parts):
 
 @pytest.mark.parametrize("precision", ("fp16", "bf16"))
 def test_tensors_between_the_parts_are_fp16_and_those_of_callers_fp32(parts: Parts, precision: str):
-    for half_ports in (INNER_PORTS, frozenset({"FEATURES"}), frozenset[str]()):
+    for fp16_ports in (INNER_PORTS, frozenset({"FEATURES"}), frozenset[str]()):
         for graph in parts.graphs.values():
-            typed = typed_graph(graph, TypedOptions(precision, half_ports=half_ports))
-            assert types_of_ports(typed) == {n: "fp16" if n in half_ports else "fp32" for n in types_of_ports(graph)}
+            typed = typed_graph(graph, TypedOptions(precision, fp16_ports=fp16_ports))
+            assert types_of_ports(typed) == {n: "fp16" if n in fp16_ports else "fp32" for n in types_of_ports(graph)}
             check_types(typed)
             for before, after in zip(
                 [*graph.graph.input, *graph.graph.output], [*typed.graph.input, *typed.graph.output], strict=True
@@ -288,6 +279,28 @@ def test_mixed_types_are_refused_with_the_node(parts: Parts):
         check_types(retyped(body, bias, np.float32))
     with pytest.raises(GraphError, match=r"part body is not typed consistently: .*LayerNormalization"):
         check_types(retyped(body, "decoder.1.norm3.bias", np.float16))
+
+
+@pytest.mark.parametrize(("kind", "precision"), [(TensorProto.FLOAT16, "fp16"), (TensorProto.BFLOAT16, "bf16")])
+def test_a_graph_computes_in_the_type_of_the_weights_that_it_multiplies(kind: int, precision: str) -> None:
+    ports = [helper.make_tensor_value_info(name, kind, ["n", size]) for name, size in (("x", 4), ("y", 300))]
+
+    def graph(product: int, scale: int) -> onnx.ModelProto:
+        weights = [
+            helper.make_tensor("w", product, [4, 300], [0.5] * 1200),
+            helper.make_tensor("scale", scale, [300], [1.0] * 300),
+        ]
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["p"], name="product"),
+            helper.make_node("Mul", ["p", "scale"], ["y"]),
+        ]
+        return helper.make_model(helper.make_graph(nodes, "typed", ports[:1], ports[1:], weights))
+
+    low, full = graph(kind, TensorProto.FLOAT), graph(TensorProto.FLOAT, kind)
+    assert layer_precision(low, precision) == precision and layer_precision(full, precision) == "fp32"
+    assert layer_precision(low, "fp32") == "fp32"
+    assert count_weights(low) == count_weights(full) == 1500
+    assert list_layers(graph(kind, kind)) == (("product", "MatMul", precision), ("", "Mul", precision))
 
 
 def test_softmax_alone_in_fp32_is_refused(parts: Parts):
