@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -28,7 +29,21 @@ from ipt_triton.export.serving.errors import (
     WarmUpError,
 )
 from ipt_triton.export.serving.server import TritonServer
+from ipt_triton.service import MAX_INPUT_PIXELS, MAX_OUTPUT_PIXELS, ServiceInfo
+from ipt_triton.tasks import OFFICIAL_TASKS
+from ipt_triton.tiling import KEEP, STRIDE
 
+SERVICE = ServiceInfo(
+    (OFFICIAL_TASKS[0], OFFICIAL_TASKS[3]),
+    48,
+    STRIDE,
+    KEEP,
+    MAX_INPUT_PIXELS,
+    MAX_OUTPUT_PIXELS,
+    "0" * 64,
+    "openvino",
+    "fp32",
+)
 ROUTER_CONFIG = """
 name: "restore" backend: "python" max_batch_size: 0
 input [ { name: "IMAGE" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
@@ -36,10 +51,10 @@ input [ { name: "IMAGE" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
 output [ { name: "RESTORED" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
          { name: "RESTORED16" data_type: TYPE_UINT16 dims: [ -1, -1, 3 ] } ]
 instance_group [ { count: 2 kind: KIND_CPU } ]
-parameters { key: "runtime" value { string_value: "openvino" } }
-parameters { key: "tasks" value { string_value: '[{"id": 0, "name": "sr_x2", "kind": "sr", "scale": 2, "sigma": null},'
-  ' {"id": 3, "name": "derain", "kind": "derain", "scale": 1, "sigma": null}]' } }
-"""
+""" + "".join(
+    f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
+    for key, value in SERVICE.to_parameters().items()
+)
 ROUTER_MODEL = """
 import sys
 import triton_python_backend_utils as pb
@@ -406,7 +421,7 @@ def test_a_failing_warm_up_stops_the_server(repository: Path, change: tuple[str,
 
 
 def test_an_unknown_tritonserver_flag_is_named(repository: Path) -> None:
-    with pytest.raises(CheckError, match="--no-such-flag is no flag of"):
+    with pytest.raises(CheckError, match="--no-such-flag is not a flag of"):
         TritonServer(repository, extra_args=["--no-such-flag"]).start()
 
 
