@@ -33,7 +33,7 @@ from ipt_triton.export.parts.calibration import read_photos
 from ipt_triton.export.parts.split import check_combination, export_parts
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.images import PHOTOS
-from ipt_triton.manifest import PRECISIONS, RESIDUALS, Manifest, read_manifest
+from ipt_triton.manifest import PRECISIONS, RESIDUALS, read_manifest
 from ipt_triton.train.model.checkpoint import load_checkpoint
 
 PARTS, REPOSITORY = STEPS = ("parts", "repository")
@@ -46,33 +46,27 @@ ipt-export CHECKPOINT [CHECKPOINT ...] [options of both steps, but --engines]
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; `steps` holds those of `STEPS` that are asked for."""
     words = list(sys.argv[1:] if argv is None else argv)
-    step = words.pop(0) if words and words[0] in STEPS else None
-    parser = make_parser(f"ipt-export {step}" if step else "ipt-export", __doc__ or "")
-    if step is None:
-        parser.usage = USAGE
-    parser.set_defaults(steps=(step,) if step else STEPS)
+    steps = (words.pop(0),) if words and words[0] in STEPS else STEPS
+    parser = make_parser(f"ipt-export {steps[0]}", __doc__ or "")
+    if steps == STEPS:
+        parser.prog, parser.usage = "ipt-export", USAGE
+    parser.set_defaults(steps=steps, engines=())
     parser.add_argument(
         "--parts", type=Path, default=Path("build/parts"), help="ONNX parts and manifest (default %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print the manifest instead of a summary")
-    if step != REPOSITORY:
+    if PARTS in steps:
         _add_parts_arguments(parser)
-    if step == REPOSITORY:
-        parser.add_argument(
-            "--engines",
-            type=Path,
-            nargs="+",
-            default=[],
-            metavar="DIR",
-            help="TensorRT engines made by export/engines/build.py, one folder per GPU architecture",
-        )
-    if step != PARTS:
+    if REPOSITORY in steps:
         _add_repository_arguments(parser)
+    if steps == (REPOSITORY,):
+        help = "TensorRT engines made by export/engines/build.py, one folder per GPU architecture"
+        parser.add_argument("--engines", type=Path, nargs="+", metavar="DIR", help=help)
     arguments = parser.parse_args(words)
-    for folder in arguments.engines if step == REPOSITORY else ():
+    for folder in arguments.engines:
         if not folder.is_dir():
             parser.error(f"--engines {folder} is not a folder; {_build_command(arguments.parts)} makes one")
-    if step != REPOSITORY:
+    if PARTS in steps:
         if arguments.calibration and arguments.precision != "int8":
             parser.error(f"--calibration is for --precision int8, not {arguments.precision}")
         try:
@@ -94,32 +88,21 @@ def _add_parts_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the arithmetic (default %(default)s); int8 for openvino alone, fp16 for the tensorrt runtimes alone",
     )
     parser.add_argument(
-        "--residual",
-        choices=RESIDUALS,
-        default="float32",
-        help="residual stream of fp16 parts (default %(default)s)",
+        "--residual", choices=RESIDUALS, default="float32", help="residual stream of fp16 parts (default %(default)s)"
     )
-    parser.add_argument(
-        "--fp32-io",
-        action="store_true",
-        help="tensors between fp16 or bf16 parts in FP32 (default: FP16, unless their values do not fit)",
-    )
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="DIR",
-        help="clean photographs that int8 is calibrated and judged on (default: the project's own)",
-    )
+    help = "tensors between fp16 or bf16 parts in FP32 (default: FP16, unless their values do not fit)"
+    parser.add_argument("--fp32-io", action="store_true", help=help)
+    help = "clean photographs that int8 is calibrated and judged on (default: the project's own)"
+    parser.add_argument("--calibration", type=Path, metavar="DIR", help=help)
 
 
 def _add_repository_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repository", type=Path, default=Path("triton_models"), help="model repository (default %(default)s)"
     )
-    for field in fields(ServingOptions):
-        flag = f"--{field.name.replace('_', '-')}"
-        help = f"{field.metadata['help']} (default %(default)s)"
-        parser.add_argument(flag, type=int, default=field.default, metavar="N", help=help)
+    for option in fields(ServingOptions):
+        flag, help = f"--{option.name.replace('_', '-')}", f"{option.metadata['help']} (default %(default)s)"
+        parser.add_argument(flag, type=int, default=option.default, metavar="N", help=help)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,12 +115,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export(arguments: argparse.Namespace) -> None:
     """Take the steps that are asked for; of TensorRT parts only the first, as they have no engines yet."""
-    manifest = _write_parts(arguments) if PARTS in arguments.steps else read_manifest(arguments.parts)
+    if PARTS in arguments.steps:
+        manifest = export_parts(
+            [load_checkpoint(folder) for folder in arguments.checkpoints],
+            arguments.parts,
+            arguments.precision,
+            arguments.runtime,
+            arguments.residual,
+            arguments.fp32_io,
+            read_photos(arguments.calibration or PHOTOS) if arguments.precision == "int8" else [],
+        )
+    else:
+        manifest = read_manifest(arguments.parts)
     models = []
     if REPOSITORY in arguments.steps and (manifest.runtime == "openvino" or PARTS not in arguments.steps):
-        options = ServingOptions(**{field.name: getattr(arguments, field.name) for field in fields(ServingOptions)})
-        engines = getattr(arguments, "engines", ())
-        models = write_repository(arguments.parts, manifest, arguments.repository, options, engines)
+        options = ServingOptions(**{option.name: getattr(arguments, option.name) for option in fields(ServingOptions)})
+        models = write_repository(arguments.parts, manifest, arguments.repository, options, arguments.engines)
     tasks = ", ".join(route.task.name for route in manifest.routes)
     if arguments.json:
         print(json.dumps(manifest.to_dict(), indent=2))
@@ -146,27 +139,10 @@ def export(arguments: argparse.Namespace) -> None:
     else:
         print(f"{arguments.parts}: {len(manifest.parts)} parts in {manifest.precision}, tasks {tasks}")
     if not models:
-        print(f"no repository yet: run  {_next_steps(arguments.parts, manifest.runtime)}", file=sys.stderr)
-
-
-def _write_parts(arguments: argparse.Namespace) -> Manifest:
-    return export_parts(
-        [load_checkpoint(folder) for folder in arguments.checkpoints],
-        arguments.parts,
-        arguments.precision,
-        arguments.runtime,
-        arguments.residual,
-        arguments.fp32_io,
-        read_photos(arguments.calibration or PHOTOS) if arguments.precision == "int8" else [],
-    )
-
-
-def _next_steps(parts: Path, runtime: str) -> str:
-    """The commands that make a repository of parts."""
-    write = f"ipt-export repository --parts {shlex.quote(str(parts))}"
-    if runtime == "openvino":
-        return write
-    return f"{_build_command(parts)}  on the GPU machine, then  {write} --engines build/engines"
+        write = f"ipt-export repository --parts {shlex.quote(str(arguments.parts))}"
+        if manifest.runtime != "openvino":
+            write = f"{_build_command(arguments.parts)}  on the GPU machine, then  {write} --engines build/engines"
+        print(f"no repository yet: run  {write}", file=sys.stderr)
 
 
 def _build_command(parts: Path) -> str:

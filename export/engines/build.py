@@ -14,9 +14,6 @@ computed in FP32 on real tiles, per task and tensor (`sr_x2/IMAGE` [n, 3, 48, 48
 runs at the profile's smallest, optimal and largest batch; NaN, Inf or results too far from the reference tensors refuse
 it. A plan appears only after that, whole, with its description beside it (`metadata.EngineMetadata`). A plan that
 is up to date is kept, so a build that was cut off goes on where it stopped.
-
-What calls the GPU has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4
-alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whether a built engine is right: its tensors, the precision of its layers, finite results, and parity with PyTorch.
 
-On numpy alone and in Python 3.9 syntax. Only `check_engine` needs a GPU; it has not been run.
+On numpy alone and in Python 3.9 syntax. Only `check_engine` needs a GPU.
 """
 
 from __future__ import annotations

@@ -6,9 +6,6 @@ is refused with a sentence.
 This file, `cuda.py` and `metadata.py` need numpy, tensorrt (8.6 to 11) and pycuda, the latter two imported when first
 needed; Python 3.9 syntax. They import each other and what they need of the kernel relatively, because `ipt-export` also
 copies them as a package of another name beside `runner_tensorrt.py`, the Triton model that uses them.
-
-What calls the GPU has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4
-alone.
 """
 
 from __future__ import annotations

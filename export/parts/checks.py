@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
 
-from ipt_triton.export.parts.graph import FP32, GraphError, attentions, tensor_types
+from ipt_triton.export.parts.graph import FP32, GraphError, attentions, list_layers, tensor_types
 from ipt_triton.manifest import IR_VERSION, OPSET
 
 _FLOATS_8 = frozenset({"fp32", "fp16"})
@@ -79,22 +78,7 @@ def check_operators(model: onnx.ModelProto, version: str) -> None:
             ) from None
 
 
-@dataclass(frozen=True)
-class TypeReport:
-    """Where which type stands.
-
-    Attributes:
-        counts: number of nodes by the type that they write.
-        fp32: names of the nodes that compute in FP32, casts left out, by operator.
-        casts: number of casts.
-    """
-
-    counts: dict[str, int]
-    fp32: dict[str, list[str]]
-    casts: int
-
-
-def check_types(model: onnx.ModelProto) -> TypeReport:
+def check_types(model: onnx.ModelProto) -> None:
     """Prove a graph strongly typed: types follow from inputs and weights alone, and no operator mixes them.
 
     Also that LayerNormalization is in FP32, that every attention is the plain pattern, whose operators then have one
@@ -106,17 +90,10 @@ def check_types(model: onnx.ModelProto) -> TypeReport:
     name = model.graph.name
     if ([(e.domain, e.version) for e in model.opset_import], model.ir_version) != ([("", OPSET)], IR_VERSION):
         raise GraphError(f"part {name} must be of opset {OPSET} and IR version {IR_VERSION}")
-    types = tensor_types(model)  # refuses operators with unlike operands
     attentions(model)
-    fp32: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        kind = types[node.output[0]]
-        if node.op_type == "LayerNormalization" and kind != FP32:
-            raise GraphError(f"node {node.name} of part {name} normalises in {kind}; it must be FP32")
-        if node.op_type != "Cast" and kind == FP32:
-            fp32.setdefault(node.op_type, []).append(node.name)
-    counts = Counter(types[node.output[0]] for node in model.graph.node)
-    return TypeReport(dict(counts), fp32, sum(node.op_type == "Cast" for node in model.graph.node))
+    for node, operator, kind in list_layers(model):  # which refuses operators with unlike operands
+        if operator == "LayerNormalization" and kind != FP32:
+            raise GraphError(f"node {node} of part {name} normalises in {kind}; it must be FP32")
 
 
 def check_for_tensorrt(graph: onnx.ModelProto, precision: str) -> None:

@@ -16,20 +16,8 @@ ELEMENTS = {FP32: TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": Tensor
 """ONNX's floating-point types by our names of them."""
 
 OPERATORS = frozenset(
-    {
-        "Add",
-        "Concat",
-        "Conv",
-        "DepthToSpace",
-        "Expand",
-        "LayerNormalization",
-        "MatMul",
-        "Mul",
-        "Relu",
-        "Reshape",
-        "Shape",
-    }
-    | {"Softmax", "Sub", "Transpose"}
+    {"Add", "Concat", "Conv", "DepthToSpace", "Expand", "LayerNormalization", "MatMul", "Mul", "Relu", "Reshape"}
+    | {"Shape", "Softmax", "Sub", "Transpose"}
 )
 """What a part may consist of: a subset of the operators that TensorRT's ONNX parser takes (onnx-tensorrt,
 docs/operators.md)."""

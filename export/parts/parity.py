@@ -11,7 +11,7 @@ type: what a GPU does that multiplies in the low type and sums in FP32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -74,16 +74,9 @@ def inference_type(precision: str) -> ov.Type:
     return ov.Type.bf16 if precision == "bf16" or (precision == "int8" and has_bf16()) else ov.Type.f32
 
 
-@dataclass(frozen=True)
-class ImageTolerance:
-    """What a low type may cost a whole image: least PSNR in dB against the FP32 result (floating values, peak 255), and
-    largest loss of PSNR-Y in dB against ground truth (8-bit values)."""
-
-    psnr: float
-    loss: float
-
-
-IMAGE_TOLERANCES = {"fp16": ImageTolerance(50.0, 0.02), "bf16": ImageTolerance(45.0, 0.1)}
+IMAGE_TOLERANCES = {"fp16": (50.0, 0.02), "bf16": (45.0, 0.1)}
+"""What a low type may cost a whole image: least PSNR in dB against the FP32 result (floating values, peak 255), and
+largest loss of PSNR-Y in dB against ground truth (8-bit values)."""
 
 
 class OpByOp:
@@ -141,17 +134,6 @@ def _widen(value: np.ndarray) -> np.ndarray:
     return value if value.dtype == np.int64 else value.astype(np.float32)
 
 
-def check_typed_part(
-    part: OpByOp, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str
-) -> Parity:
-    """Run a typed part operator by operator on real tiles and compare with what PyTorch computed in FP32.
-
-    Raises:
-        ParityError: NaN or Inf, or a difference above the precision's tolerance; names part and figures.
-    """
-    return compare(part.name, part(inputs), expected, precision)
-
-
 Network = Callable[[np.ndarray], np.ndarray]
 """Patches [n, 3, P, P] in 0..255 -> restored patches [n, 3, P·scale, P·scale], float32."""
 
@@ -187,7 +169,7 @@ def check_image(
     Raises:
         ParityError: NaN or Inf, too far from the FP32 result, or too much worse against ground truth; names the image.
     """
-    allowed = IMAGE_TOLERANCES[precision]
+    least_psnr, largest_loss = IMAGE_TOLERANCES[precision]
     try:
         wanted, restored = (_restore(image, scale, network, patch) for network in (full, typed))
     except FloatingPointError as error:
@@ -196,9 +178,9 @@ def check_image(
     if clean is not None:
         best, reached = (psnr_y(to_uint8(x), clean, scale if scale > 1 else 0) for x in (wanted, restored))
         parity = replace(parity, full=best, loss=best - reached)
-    if parity.psnr < allowed.psnr or (parity.loss or 0.0) > allowed.loss:
+    if parity.psnr < least_psnr or (parity.loss or 0.0) > largest_loss:
         raise ParityError(
-            f"image {name}: {parity}; allowed are {allowed.psnr} dB and a loss of {allowed.loss} dB; not published"
+            f"image {name}: {parity}; allowed are {least_psnr} dB and a loss of {largest_loss} dB; not published"
         )
     return parity
 
@@ -224,14 +206,7 @@ def check_task(model: IPT, task: Task, parts: Sequence[OpByOp], precision: str) 
         return restored
 
     patch = model.config.patch_size
-    image, clean = _image(task, patch)
+    side = patch + STRIDE  # at most 2x2 tiles
+    clean = tile_sheet()[: side * task.scale, : side * task.scale] if task.kind in DEGRADATIONS else None
+    image = tile_sheet()[:side, :side].astype(np.float32) if clean is None else degrade_image(clean, task, seed=0)
     return check_image(f"of task {task.name}", image, clean, task.scale, pytorch, chain(parts), precision, patch)
-
-
-def _image(task: Task, patch: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """An image of at most 2x2 tiles, float32 and degraded for the task, and the clean one where there is one."""
-    side = patch + STRIDE
-    if task.kind not in DEGRADATIONS:
-        return tile_sheet()[:side, :side].astype(np.float32), None
-    clean = tile_sheet()[: side * task.scale, : side * task.scale]
-    return degrade_image(clean, task, seed=0), clean

@@ -29,7 +29,7 @@ from ipt_triton.export.parts.checks import check_for_tensorrt
 from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.export.parts.graph import clean_graph, count_weights, layer_precision, list_layers
 from ipt_triton.export.parts.int8 import Gate, quantize_body
-from ipt_triton.export.parts.parity import OpByOp, check_part, check_task, check_typed_part, real_tiles
+from ipt_triton.export.parts.parity import OpByOp, check_part, check_task, real_tiles
 from ipt_triton.export.parts.typed import fp16_ports, type_part
 from ipt_triton.files import atomic_directory
 from ipt_triton.manifest import (
@@ -45,6 +45,7 @@ from ipt_triton.manifest import (
     Route,
     tasks_of_parts,
 )
+from ipt_triton.parity import compare
 from ipt_triton.tasks import Task, task_table
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 from ipt_triton.train.model.ipt import IPT
@@ -61,7 +62,7 @@ def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[st
     patch_sizes = {c.model.config.patch_size for c in checkpoints}
     if len(patch_sizes) != 1:
         raise ExportError(f"checkpoints of patch sizes {sorted(patch_sizes)} cannot be served together")
-    body_hashes = [_module_hash(c.model.body) for c in checkpoints]
+    body_hashes = [content_hash(c.model.body.state_dict()) for c in checkpoints]
     single = len(set(body_hashes)) == 1
     routes: list[Route] = []
     modules: dict[str, tuple[str, nn.Module]] = {}
@@ -77,7 +78,7 @@ def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[st
                 )
             head, tail = f"head_{task.name}", f"tail_{task.name}"
             for name, module in ((head, checkpoint.model.heads[task.name]), (tail, checkpoint.model.tails[task.name])):
-                modules[name] = (_module_hash(module), module)
+                modules[name] = (content_hash(module.state_dict()), module)
             routes.append(Route(task, head, body, tail, checkpoint.sha256))
     task_table(r.task for r in routes)
     return sorted(routes, key=lambda r: r.task.id), modules
@@ -151,7 +152,7 @@ def export_parts(
                 part = type_part(graph, inputs, precision, "low" if residual == "float16" else "fp32", low_ports)
                 graph, keep, largest = part.graph, part.keep, part.largest
                 networks[name] = OpByOp(graph)
-                parity = check_typed_part(networks[name], inputs, expected, precision)
+                parity = compare(name, networks[name](inputs), expected, precision)
                 logger.info("%s: %s, largest value %.4g, layers kept FP32: %d", name, parity, largest, len(keep))
                 onnx.save(graph, path)
             if runtime != "openvino":
@@ -209,15 +210,11 @@ def _save_samples(path: Path, samples: Mapping[str, Mapping[str, np.ndarray]]) -
 @torch.inference_mode()
 def _samples(model: IPT, task: Task) -> dict[str, np.ndarray]:
     """Every tensor of a task's path on real tiles, as PyTorch FP32 computes it."""
-    tiles = torch.from_numpy(real_tiles(model.config.patch_size))
-    features, embedding = model.heads[task.name](tiles)
-    body_features = model.body(features, embedding)
-    restored = model.tails[task.name](body_features)
-    names = ("IMAGE", "FEATURES", "TASK_EMBEDDING", "BODY_FEATURES", "RESTORED")
-    return {
-        n: t.contiguous().numpy()
-        for n, t in zip(names, (tiles, features, embedding, body_features, restored), strict=True)
-    }
+    tensors = {"IMAGE": torch.from_numpy(real_tiles(model.config.patch_size))}
+    tensors["FEATURES"], tensors["TASK_EMBEDDING"] = model.heads[task.name](tensors["IMAGE"])
+    tensors["BODY_FEATURES"] = model.body(tensors["FEATURES"], tensors["TASK_EMBEDDING"])
+    tensors["RESTORED"] = model.tails[task.name](tensors["BODY_FEATURES"])
+    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def to_onnx(module: nn.Module, inputs: dict[str, np.ndarray], outputs: Sequence[str], name: str) -> onnx.ModelProto:
@@ -237,10 +234,6 @@ def to_onnx(module: nn.Module, inputs: dict[str, np.ndarray], outputs: Sequence[
         )
     assert program is not None  # None only when the exporter writes a file itself
     return clean_graph(program.model_proto, name)
-
-
-def _module_hash(module: nn.Module) -> str:
-    return content_hash(dict(module.state_dict()))
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def type_part(
     peaks = largest_values(graph, inputs)
     keep = overflowing(peaks, precision)
     if keep:
-        table = peak_table([peak for peak in peaks if peak.layer in keep], rows=len(keep))
+        table = peak_table(peak for peak in peaks if peak.layer in keep)
         logger.warning("%s: these layers stay FP32\n%s", graph.graph.name, table)
     typed = typed_graph(graph, TypedOptions(precision, residual, fp16_ports, keep))
     check_types(typed)
@@ -123,17 +123,12 @@ class Peak:
     Attributes:
         layer: name of the node.
         tensor: where the value was found.
-        share: `largest` over 65504, the largest FP16 value.
     """
 
     layer: str
     operator: str
     tensor: str
     largest: float
-
-    @property
-    def share(self) -> float:
-        return self.largest / LIMITS["fp16"]
 
 
 def largest_values(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> tuple[Peak, ...]:
@@ -178,11 +173,11 @@ def overflowing(peaks: Iterable[Peak], precision: str, headroom: float = HEADROO
     return frozenset(peak.layer for peak in peaks if peak.largest > headroom * LIMITS[precision])
 
 
-def peak_table(peaks: Iterable[Peak], rows: int = 20) -> str:
-    """Markdown table of the layers with the largest values, largest first."""
+def peak_table(peaks: Iterable[Peak]) -> str:
+    """Markdown table of layers, the one with the largest value first."""
     lines = ["| layer | operator | tensor | largest | of 65504 |", "|---|---|---|---:|---:|"]
-    for peak in sorted(peaks, key=lambda p: -p.largest)[:rows]:
-        lines.append(f"| {peak.layer} | {peak.operator} | {peak.tensor} | {peak.largest:.4g} | {peak.share:.2%} |")
+    for p in sorted(peaks, key=lambda p: -p.largest):
+        lines.append(f"| {p.layer} | {p.operator} | {p.tensor} | {p.largest:.4g} | {p.largest / LIMITS['fp16']:.2%} |")
     return "\n".join(lines)
 
 

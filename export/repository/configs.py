@@ -67,8 +67,8 @@ def part_config(part: Part, manifest: Manifest, options: ServingOptions, plans: 
     config = pb.ModelConfig(
         name=part.name,
         max_batch_size=largest,
-        input=[_input(p) for p in part.inputs],
-        output=[_output(p) for p in part.outputs],
+        input=[pb.ModelInput(**_tensor(port)) for port in part.inputs],
+        output=[pb.ModelOutput(**_tensor(port)) for port in part.outputs],
         instance_group=[pb.ModelInstanceGroup(count=count, kind=kind)],
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=options.queue_delay_us),
         model_warmup=[_warm_up(part, batch) for batch in (1, largest)],
@@ -162,12 +162,8 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
     return config
 
 
-def _input(port: Port) -> pb.ModelInput:
-    return pb.ModelInput(name=port.name, data_type=_TYPES[port.dtype], dims=port.shape)
-
-
-def _output(port: Port) -> pb.ModelOutput:
-    return pb.ModelOutput(name=port.name, data_type=_TYPES[port.dtype], dims=port.shape)
+def _tensor(port: Port) -> dict[str, Any]:
+    return {"name": port.name, "data_type": _TYPES[port.dtype], "dims": port.shape}
 
 
 def _warm_up(part: Part, batch: int) -> pb.ModelWarmup:

@@ -264,10 +264,9 @@ class TritonServer:
     def _launch(self, files: preflight.ServerFiles) -> None:
         """Start the supervisor, which starts tritonserver, on ports that are known from here on."""
         given = [port for port in self._wanted_ports.values() if port]
-        missing = [flag for flag, port in self._wanted_ports.items() if not port]
         address = preflight.resolve(self.host)
-        found = preflight.free_ports(address, len(missing), given)
-        self._ports = {**{f: p for f, p in self._wanted_ports.items() if p}, **dict(zip(missing, found, strict=True))}
+        free = iter(preflight.free_ports(address, len(self._wanted_ports) - len(given), given))
+        self._ports = {flag: port or next(free) for flag, port in self._wanted_ports.items()}
 
         owner = supervise.new_owner()
         self._started = time.time()

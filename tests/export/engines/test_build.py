@@ -40,7 +40,6 @@ from ipt_triton.export.parts.split import export_parts
 from ipt_triton.manifest import MANIFEST, SAMPLES, Manifest, ManifestError, Parity, Port, read_manifest, tasks_of_parts
 from ipt_triton.parity import ParityError, check_finite, compare
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
-from ipt_triton.train.model.ipt import preset
 
 ROOT = Path(__file__).parents[3]
 BUILDER = ROOT / "export" / "engines" / "build.py"
@@ -348,6 +347,7 @@ def test_no_more_than_numpy_is_imported_at_once(path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_the_builder_runs_where_there_is_nothing_but_numpy(parts_folder: Path, tmp_path: Path) -> None:
     code = ONLY_NUMPY + "from ipt_triton.export.engines import build\nsys.exit(build.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(HOUSE.parent), str(parts_folder), "--output", str(tmp_path)]
@@ -356,6 +356,7 @@ def test_the_builder_runs_where_there_is_nothing_but_numpy(parts_folder: Path, t
     assert result.stderr == "error: TensorRT is not installed: pip install tensorrt, or use an NGC container\n"
 
 
+@pytest.mark.slow
 def test_parts_and_reference_tensors_are_read_with_nothing_but_numpy(typed_parts: Path) -> None:
     code = ONLY_NUMPY + textwrap.dedent("""
         from pathlib import Path
@@ -426,6 +427,7 @@ def typed_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_manifest_of_a_real_export_gives_parts_shapes_and_tasks(parts_folder: Path) -> None:
     manifest = read_manifest(parts_folder)
     parts = {part.name: part for part in manifest.parts}
@@ -444,6 +446,7 @@ def test_the_manifest_of_a_real_export_gives_parts_shapes_and_tasks(parts_folder
     assert body.weight_count == sum(onnx.numpy_helper.to_array(w).size for w in floats)
 
 
+@pytest.mark.slow
 def test_a_missing_or_foreign_manifest_and_an_unknown_part_are_refused(parts_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"not a folder of parts \(.*manifest.json'\): run ipt-export CHECKPOINT"):
         read_manifest(tmp_path)
@@ -546,6 +549,7 @@ def test_layers_are_read_from_both_layouts_of_the_inspector(report: dict[str, ob
     assert checks.layer_precisions(json.dumps(report)) == counts
 
 
+@pytest.mark.slow
 def test_an_engine_with_other_tensors_than_the_manifests_is_refused(typed_parts: Path) -> None:
     tail = read_manifest(typed_parts).part("tail_denoise_30")
     given, made = (Port("BODY_FEATURES", (8, 48, 48), "float16"),), (Port("RESTORED", (3, 48, 48), "float32"),)
@@ -573,6 +577,7 @@ def test_an_engine_that_the_inspector_cannot_see_into_is_judged_by_its_size() ->
     assert "cannot tell" in files.summarise(metadata(evidence="none"))
 
 
+@pytest.mark.slow
 def test_reference_tensors_are_the_parts_own_and_repeat_to_any_batch(parts_folder: Path, tmp_path: Path) -> None:
     part, task = read_manifest(parts_folder).part("body"), MODEL.config.tasks[1].name
     assert engine_inputs.reference_tensors(tmp_path, part, task) is None
@@ -752,15 +757,6 @@ def body_macs(tokens: int, dim: int, encoder: int, decoder: int) -> int:
     return encoder * (attention + ffn) + decoder * (2 * attention + ffn) + embedding + ffn
 
 
+@pytest.mark.slow
 def test_operations_of_the_small_body_are_those_counted_by_hand(parts_folder: Path) -> None:
     assert count_flops(onnx.load(parts_folder / "body.onnx")) == 2 * body_macs(256, 72, 2, 2)
-
-
-def test_the_paper_size_body_takes_about_33_gmac_a_patch() -> None:
-    assert 30e9 < body_macs(256, 576, 12, 12) < 34e9
-    config = preset("ipt")
-    assert (config.features * 9, config.encoder_layers, config.decoder_layers) == (
-        576,
-        12,
-        12,
-    )

@@ -21,6 +21,8 @@ from ipt_triton.export.repository.plans import RepositoryError
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.manifest import Port
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("body", "head_derain", "tail_derain")
 
 
