@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ipt_triton import RestorationClient, RestorationError
 from ipt_triton.benchmarks.quality.classical import baseline
 from ipt_triton.benchmarks.quality.pictures import busiest_square, side_by_side
 from ipt_triton.cli import make_parser
-from ipt_triton.client import RestorationClient, RestorationError
 from ipt_triton.export.serving.errors import ServeError
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.files import atomic_file

@@ -1,15 +1,13 @@
-"""Clients of a restoration server, blocking and asynchronous. Every image leaves and comes back as a numpy array."""
+"""The client of a restoration server. Every image leaves and comes back as a numpy array."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
 import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
@@ -107,66 +105,3 @@ class RestorationClient:
                 delay = next(delays, None) if protocol.is_passing(error) else None
                 if delay is None or self._closed.wait(delay):
                     raise protocol.explain(error, self.url, self._timeout) from error
-
-
-class AsyncRestorationClient:
-    """`RestorationClient` for asyncio: the same methods, to be awaited, and `async with`.
-
-    Cancelling a `restore` cancels its request on the server.
-    """
-
-    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 5) -> None:
-        self.url = url
-        self._timeout = timeout
-        self._retries = retries
-        self._grpc = triton_aio.InferenceServerClient(url, channel_args=protocol.CHANNEL_ARGS)
-        self._info: ServerInfo | None = None
-
-    async def __aenter__(self) -> AsyncRestorationClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Give the connection back; requests under way fail."""
-        await self._grpc.close()
-
-    async def info(self) -> ServerInfo:
-        """See `RestorationClient.info`."""
-        answer = await self._call(lambda: self._grpc.get_model_config(ROUTER, client_timeout=self._timeout))
-        self._info = protocol.parse_info(answer.config, self.url)
-        return self._info
-
-    async def tasks(self) -> tuple[Task, ...]:
-        """See `RestorationClient.tasks`."""
-        return (await self.info()).tasks
-
-    async def restore(
-        self, image: NDArray[Any], task: int | str, stride: int | None = None, keep: int | None = None
-    ) -> NDArray[Any]:
-        """See `RestorationClient.restore`."""
-        try:
-            work = Restoration(self._info or await self.info(), image, task, stride, keep)
-        except UnknownTask:
-            work = Restoration(await self.info(), image, task, stride, keep)
-        for block in work.blocks:
-            work.put(block, await self._infer(work, block))
-        return work.result()
-
-    async def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
-        inputs, outputs = work.inputs(block), work.outputs()
-        return await self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, client_timeout=self._timeout))
-
-    async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
-        delays = protocol.retry_delays(self._retries)
-        while True:
-            try:
-                return await send()
-            except InferenceServerException as error:
-                delay = next(delays, None) if protocol.is_passing(error) else None
-                if delay is None:
-                    raise protocol.explain(error, self.url, self._timeout) from error
-            await asyncio.sleep(delay)

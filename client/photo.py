@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import logging
-import secrets
 import struct
 import zlib
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from ipt_triton.client.errors import (
     UnsupportedFormat,
     UnsupportedImage,
 )
+from ipt_triton.files import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -231,15 +231,11 @@ def write_photo(photo: Photo, path: Path | str) -> None:
         raise UnsupportedFormat(
             f"{path}: {width}x{height} pixels cannot be written as {fmt.pillow} ({error}); choose png or tiff"
         ) from error
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if not path.parent.is_dir():
+        raise ImageError(f"{path} cannot be written: No such file or directory")
     try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise ImageError(f"{path} cannot be written: {error.strerror or error}") from error
 

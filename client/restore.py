@@ -23,6 +23,7 @@ if not __package__:  # run as a file: the packages beside this folder are meant,
 
 from tqdm import tqdm
 
+from ipt_triton.cli import make_parser
 from ipt_triton.client.batch import Existing, Job, plan_jobs
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import ImageError, RestorationError, ServerUnavailable
@@ -32,7 +33,9 @@ from ipt_triton.client.protocol import ServerInfo, Task
 Status = Literal["restored", "skipped", "failed", "not reached"]
 DONE, PHOTOS_FAILED, NOT_POSSIBLE, INTERRUPTED = 0, 1, 2, 130
 
-_EXAMPLES = """examples:
+_DESCRIPTION = """Restore photos through a running server (ipt-serve): super-resolution, denoising, deraining.
+
+examples:
   one photo, twice the size:      ipt-restore photo.jpg --task sr_x2 --output restored
   what the server offers:         ipt-restore --list-tasks --url gpu-box:8001
   a folder with its sub-folders:  ipt-restore holiday/ --task denoise_30 --output restored --skip-existing
@@ -84,12 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ipt-restore",
-        description="Restore photos through a running server (ipt-serve): super-resolution, denoising, deraining.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("ipt-restore", _DESCRIPTION)
     parser.add_argument("photos", nargs="*", type=Path, metavar="PHOTO", help="image files, and folders of them")
     parser.add_argument("--task", help="name or id of a task (see --list-tasks)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the results, made if it is not there")

@@ -6,7 +6,6 @@ ipt-web --url gpu-box:8001 --port 7860
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ipt_triton.cli import make_parser
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import RestorationError
 from ipt_triton.client.photo import Photo, read_photo, write_photo
@@ -91,10 +91,7 @@ def build_page(client: RestorationClient, folder: Path) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 stopped, 2 no server, no gradio or wrong arguments."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="ipt-web", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("ipt-web", __doc__ or "")
     parser.add_argument(
         "--url", default="localhost:8001", help="HOST:PORT of the server's gRPC port (default %(default)s)"
     )
@@ -105,9 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="ipt-web-") as name, RestorationClient(arguments.url) as client:
             page = build_page(client, Path(name))
             page.launch(server_name=arguments.host, server_port=arguments.port, allowed_paths=[name], quiet=True)
-    except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; run pip install 'ipt-triton[web]'", file=sys.stderr)
-        return 2
     except (RestorationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

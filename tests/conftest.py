@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.support import Served, small_model
 
-from ipt_triton.client import RestorationClient
+from ipt_triton import RestorationClient
 from ipt_triton.export.parts.split import export_parts
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving.server import TritonServer

@@ -9,14 +9,15 @@
     ipt-train pack photos --output pool.npz
     ipt-train checkpoint runs/tiny/state.pt runs/tiny/checkpoint
 
-`ipt-train SUB-COMMAND --help` explains its arguments. From a checkout, with torch and numpy alone:
+`ipt-train COMMAND --help` explains its arguments. From a checkout, with torch and numpy alone and without `evaluate`:
 `PYTHONPATH=src python -m ipt_triton.train`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ipt_triton.cli import run_subcommand
 
@@ -31,9 +32,13 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Hand the arguments to the sub-command's module; returns its exit status, 2 for an unknown sub-command."""
-    return run_subcommand("ipt-train", __doc__ or "", COMMANDS, argv)
+def main(argv: Sequence[str] | None = None, others: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Hand the arguments to the sub-command's module; returns its exit status, 2 for an unknown sub-command.
+
+    Args:
+        others: sub-commands that live in other rooms; an installation adds `evaluate`.
+    """
+    return run_subcommand("ipt-train", __doc__ or "", {**COMMANDS, **others}, argv)
 
 
 if __name__ == "__main__":

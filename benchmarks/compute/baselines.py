@@ -32,9 +32,9 @@ import onnxruntime
 import openvino as ov
 import torch
 
+from ipt_triton import RestorationClient, RestorationError
 from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
 from ipt_triton.benchmarks.served import Serving, add_source, checkpoint_of, photograph, serving, source_of
-from ipt_triton.client import RestorationClient, RestorationError
 from ipt_triton.export.parts.parity import inference_type
 from ipt_triton.export.serving.errors import ServeError
 from ipt_triton.manifest import PRECISIONS

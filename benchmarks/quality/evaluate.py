@@ -172,7 +172,7 @@ def by_server(url: str, tasks: Sequence[Task], stride: int | None, keep: int | N
     Raises:
         EvaluationError: the server does not answer, fails, or knows a task not or otherwise.
     """
-    from ipt_triton.client import (  # here, so that PyTorch alone needs no tritonclient
+    from ipt_triton import (  # here, so that PyTorch alone needs no tritonclient
         RestorationClient,
         RestorationError,
     )

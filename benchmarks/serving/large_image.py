@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import tritonclient.grpc as triton
 
+from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.record import Record, Session, command_line, figure, publish, table
 from ipt_triton.benchmarks.served import FAILURES, add_source, checkpoint_of, photograph, serving, source_of
 from ipt_triton.benchmarks.serving.memory import MIB, Watch
-from ipt_triton.client import RestorationClient
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.train.model.checkpoint import Checkpoint
 from ipt_triton.train.model.ipt import IPT, IPTConfig, identity_start

@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.record import Session, Spread, command_line, publish
 from ipt_triton.benchmarks.served import FAILURES, photograph, random_checkpoint, serving_parts
 from ipt_triton.benchmarks.serving.load import ClosedLoop, latency_ms, restore_request
 from ipt_triton.benchmarks.serving.memory import MIB, Watch, proportional
 from ipt_triton.benchmarks.serving.scaling_report import draw, markdown
-from ipt_triton.client import RestorationClient
 from ipt_triton.export.parts.split import export_parts
 from ipt_triton.export.repository.write import ServingOptions
 from ipt_triton.manifest import Manifest

@@ -27,12 +27,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.record import Record, Session, command_line, figure, publish
 from ipt_triton.benchmarks.served import FAILURES, add_source, photograph, serving, source_of
 from ipt_triton.benchmarks.serving import shared_body, single_tasks
 from ipt_triton.benchmarks.serving.load import Request, patch_request, restore_request
 from ipt_triton.benchmarks.serving.server_statistics import ObservedServer
-from ipt_triton.client import RestorationClient
 from ipt_triton.client.errors import InvalidRequest, ServerUnavailable
 from ipt_triton.client.protocol import ServerInfo
 from ipt_triton.manifest import PRECISIONS

@@ -28,7 +28,7 @@ from ipt_triton.export.parts.calibration import calibration_samples, held_out
 from ipt_triton.export.parts.checks import check_for_tensorrt
 from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.export.parts.graph import clean_graph, count_weights, layer_precision, list_layers
-from ipt_triton.export.parts.int8 import Gate, quantize_body
+from ipt_triton.export.parts.int8 import ParityTiles, quantize_body
 from ipt_triton.export.parts.parity import OpByOp, check_part, check_task, real_tiles
 from ipt_triton.export.parts.typed import fp16_ports, type_part
 from ipt_triton.files import atomic_directory
@@ -119,7 +119,7 @@ def export_parts(
         photos: clean photographs, uint8 RGB, for INT8 alone, which is calibrated and judged on them.
 
     Raises:
-        CalibrationError, ExportError, ParityError, QuantizationError: nothing is written then.
+        ExportError, ParityError: nothing is written then.
     """
     check_combination(runtime, precision, residual, fp32_io)
     routes, modules = plan_routes(checkpoints)
@@ -141,9 +141,10 @@ def export_parts(
             if precision == "int8" and kind == "body":
                 by_task = [(models[r.checkpoint_sha256], r.task) for r in routes if r.body == name]
                 tiles = [tile for model, task in by_task for tile in calibration_samples(model, [task], photos)]
-                judges = [held_out(model, task, photos) for model, task in by_task]
-                quantized = quantize_body(graph, tiles, judges, Gate(inputs, expected))
-                graph, keep, int8 = quantized.model, quantized.kept, Int8(quantized.share, quantized.loss)
+                unseen = [held_out(model, task, photos) for model, task in by_task]
+                quantized = quantize_body(graph, tiles, unseen, ParityTiles(inputs, expected))
+                graph, keep = quantized.model, quantized.kept
+                int8 = Int8(quantized.share, quantized.loss, quantized.confirmed_with)
             onnx.save(graph, path)
             parity = check_part(path, inputs, expected, precision if runtime == "openvino" else "fp32")
             logger.info("%s: %s", name, parity)

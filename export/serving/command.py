@@ -14,6 +14,7 @@ from types import FrameType
 
 from ipt_triton.export.serving.errors import CheckError, InterruptedStartError, ServeError
 from ipt_triton.export.serving.output import output_logger
+from ipt_triton.export.serving.preflight import repository_notes
 from ipt_triton.export.serving.server import GRACE_S, TritonServer
 
 _EPILOG = f"""\
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics_port=options.metrics_port,
         extra_args=words[split + 1 :],
     )
+    for note in repository_notes(server.repository):
+        print(f"ipt-serve: note: {note}", file=sys.stderr)
     if options.check:
         problems = server.check()
         for problem in problems:

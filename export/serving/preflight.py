@@ -1,6 +1,7 @@
 """What must be true before Triton starts: the server's files, the repository, the runtime, the ports.
 
 Every check returns problems, each one sentence that names the thing and what to do; an empty list means go.
+`repository_notes` returns what is worth knowing and does not stop a start.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from ipt_triton.cpu import CPUINFO, cpu_flags, cpu_notes
 from ipt_triton.export.engines.cuda import require_tensorrt
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.serving import preflight_gpu
@@ -188,6 +190,17 @@ def check_repository(repository: Path, server: ServerFiles | None = None) -> lis
         ]
         problems += _check_runtime(configs[ROUTER].parameters["runtime"].string_value, parts, server)
     return problems
+
+
+def repository_notes(repository: Path, cpuinfo: Path = CPUINFO) -> list[str]:
+    """What this CPU does otherwise with the repository's precision; none if its router cannot be read."""
+    try:
+        parameters = read_config(repository / ROUTER).parameters
+    except (OSError, UnicodeDecodeError, text_format.ParseError):
+        return []  # `check_repository` names it
+    if parameters["runtime"].string_value != "openvino":
+        return []
+    return cpu_notes(parameters["precision"].string_value, cpu_flags(cpuinfo))
 
 
 def _check_model(folder: Path, config: model_config_pb2.ModelConfig, server: ServerFiles | None) -> list[str]:

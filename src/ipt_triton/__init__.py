@@ -5,7 +5,8 @@
     with RestorationClient("localhost:8001") as client:
         restored = client.restore(image, "sr_x2")  # uint8 or uint16, [height, width, 3] -> [2 · height, 2 · width, 3]
 
-Names are imported when they are first asked for, so that machines without the client's packages can use the rest.
+A name is imported when it is first asked for: reading a manifest needs none of the client's packages, and a client that
+sends arrays none of those that read files.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ipt_triton.client import AsyncRestorationClient as AsyncRestorationClient
-    from ipt_triton.client import ImageError as ImageError
-    from ipt_triton.client import InvalidRequest as InvalidRequest
-    from ipt_triton.client import Photo as Photo
-    from ipt_triton.client import RequestTimeout as RequestTimeout
-    from ipt_triton.client import RestorationClient as RestorationClient
-    from ipt_triton.client import RestorationError as RestorationError
-    from ipt_triton.client import ServerError as ServerError
-    from ipt_triton.client import ServerInfo as ServerInfo
-    from ipt_triton.client import ServerUnavailable as ServerUnavailable
-    from ipt_triton.client import Task as Task
-    from ipt_triton.client import UnknownTask as UnknownTask
-    from ipt_triton.client import read_photo as read_photo
-    from ipt_triton.client import write_photo as write_photo
+    from .client.asynchronous import AsyncRestorationClient
+    from .client.connection import RestorationClient
+    from .client.errors import (
+        ImageError,
+        InvalidRequest,
+        RequestTimeout,
+        RestorationError,
+        ServerError,
+        ServerUnavailable,
+        UnknownTask,
+    )
+    from .client.photo import Photo, read_photo, write_photo
+    from .client.protocol import ServerInfo
+    from .tasks import Task
 
 __all__ = [
     "AsyncRestorationClient",
@@ -46,8 +47,18 @@ __all__ = [
     "write_photo",
 ]
 
+_MODULES = {
+    "AsyncRestorationClient": "client.asynchronous",
+    "Photo": "client.photo",
+    "RestorationClient": "client.connection",
+    "ServerInfo": "client.protocol",
+    "Task": "tasks",
+    "read_photo": "client.photo",
+    "write_photo": "client.photo",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("ipt_triton.client"), name)
-    raise AttributeError(f"module 'ipt_triton' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'ipt_triton' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"ipt_triton.{_MODULES.get(name, 'client.errors')}"), name)

@@ -10,16 +10,17 @@ import sys
 from collections.abc import Callable
 
 
-def _command(name: str, module: str, extra: str) -> Callable[[], int]:
+def _command(name: str, module: str, extra: str, **arguments: object) -> Callable[[], int]:
     def run() -> int:
         try:
-            main: Callable[[], int] = importlib.import_module(f"ipt_triton.{module}").main
+            main: Callable[..., int] = importlib.import_module(f"ipt_triton.{module}").main
+            return main(**arguments)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("ipt_triton"):
                 raise
-            print(f"{name} needs the package {error.name}: pip install 'ipt-triton[{extra}]'", file=sys.stderr)
+            wanted = f"'ipt-triton[{extra}]'" if extra else "ipt-triton"
+            print(f"{name} needs the package {error.name}: pip install {wanted}", file=sys.stderr)
             return 2
-        return main()
 
     return run
 
@@ -28,5 +29,5 @@ restore = _command("ipt-restore", "client.restore", "")
 web = _command("ipt-web", "client.web", "web")
 serve = _command("ipt-serve", "export.serving.command", "serve")
 export = _command("ipt-export", "export.__main__", "export")
-train = _command("ipt-train", "train.__main__", "train")
-benchmark = _command("ipt-benchmark", "benchmarks.__main__", "benchmarks")
+train = _command("ipt-train", "train.__main__", "train", others={"evaluate": "ipt_triton.benchmarks.quality.evaluate"})
+benchmark = _command("ipt-benchmark", "benchmarks.__main__", "export,serve,benchmarks")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import filecmp
-import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -52,10 +52,13 @@ def _same(one: Path, other: Path) -> bool:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A temporary file name beside `target` that takes its place when the block ends without an error."""
+    """A temporary file name beside `target` that takes its place when the block ends without an error.
+
+    No two blocks have the same one, so that of several writers of one file the last to end wins.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
         temporary.replace(target)

@@ -103,10 +103,17 @@ class ImageParity:
 
 @dataclass(frozen=True)
 class Int8:
-    """An INT8 body: the share of its multiplications that are INT8, 0 to 1, and the PSNR in dB that each task loses."""
+    """An INT8 body.
+
+    Attributes:
+        share: of its multiplications, how many are INT8, 0 to 1.
+        loss: PSNR in dB that each task loses in exact arithmetic, which is the same on every CPU.
+        confirmed_with: instructions of the CPU that computed it at export and stayed within the bounds.
+    """
 
     share: float
     loss: dict[str, float]
+    confirmed_with: str
 
 
 @dataclass(frozen=True)

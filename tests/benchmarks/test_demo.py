@@ -9,9 +9,9 @@ import numpy as np
 from helpers.support import SMALL, read_image, small_model
 from PIL import Image
 
+from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.demo import restore_photos
 from ipt_triton.benchmarks.served import checkpoint_of, serving
-from ipt_triton.client import RestorationClient
 from ipt_triton.metrics import to_uint8
 from ipt_triton.tasks import OPTIONAL_TASKS
 from ipt_triton.train.data.degradations import degrade_image, seed_of

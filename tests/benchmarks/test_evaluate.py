@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from helpers.support import Served, read_image, small_model
 from PIL import Image
 
 import ipt_triton.train.__main__
+from ipt_triton import commands
 from ipt_triton.benchmarks.quality.classical import bicubic_up
 from ipt_triton.benchmarks.quality.evaluate import (
     EvaluationError,
@@ -341,19 +343,18 @@ def test_a_missing_checkpoint_or_folder_is_named(
 
 
 def test_ipt_train_hands_the_arguments_to_its_sub_commands(
-    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    assert (
-        ipt_triton.train.__main__.main(
-            ["evaluate", str(small_checkpoint), "--data", str(tmp_path / "none"), "--task", "0"]
-        )
-        == 1
-    )
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["ipt-train", *words])
+        return commands.train()
+
+    assert run("evaluate", str(small_checkpoint), "--data", str(tmp_path / "none"), "--task", "0") == 1
     assert "none is not a folder" in capsys.readouterr().err
-    for command in ipt_triton.train.__main__.COMMANDS:
+    for command in ("evaluate", *ipt_triton.train.__main__.COMMANDS):
         with pytest.raises(SystemExit) as end:
-            ipt_triton.train.__main__.main([command, "--help"])
+            run(command, "--help")
         assert end.value.code == 0 and "usage:" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
-        ipt_triton.train.__main__.main(["bake"])
+        run("bake")
     assert end.value.code == 2

@@ -17,6 +17,7 @@ import tritonclient.grpc as triton
 from helpers.fake_repository import write_fake_repository
 from helpers.support import Served, read_image, small_model
 
+from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.record import Record
 from ipt_triton.benchmarks.serving import shared_body, single_tasks, throughput
 from ipt_triton.benchmarks.serving.load import (
@@ -29,7 +30,6 @@ from ipt_triton.benchmarks.serving.load import (
     restore_request,
 )
 from ipt_triton.benchmarks.serving.server_statistics import ObservedServer
-from ipt_triton.client import RestorationClient
 from ipt_triton.client.protocol import ServerInfo
 from ipt_triton.export.parts.split import plan_routes
 from ipt_triton.export.serving.server import TritonServer

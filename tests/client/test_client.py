@@ -25,7 +25,7 @@ from helpers.fake_repository import MAX_INPUT_PIXELS, TASKS, write_fake_reposito
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ipt_triton.client import (
+from ipt_triton import (
     AsyncRestorationClient,
     InvalidRequest,
     Photo,

@@ -9,7 +9,7 @@ import pytest
 from helpers.support import Served, read_image
 from PIL import Image
 
-from ipt_triton.client import RestorationClient
+from ipt_triton import RestorationClient
 from ipt_triton.client.web import build_page, main
 from ipt_triton.train.model.infer import restore_image
 

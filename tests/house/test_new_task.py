@@ -11,7 +11,7 @@ import tritonclient.grpc as triton
 from helpers.support import SMALL, read_image, small_model
 from helpers.training import write_photographs
 
-from ipt_triton.client import RestorationClient
+from ipt_triton import RestorationClient
 from ipt_triton.export.__main__ import main as ipt_export
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.tasks import OFFICIAL_TASKS

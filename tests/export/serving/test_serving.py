@@ -17,7 +17,7 @@ from helpers.support import Served, read_image
 from onnx import numpy_helper
 from tritonclient.utils import InferenceServerException
 
-from ipt_triton.client import RestorationClient
+from ipt_triton import RestorationClient
 from ipt_triton.export.serving.errors import WarmUpError
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.train.model.infer import restore_image

@@ -1,0 +1,38 @@
+"""What a router says of itself, as the export writes it and clients read it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ipt_triton.service import ServiceError, ServiceInfo, ensemble_name
+from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task
+
+INFO = ServiceInfo((*OFFICIAL_TASKS, *OPTIONAL_TASKS), 48, 40, 46, 64_000_000, 256_000_000, "ab", "openvino", "bf16")
+
+
+def test_parameters_read_back_are_the_same() -> None:
+    parameters = INFO.to_parameters()
+    assert all(isinstance(value, str) for value in parameters.values())
+    assert ServiceInfo.from_parameters(parameters) == INFO
+    assert ServiceInfo.from_parameters({**parameters, "generated_by": "ipt-export"}) == INFO
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("tasks", None), ("stride", None), ("keep", "wide"), ("tasks", "[{}]"), ("tasks", "{")]
+)
+def test_parameters_that_lack_something_are_refused_by_name(name: str, value: str | None) -> None:
+    parameters = {k: v for k, v in {**INFO.to_parameters(), name: value}.items() if v is not None}
+    with pytest.raises(ServiceError, match="the model 'restore' does not describe its tasks"):
+        ServiceInfo.from_parameters(parameters)
+
+
+def test_tasks_of_a_newer_server_are_read_as_far_as_they_are_known() -> None:
+    table = [
+        {"id": 9, "name": "dehaze", "kind": "dehaze", "scale": 1, "sigma": 0, "quality": 0, "haze": 0.5},
+        {"id": 3, "name": "derain", "kind": "derain", "scale": 1, "sigma": 0, "quality": 0, "drops": True},
+    ]
+    info = ServiceInfo.from_parameters({**INFO.to_parameters(), "tasks": json.dumps(table)})
+    assert info.tasks == (Task(9, "dehaze", "paired"), OFFICIAL_TASKS[3])
+    assert [ensemble_name(task) for task in info.tasks] == ["ipt_dehaze", "ipt_derain"]
