@@ -102,7 +102,7 @@ def build_engines(
                 raise EngineError(f"{path} cannot be read ({error.strerror}): run ipt-export again") from error
             how = plan_precision(version_numbers(version), options.precision, manifest.graph_precision)
             # TensorRT 8.6 may be told to compute an FP32 graph in FP16.
-            as_typed = how.precision == manifest.graph_precision
+            layer_precision = how.precision if how.precision != manifest.graph_precision else part.layer_precision
             sha256 = hashlib.sha256(model).hexdigest()
             plan_path = output / f"{part.name}.plan"
             if up_to_date(plan_path, sha256, version, session.gpu, how.precision, options):
@@ -128,9 +128,7 @@ def build_engines(
             )
             _, (task, *_) = tasks[part.name]
             reference = reference_tensors(folder, part, task)
-            results = check_engine(
-                plan, facts, part, part.layer_precision if as_typed else how.precision, reference, device
-            )
+            results = check_engine(plan, facts, part, layer_precision, reference, device)
             metadata = EngineMetadata(**vars(facts), **vars(results))
             write_plan(output, plan, metadata)
             report(summarise(metadata))

@@ -9,7 +9,7 @@ import ctypes
 import functools
 from typing import Any
 
-from .metadata import EngineError, Gpu, version_numbers  # relative: see engine_runner.py
+from .metadata import EngineError, Gpu, version_numbers  # relative: see runner.py
 
 OLDEST = (8, 6)
 

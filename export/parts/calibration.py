@@ -2,7 +2,7 @@
 
 The left half of each photograph calibrates and the right half judges, so that no pixel does both.
 
-    photos = read_photos(Path("tests/images"))
+    photos = read_photos(PHOTOS)
     samples = calibration_samples(model, model.config.tasks, photos)
     unseen = [held_out(model, task, photos) for task in model.config.tasks]
 """

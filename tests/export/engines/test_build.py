@@ -18,13 +18,17 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from helpers import small_engines
 from helpers.small_parts import MODEL, small_parts
 from helpers.support import SMALL, small_model
 from onnx import TensorProto, helper
@@ -37,7 +41,17 @@ from ipt_triton.export.engines.metadata import EngineError, EngineMetadata, Gpu,
 from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.export.parts.parity import real_tiles
 from ipt_triton.export.parts.split import export_parts
-from ipt_triton.manifest import MANIFEST, SAMPLES, Manifest, ManifestError, Parity, Port, read_manifest, tasks_of_parts
+from ipt_triton.manifest import (
+    MANIFEST,
+    SAMPLES,
+    Layer,
+    Manifest,
+    ManifestError,
+    Parity,
+    Port,
+    read_manifest,
+    tasks_of_parts,
+)
 from ipt_triton.parity import ParityError, check_finite, compare
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 
@@ -593,8 +607,6 @@ def test_reference_tensors_are_the_parts_own_and_repeat_to_any_batch(parts_folde
     assert inputs["TASK_EMBEDDING"].shape == (7, 256, 72)
     np.testing.assert_array_equal(inputs["FEATURES"][6], features[0].numpy())
     # The part's own ONNX graph, run on those rows, is what the reference says.
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(parts_folder / "body.onnx")
     (result,) = session.run(["BODY_FEATURES"], inputs)
     parity = compare("body at batch 7", {"BODY_FEATURES": result}, expected, "fp32")
@@ -603,6 +615,64 @@ def test_reference_tensors_are_the_parts_own_and_repeat_to_any_batch(parts_folde
         compare("body at batch 7", {"BODY_FEATURES": result + 1}, expected, "fp32")
     with pytest.raises(EngineError, match="lacks tensors of tail"):
         engine_inputs.reference_tensors(tmp_path, read_manifest(parts_folder).part(f"tail_{task}"), task)
+
+
+class OnnxRuntimeEngine:
+    """Stands in for `EngineRunner`: the part's graph, run by ONNX Runtime."""
+
+    graph = Path()
+
+    def __init__(self, plan: bytes, facts: plan_metadata.BuildFacts, device: int) -> None:
+        self.session = onnxruntime.InferenceSession(self.graph / f"{facts.part}.onnx")
+        part = read_manifest(self.graph).part(facts.part)
+        self.inputs, self.outputs = part.inputs, part.outputs
+
+    def __enter__(self) -> OnnxRuntimeEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = {port.name: inputs[port.name].astype(port.dtype) for port in self.inputs}
+        return dict(zip([port.name for port in self.outputs], self.session.run(None, rows), strict=True))
+
+    def layer_report(self) -> str:
+        return json.dumps({"Layers": [layer("gemm", ["Half", "Half"])]})
+
+
+@pytest.mark.slow
+def test_a_build_describes_each_plan_and_keeps_those_that_are_up_to_date(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = small_engines.typed_parts(tmp_path_factory)
+    session = nullcontext()
+    session.gpu = H200  # type: ignore[attr-defined]
+    monkeypatch.setattr(build, "require_tensorrt", lambda: "10.13.3.9")
+    monkeypatch.setattr(build, "GpuSession", lambda device: session)
+    monkeypatch.setattr(build, "_build", lambda part, *_: f"plan of {part.name}".encode())
+    monkeypatch.setattr(checks, "EngineRunner", OnnxRuntimeEngine)
+    monkeypatch.setattr(OnnxRuntimeEngine, "graph", parts.folder)
+    lines: list[str] = []
+    options = BuildOptions(profile=(1, 2, 3))
+    done = build.build_engines(parts.folder, tmp_path, options, report=lines.append)
+    for part, found in zip(parts.manifest.parts, done, strict=True):
+        assert found == plan_metadata.read_metadata(tmp_path / f"{part.name}.plan")
+        assert (found.part, found.gpu, found.profile) == (part.name, H200.name, (1, 2, 3))
+        assert (found.inputs, found.outputs, found.flops) == (part.inputs, part.outputs, part.flops)
+        assert (found.layers, found.evidence, found.weight_count) == ({"fp16": 1}, "inspector", part.weight_count)
+        assert [(p.precision, p.tiles) for p in found.parity] == [("fp16", batch) for batch in (1, 2, 3)]
+        assert all(p.psnr > 60 for p in found.parity)
+    again = build.build_engines(parts.folder, tmp_path, options, only=["body"], report=lines.append)
+    assert again == [done[0] if done[0].part == "body" else done[1]] and lines[-1] == "body: up to date"
+
+
+def test_a_node_that_the_parser_refuses_is_named() -> None:
+    error = SimpleNamespace(node=lambda: 1, desc=lambda: "no kernel\n for it")
+    layers = (Layer("first", "Add", "fp16"), Layer("node_conv2d", "Conv", "fp16"))
+    assert build.parser_error(error, layers) == "node node_conv2d (Conv): no kernel for it"
+    assert build.parser_error(error, (layers[0], Layer("", "Conv", "fp16"))) == "node 1 (Conv): no kernel for it"
+    assert build.parser_error(error, ()) == "the graph: no kernel for it"  # of parts for OpenVINO
 
 
 def test_nan_and_inf_are_refused() -> None:
