@@ -45,10 +45,10 @@ $(REPOSITORY)/restore/config.pbtxt: $(VENV)/.installed $(checkpoint_files) $(sou
 engines: PRECISION = fp16
 engines: REPOSITORY = build/tensorrt_models
 engines: $(VENV)/.installed
-	$(bin)/ipt-export $(CHECKPOINT) --runtime $(RUNTIME) --precision $(PRECISION) --parts $(PARTS)
+	$(bin)/ipt-export parts $(CHECKPOINT) --runtime $(RUNTIME) --precision $(PRECISION) --parts $(PARTS)
 	mkdir -p $(ENGINES)
 	$(BUILD_ENGINES) $(PARTS) --output $(ENGINES) --timing-cache $(ENGINES)/timing.cache
-	$(bin)/ipt-export --parts $(PARTS) --engines $(ENGINES) --repository $(REPOSITORY)
+	$(bin)/ipt-export repository --parts $(PARTS) --engines $(ENGINES) --repository $(REPOSITORY)
 
 test: $(VENV)/.installed lint
 	$(bin)/python -m pytest

@@ -39,9 +39,10 @@ import numpy as np
 from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
 from ipt_triton.export.engines.build import apply_precision, explain_failure, make_logger, network_flags
 from ipt_triton.export.engines.cuda import GpuSession, require_tensorrt
-from ipt_triton.export.engines.inputs import PartSpec, choose_parts, plan_precision, random_inputs, read_manifest
-from ipt_triton.export.engines.metadata import EngineError, EngineMetadata, TensorInfo, read_metadata, version_numbers
+from ipt_triton.export.engines.inputs import choose_parts, plan_precision, random_inputs
+from ipt_triton.export.engines.metadata import BuildFacts, EngineError, read_metadata, version_numbers
 from ipt_triton.export.engines.runner import EngineRunner
+from ipt_triton.manifest import ManifestError, read_manifest
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -61,7 +62,7 @@ class Measurement:
 
     Attributes:
         through: what ran it, one of `WAYS` or `tensorrt`.
-        flops: per patch; None if neither manifest nor plan gives them and onnx is not installed.
+        flops: per patch; None where they are not known.
         matmul_rate: FLOP/s of one large matrix multiplication of this precision; None if it was not measured.
     """
 
@@ -114,19 +115,6 @@ def check_preset(name: str) -> None:
         raise EngineError(f"--preset {name} is not one of {', '.join(PRESETS)}")
 
 
-def part_flops(folder: Path, part: PartSpec) -> int | None:
-    """FLOPs per patch: the manifest's, or counted if onnx is installed."""
-    if part.flops is not None:
-        return part.flops
-    try:
-        import onnx
-
-        from ipt_triton.export.parts.flops import count_flops
-    except ImportError:
-        return None
-    return count_flops(onnx.load(folder / f"{part.name}.onnx"))
-
-
 def measure_cpu(
     folder: Path, only: Sequence[str], precisions: Sequence[str], batches: Sequence[int], seconds: float, size: int
 ) -> list[Measurement]:
@@ -144,7 +132,7 @@ def measure_cpu(
     core = ov.Core()
     hints = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16, "fp16": ov.Type.f16}
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    parts = choose_parts(read_manifest(folder), only)
+    parts = choose_parts(read_manifest(folder).parts, only)
     done = []
     for precision in precisions:
         if precision.upper() not in able:
@@ -157,12 +145,11 @@ def measure_cpu(
             compiled = core.compile_model(folder / f"{part.name}.onnx", "CPU", options)
             kinds = {port.any_name: port.get_element_type().to_dtype() for port in compiled.inputs}
             request = compiled.create_infer_request()
-            flops = part_flops(folder, part)
             for batch in batches:
                 inputs = {name: x.astype(kinds[name]) for name, x in random_inputs(part, batch).items()}
                 call = partial(request.infer, inputs, share_inputs=True, share_outputs=True)
                 spread = Spread.of(repeat(call, seconds))
-                found.append(Measurement(part.name, precision, batch, spread, spread, flops))
+                found.append(Measurement(part.name, precision, batch, spread, spread, part.flops))
         matmul_times += repeat(matmul, seconds)
         rate = 2 * size**3 / statistics.median(matmul_times)
         done += [replace(measurement, matmul_rate=rate) for measurement in found]
@@ -273,26 +260,22 @@ def gpu_matmul(size: int, precision: str, device: int) -> EngineRunner:
         if serialised is None:
             raise EngineError(explain_failure("matrix multiplication", log.errors, None))
     plan = bytes(serialised)
-    metadata = EngineMetadata(
+    facts = BuildFacts(
         part="matrix multiplication",
         tensorrt=version,
         gpu=session.gpu.name,
         compute_capability=session.gpu.compute_capability,
         precision=precision,
-        evidence="none",
         profile=(size, size, size),
         level=3,
-        inputs=(TensorInfo("A", (size,), np.dtype(dtype).name),),
-        outputs=(TensorInfo("PRODUCT", (size,), np.dtype(dtype).name),),
         onnx_sha256="",
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         plan_bytes=len(plan),
         weight_count=size * size,
-        layers={},
-        parity=(),
         build_seconds=0.0,
+        flops=2 * size * size,
     )
-    return EngineRunner(plan, metadata, device)
+    return EngineRunner(plan, facts, device)
 
 
 def measurements(record: Record) -> list[Measurement]:
@@ -443,7 +426,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             session, found = _measure_parts(arguments, argv)
-    except (EngineError, OSError) as error:
+    except (EngineError, ManifestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     publish(session.record({"measurements": [asdict(m) for m in found]}), arguments, markdown, draw)

@@ -12,11 +12,8 @@ The parts folder holds `<part>.onnx` and `manifest.json`, and may hold `samples.
 computed in FP32 on real tiles, per task and tensor (`sr_x2/IMAGE` [n, 3, 48, 48], `sr_x2/FEATURES`,
 `sr_x2/TASK_EMBEDDING` with n or 1 rows, `sr_x2/BODY_FEATURES`, `sr_x2/RESTORED`; float32). After a build the engine
 runs at the profile's smallest, optimal and largest batch; NaN, Inf or results too far from the reference tensors refuse
-it. A plan appears only after that, whole, with its description beside it (`engine_runner.EngineMetadata`). A plan that
+it. A plan appears only after that, whole, with its description beside it (`metadata.EngineMetadata`). A plan that
 is up to date is kept, so a build that was cut off goes on where it stopped.
-
-What calls the GPU has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4
-alone.
 """
 
 from __future__ import annotations
@@ -35,23 +32,21 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run by its path: Python looks beside this file, and the room is one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[2] / "src")
 
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.export.engines.checks import check_engine
 from ipt_triton.export.engines.cuda import GpuSession, require_tensorrt
-from ipt_triton.export.engines.files import BuildOptions, summarise, up_to_date, write_plan, write_whole
+from ipt_triton.export.engines.files import BuildOptions, summarise, up_to_date, write_plan
 from ipt_triton.export.engines.inputs import (
-    PRECISIONS,
-    SAMPLES,
-    OnnxSummary,
-    PartSpec,
+    ENGINE_PRECISIONS,
     PrecisionPlan,
     choose_parts,
     plan_precision,
     profile_shapes,
-    read_manifest,
-    read_onnx,
     reference_tensors,
 )
-from ipt_triton.export.engines.metadata import EngineError, EngineMetadata, read_metadata, version_numbers
+from ipt_triton.export.engines.metadata import BuildFacts, EngineError, EngineMetadata, read_metadata, version_numbers
+from ipt_triton.files import atomic_file
+from ipt_triton.manifest import SAMPLES, Layer, Part, read_manifest, tasks_of_parts
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -88,10 +83,11 @@ def build_engines(
         report: gets lines about the progress.
 
     Raises:
-        EngineError: one sentence; the plans that were written before stay.
+        EngineError, ManifestError, ParityError: one sentence; the plans that were written before stay.
     """
     version = require_tensorrt()
-    parts = choose_parts(read_manifest(folder), only)
+    manifest = read_manifest(folder)
+    parts, tasks = choose_parts(manifest.parts, only), tasks_of_parts(manifest.routes)
     session = GpuSession(device)
     report(f"TensorRT {version}, {session.gpu.name}, compute capability {session.gpu.compute_capability}")
     if not (folder / SAMPLES).is_file():
@@ -104,11 +100,9 @@ def build_engines(
                 model = path.read_bytes()
             except OSError as error:
                 raise EngineError(f"{path} cannot be read ({error.strerror}): run ipt-export again") from error
-            summary = read_onnx(model)
-            layer_precision = summary.layer_precision(part)
-            how = plan_precision(version_numbers(version), options.precision, part.precision)
-            if how.precision != part.precision:  # TensorRT 8.6, told to compute an FP32 graph in FP16
-                layer_precision = how.precision
+            how = plan_precision(version_numbers(version), options.precision, manifest.graph_precision)
+            # TensorRT 8.6 may be told to compute an FP32 graph in FP16.
+            layer_precision = how.precision if how.precision != manifest.graph_precision else part.layer_precision
             sha256 = hashlib.sha256(model).hexdigest()
             plan_path = output / f"{part.name}.plan"
             if up_to_date(plan_path, sha256, version, session.gpu, how.precision, options):
@@ -116,29 +110,26 @@ def build_engines(
                 done.append(read_metadata(plan_path))
                 continue
             started = time.perf_counter()
-            plan = _build(part, model, summary, how, options, report)
-            metadata = EngineMetadata(
+            plan = _build(part, model, how, options, report)
+            facts = BuildFacts(
                 part=part.name,
                 tensorrt=version,
                 gpu=session.gpu.name,
                 compute_capability=session.gpu.compute_capability,
                 precision=how.precision,
-                evidence="",
                 profile=options.profile,
                 level=options.level,
-                inputs=(),
-                outputs=(),
                 onnx_sha256=sha256,
                 plan_sha256=hashlib.sha256(plan).hexdigest(),
                 plan_bytes=len(plan),
-                weight_count=sum(count for kind, count in summary.weights.items() if kind != "other"),
-                layers={},
-                parity=(),
+                weight_count=part.weight_count,
                 build_seconds=round(time.perf_counter() - started, 3),
                 flops=part.flops,
             )
-            reference = reference_tensors(folder, part)
-            metadata = check_engine(plan, metadata, part, layer_precision, reference, device)
+            _, (task, *_) = tasks[part.name]
+            reference = reference_tensors(folder, part, task)
+            results = check_engine(plan, facts, part, layer_precision, reference, device)
+            metadata = EngineMetadata(**vars(facts), **vars(results))
             write_plan(output, plan, metadata)
             report(summarise(metadata))
             done.append(metadata)
@@ -146,9 +137,8 @@ def build_engines(
 
 
 def _build(
-    part: PartSpec,
+    part: Part,
     model: bytes,
-    summary: OnnxSummary,
     how: PrecisionPlan,
     options: BuildOptions,
     report: Callable[[str], None],
@@ -161,18 +151,19 @@ def _build(
     network: trt.INetworkDefinition = builder.create_network(network_flags(how))
     parser: trt.OnnxParser = trt.OnnxParser(network, log)
     if not parser.parse(model):
-        errors = [parser_error(parser.get_error(i), summary.nodes) for i in range(parser.num_errors)]
+        errors = [parser_error(parser.get_error(i), part.layers) for i in range(parser.num_errors)]
         raise EngineError(f"{part.name}: TensorRT's parser refuses the graph: {'; '.join(errors)}")
     config: trt.IBuilderConfig = builder.create_builder_config()
     apply_precision(config, how)
     if how.pin_types:
         _pin_types(network)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
+    samples = {port.name: port.shape for port in part.inputs}
     for index in range(network.num_inputs):
         tensor: trt.ITensor = network.get_input(index)
-        if tensor.name not in part.inputs:
+        if tensor.name not in samples:
             raise EngineError(f"{part.name}: the manifest has no input {tensor.name}: run ipt-export again")
-        shapes = profile_shapes(tensor.name, tuple(tensor.shape), part.inputs[tensor.name], options.profile)
+        shapes = profile_shapes(tensor.name, tuple(tensor.shape), samples[tensor.name], options.profile)
         profile.set_shape(tensor.name, *shapes)
     config.add_optimization_profile(profile)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -190,8 +181,8 @@ def _build(
         raise EngineError(explain_failure(part.name, log.errors, options.workspace))
     if options.timing_cache is not None:
         cache: trt.ITimingCache = config.get_timing_cache()
-        options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(options.timing_cache, bytes(cache.serialize()))
+        with atomic_file(options.timing_cache) as temporary:
+            temporary.write_bytes(bytes(cache.serialize()))
     return bytes(plan)
 
 
@@ -257,11 +248,12 @@ def make_monitor(part: str, report: Callable[[str], None]) -> Any:
     return Monitor()
 
 
-def parser_error(error: trt.ParserError, nodes: Sequence[tuple[str, str]]) -> str:
+def parser_error(error: trt.ParserError, layers: Sequence[Layer]) -> str:
     """A parser's error with the node's name and operator, which TensorRT 8.6 gives by its index alone."""
     index = error.node()
-    name, operator = nodes[index] if 0 <= index < len(nodes) else ("", "")
-    where = f"node {name or index} ({operator})" if operator else "the graph"
+    where = "the graph"
+    if 0 <= index < len(layers):
+        where = f"node {layers[index].name or index} ({layers[index].operator})"
     return f"{where}: {' '.join(str(error.desc()).split())}"
 
 
@@ -293,13 +285,12 @@ def _load_timing_cache(config: trt.IBuilderConfig, path: Path, report: Callable[
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("build.py", __doc__ or "")
     parser.add_argument("parts", type=Path, metavar="PARTS_DIR", help="ONNX parts and manifest.json")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where plans go")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of the arithmetic (default: what the graphs are)")
+    parser.add_argument(
+        "--precision", choices=ENGINE_PRECISIONS, help="of the arithmetic (default: what the graphs are)"
+    )
     parser.add_argument("--min-batch", type=int, default=1, help="(default %(default)s)")
     parser.add_argument("--opt-batch", type=int, default=8, help="batch to optimise for (default %(default)s)")
     parser.add_argument("--max-batch", type=int, default=16, help="(default %(default)s)")
@@ -316,24 +307,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 refused, 2 wrong arguments."""
     arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
+
+    def build() -> None:
+        batches = (arguments.min_batch, arguments.opt_batch, arguments.max_batch)
         options = BuildOptions(
-            arguments.precision,
-            (arguments.min_batch, arguments.opt_batch, arguments.max_batch),
-            arguments.workspace,
-            arguments.level,
-            arguments.timing_cache,
+            arguments.precision, batches, arguments.workspace, arguments.level, arguments.timing_cache
         )
         done = build_engines(arguments.parts, arguments.output, options, arguments.only, arguments.device)
-    except (EngineError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(json.dumps([metadata.to_dict() for metadata in done], indent=2))
-    else:
-        for metadata in done:
-            print(summarise(metadata))
-    return 0
+        if arguments.json:
+            print(json.dumps([metadata.to_dict() for metadata in done], indent=2))
+        else:
+            for metadata in done:
+                print(summarise(metadata))
+
+    return run_command(build)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
 """Whether a built engine is right: its tensors, the precision of its layers, finite results, and parity with PyTorch.
 
-On numpy alone and in Python 3.9 syntax. Only `check_engine` needs a GPU; it has not been run.
+On numpy alone and in Python 3.9 syntax. Only `check_engine` needs a GPU.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ipt_triton.export.engines.inputs import PartSpec, random_inputs, repeat_rows
-from ipt_triton.export.engines.metadata import EngineError, EngineMetadata, EngineParity, TensorInfo
+from ipt_triton.export.engines.inputs import random_inputs, repeat_rows
+from ipt_triton.export.engines.metadata import BuildFacts, CheckResults, EngineError
 from ipt_triton.export.engines.runner import EngineRunner
-from ipt_triton.parity import TOLERANCES, measure
+from ipt_triton.manifest import Part, Port
+from ipt_triton.parity import check_finite, compare
 
 LOWEST_SHARE = 0.1
 """Engine layers that compute in the precision asked for, at least: far below what any part has, far above none."""
@@ -82,85 +82,53 @@ def precision_evidence(precision: str, layers: Mapping[str, int], plan_bytes: in
     )
 
 
-def compare(
-    part: str, precision: str, batch: int, results: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
-) -> EngineParity:
-    """Parity of an engine's outputs [batch, ...] with reference rows, taken in turn.
-
-    Raises:
-        EngineError: a difference above the precision's tolerance.
-    """
-    parity = measure(part, results, {name: repeat_rows(rows, batch) for name, rows in expected.items()}, precision)
-    allowed = TOLERANCES[precision]
-    if allowed.used_by(parity) > 1:
-        raise EngineError(
-            f"{part} in {precision} at batch {batch}: max |Δ| {parity.max_abs:.3g}, PSNR {parity.psnr:.1f} dB against "
-            f"PyTorch; allowed are {allowed.max_abs:g} and {allowed.psnr:g} dB; no plan was written"
-        )
-    return EngineParity(batch, parity.max_abs, parity.psnr)
-
-
-def check_finite(part: str, batch: int, results: Mapping[str, np.ndarray]) -> None:
-    """Raises EngineError when an output holds NaN or Inf."""
-    for name, values in results.items():
-        if not np.isfinite(values).all():
-            raise EngineError(f"{part} at batch {batch}: {name} holds NaN or Inf; no plan was written")
-
-
-def check_tensors(part: PartSpec, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:
+def check_tensors(part: Part, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
     """Compare an engine's inputs and outputs with the manifest's; raises EngineError."""
     for found, wanted in ((inputs, part.inputs), (outputs, part.outputs)):
-        manifest = {TensorInfo(name, shape, part.types[name]) for name, shape in wanted.items()}
-        if set(found) != manifest:
+        engine, manifest = (sorted(map(str, ports)) for ports in (found, wanted))
+        if engine != manifest:
             raise EngineError(
-                f"{part.name}: the engine has {_list(found)}, the manifest {_list(manifest)}: run ipt-export again"
+                f"{part.name}: the engine has {', '.join(engine)}, the manifest {', '.join(manifest)}: "
+                "run ipt-export again"
             )
-
-
-def _list(infos: Iterable[TensorInfo]) -> str:
-    return ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in sorted(infos, key=lambda i: i.name))
 
 
 def check_engine(
     plan: bytes,
-    metadata: EngineMetadata,
-    part: PartSpec,
+    facts: BuildFacts,
+    part: Part,
     layer_precision: str,
     reference: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None,
     device: int,
-) -> EngineMetadata:
-    """Run a new engine at the boundary batches; its description with layers, tensors and parity filled in.
+) -> CheckResults:
+    """Run a new engine at the boundary batches.
 
     Args:
         layer_precision: what its layers must be seen to compute in.
-        reference: inputs and expected outputs, see `engine_parts.reference_tensors`.
+        reference: inputs and expected outputs, see `export.engines.inputs.reference_tensors`.
 
     Raises:
-        EngineError: the engine is not the one that was asked for, or its results are wrong.
+        EngineError: the engine is not the one that was asked for.
+        ParityError: NaN or Inf, or results too far from the reference.
     """
     parity = []
-    with EngineRunner(plan, metadata, device) as runner:
+    with EngineRunner(plan, facts, device) as runner:
         check_tensors(part, runner.inputs, runner.outputs)
         layers = layer_precisions(runner.layer_report())
-        evidence = precision_evidence(layer_precision, layers, metadata.plan_bytes, metadata.weight_count)
-        for batch in sorted(set(metadata.profile)):
-            inputs = (
-                random_inputs(part, batch)
-                if reference is None
-                else {name: repeat_rows(rows, batch) for name, rows in reference[0].items()}
+        evidence = precision_evidence(layer_precision, layers, facts.plan_bytes, facts.weight_count)
+        for batch in sorted(set(facts.profile)):
+            name = f"{part.name} at batch {batch}"
+            inputs, expected = (
+                ({name: repeat_rows(rows, batch) for name, rows in tensors.items()} for tensors in reference)
+                if reference is not None
+                else (random_inputs(part, batch), None)
             )
             for _ in range(2):  # the second time through the CUDA graph
                 results = runner.run(inputs)
-                check_finite(part.name, batch, results)
-                if reference is not None:
-                    found = compare(part.name, metadata.precision, batch, results, reference[1])
-            if reference is not None:
+                if expected is None:
+                    check_finite(name, results, facts.precision)
+                else:
+                    found = compare(name, results, expected, facts.precision)
+            if expected is not None:
                 parity.append(found)
-        return replace(
-            metadata,
-            evidence=evidence,
-            layers=layers,
-            inputs=runner.inputs,
-            outputs=runner.outputs,
-            parity=tuple(parity),
-        )
+        return CheckResults(runner.inputs, runner.outputs, layers, evidence, tuple(parity))

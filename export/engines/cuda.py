@@ -1,9 +1,6 @@
 """The GPU and the libraries that reach it: TensorRT and PyCUDA, the CUDA context, CUDA graphs.
 
 TensorRT (8.6 to 11) and PyCUDA are imported when first needed; Python 3.9 syntax.
-
-What calls the GPU has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4
-alone.
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ import ctypes
 import functools
 from typing import Any
 
-from .metadata import EngineError, Gpu, version_numbers  # relative: see engine_runner.py
+from .metadata import EngineError, Gpu, version_numbers  # relative: see runner.py
 
 OLDEST = (8, 6)
 

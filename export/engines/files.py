@@ -1,16 +1,15 @@
-"""Plan files: what they are built with, writing them whole or not at all, and keeping those that are up to date.
+"""Plan files: what they are built with, writing them, and keeping those that are up to date.
 
-For `export/engines/build.py`, on the standard library alone and in Python 3.9 syntax.
+For `export/engines/build.py`, on numpy alone and in Python 3.9 syntax.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipt_triton.export.engines.inputs import PRECISIONS
+from ipt_triton.export.engines.inputs import ENGINE_PRECISIONS
 from ipt_triton.export.engines.metadata import (
     EngineError,
     EngineMetadata,
@@ -19,6 +18,7 @@ from ipt_triton.export.engines.metadata import (
     describe_path,
     read_metadata,
 )
+from ipt_triton.files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class BuildOptions:
     """How to build.
 
     Attributes:
-        precision: one of `PRECISIONS`, or None for what the graph says.
+        precision: one of `ENGINE_PRECISIONS`, or None for what the graph says.
         profile: smallest, optimal and largest batch.
         workspace: GiB that TensorRT may use for scratch memory, None for as much as the GPU has.
         level: builder optimisation level, 0 (quick build) to 5 (longest search); 3 is TensorRT's own default.
@@ -45,30 +45,21 @@ class BuildOptions:
             raise EngineError(
                 f"batches {low}, {optimal}, {high}: 1 ≤ --min-batch ≤ --opt-batch ≤ --max-batch is needed"
             )
-        if self.precision not in (None, *PRECISIONS):
-            raise EngineError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        if self.precision not in (None, *ENGINE_PRECISIONS):
+            raise EngineError(f"precision {self.precision!r} is not one of {', '.join(ENGINE_PRECISIONS)}")
         if not 0 <= self.level <= 5:
             raise EngineError(f"builder level {self.level} is not within 0 to 5")
 
 
 def write_plan(output: Path, plan: bytes, metadata: EngineMetadata) -> Path:
     """Write `<part>.plan` and its description, each whole or not at all; the description comes last."""
-    output.mkdir(parents=True, exist_ok=True)
     path = output / f"{metadata.part}.plan"
     describe_path(path).unlink(missing_ok=True)
-    write_whole(path, plan)
-    write_whole(describe_path(path), (json.dumps(metadata.to_dict(), indent=2) + "\n").encode())
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(plan)
+    with atomic_file(describe_path(path)) as temporary:
+        temporary.write_text(json.dumps(metadata.to_dict(), indent=2) + "\n")
     return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file through a temporary one beside it, so that nobody ever reads half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def up_to_date(plan: Path, onnx_sha256: str, version: str, gpu: Gpu, precision: str, options: BuildOptions) -> bool:

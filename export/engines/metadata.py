@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import IptError  # relative: see runner.py
+from ...manifest import Parity, Port
 
 
 class EngineError(IptError, RuntimeError):
@@ -31,26 +32,8 @@ class InputError(EngineError, ValueError):
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """An input or output of an engine: name, shape of one sample, numpy's name of the type."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class EngineParity:
-    """An engine against reference tensors at one batch size: max |a - b| and PSNR (peak 255) of the worst output."""
-
-    batch: int
-    max_abs: float
-    psnr: float
-
-
-@dataclass(frozen=True)
-class EngineMetadata:
-    """What a plan is and where it runs: the content of `<part>.plan.json`.
+class BuildFacts:
+    """What a plan was built from, how, and where it runs: all that its builder knows.
 
     Attributes:
         part: name of the part, `head_<task>`, `body…` or `tail_<task>`.
@@ -58,16 +41,13 @@ class EngineMetadata:
         gpu: name of the GPU that it was built on.
         compute_capability: of that GPU, such as `9.0`; plans run on no other.
         precision: `fp32`, `fp16` or `bf16`, of most of the arithmetic.
-        evidence: how that is known, one of `export/engines/build.py`'s words.
         profile: smallest, optimal and largest batch.
         level: of the builder's optimisation, 0 to 5.
         onnx_sha256, plan_sha256: of the ONNX file it was built from, and of the plan.
         plan_bytes: size of the plan.
-        weight_count: numbers among the ONNX graph's initialisers.
-        layers: engine layers by the type they compute in, as TensorRT's inspector tells it.
-        parity: per boundary batch; empty when the parts folder held no reference tensors.
+        weight_count: floating-point numbers that the ONNX graph holds as weights.
         build_seconds: how long TensorRT took.
-        flops: floating-point operations per patch (a multiply-add is two), if the parts' manifest gives them.
+        flops: floating-point operations per patch; a multiply-add is two.
     """
 
     part: str
@@ -75,23 +55,41 @@ class EngineMetadata:
     gpu: str
     compute_capability: str
     precision: str
-    evidence: str
     profile: tuple[int, int, int]
     level: int
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
     onnx_sha256: str
     plan_sha256: str
     plan_bytes: int
     weight_count: int
-    layers: dict[str, int]
-    parity: tuple[EngineParity, ...]
     build_seconds: float
-    flops: int | None = None
+    flops: int
 
     @property
     def max_batch(self) -> int:
         return self.profile[2]
+
+
+@dataclass(frozen=True)
+class CheckResults:
+    """What running a new engine has shown.
+
+    Attributes:
+        inputs, outputs: as the engine itself has them.
+        layers: engine layers by the type they compute in, as TensorRT's inspector tells it.
+        evidence: how its precision is known, see `export.engines.checks.precision_evidence`.
+        parity: per boundary batch; empty when the parts folder held no reference tensors.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    layers: dict[str, int]
+    evidence: str
+    parity: tuple[Parity, ...]
+
+
+@dataclass(frozen=True)
+class EngineMetadata(CheckResults, BuildFacts):
+    """The description of a plan, the content of `<part>.plan.json`."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,8 +99,8 @@ class EngineMetadata:
         """Raises KeyError or TypeError when entries are missing or foreign."""
         entries = dict(values)
         for key in ("inputs", "outputs"):
-            entries[key] = tuple(TensorInfo(x["name"], tuple(x["shape"]), x["dtype"]) for x in entries[key])
-        entries["parity"] = tuple(EngineParity(**x) for x in entries["parity"])
+            entries[key] = tuple(map(Port.from_dict, entries[key]))
+        entries["parity"] = tuple(Parity(**x) for x in entries["parity"])
         low, optimal, high = entries["profile"]
         entries["profile"] = (low, optimal, high)
         return cls(**entries)
@@ -148,37 +146,35 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def check_metadata(metadata: EngineMetadata, tensorrt_version: str, gpu: Gpu) -> None:
-    """Compare a plan's description with the machine.
+def check_machine(facts: BuildFacts, tensorrt_version: str, gpu: Gpu) -> None:
+    """Compare what a plan was built for with the machine.
 
     Raises:
         PlanMismatch: built by another TensorRT, or for another GPU architecture.
     """
-    if metadata.tensorrt != tensorrt_version:
+    if facts.tensorrt != tensorrt_version:
         raise PlanMismatch(
-            f"the plan of {metadata.part} was built by TensorRT {metadata.tensorrt} and this is {tensorrt_version}: "
+            f"the plan of {facts.part} was built by TensorRT {facts.tensorrt} and this is {tensorrt_version}: "
             "build it again with this one (export/engines/build.py), or install the other"
         )
-    if metadata.compute_capability != gpu.compute_capability:
+    if facts.compute_capability != gpu.compute_capability:
         raise PlanMismatch(
-            f"the plan of {metadata.part} was built for compute capability {metadata.compute_capability} "
-            f"({metadata.gpu}) and this GPU, {gpu.name}, has {gpu.compute_capability}: "
+            f"the plan of {facts.part} was built for compute capability {facts.compute_capability} "
+            f"({facts.gpu}) and this GPU, {gpu.name}, has {gpu.compute_capability}: "
             "build it again on this GPU (export/engines/build.py)"
         )
 
 
-def check_plan(plan: bytes, metadata: EngineMetadata) -> None:
+def check_plan(plan: bytes, facts: BuildFacts) -> None:
     """Compare a plan's bytes with its description; raises PlanMismatch."""
-    if hashlib.sha256(plan).hexdigest() != metadata.plan_sha256:
+    if hashlib.sha256(plan).hexdigest() != facts.plan_sha256:
         raise PlanMismatch(
-            f"the plan of {metadata.part} is not the one its description speaks of ({len(plan)} bytes, "
-            f"{metadata.plan_bytes} expected): copy both files again, or build the engine again"
+            f"the plan of {facts.part} is not the one its description speaks of ({len(plan)} bytes, "
+            f"{facts.plan_bytes} expected): copy both files again, or build the engine again"
         )
 
 
-def check_inputs(
-    inputs: Mapping[str, np.ndarray], expected: Sequence[TensorInfo], profile: tuple[int, int, int]
-) -> int:
+def check_inputs(inputs: Mapping[str, np.ndarray], expected: Sequence[Port], profile: tuple[int, int, int]) -> int:
     """The batch size of inputs that an engine takes.
 
     Raises:

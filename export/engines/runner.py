@@ -4,11 +4,8 @@ The description beside the plan is checked before TensorRT sees the plan, so a p
 is refused with a sentence.
 
 This file, `cuda.py` and `metadata.py` need numpy, tensorrt (8.6 to 11) and pycuda, the latter two imported when first
-needed; Python 3.9 syntax. They import each other and the base of errors relatively, because `ipt-export` also
+needed; Python 3.9 syntax. They import each other and what they need of the kernel relatively, because `ipt-export` also
 copies them as a package of another name beside `runner_tensorrt.py`, the Triton model that uses them.
-
-What calls the GPU has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4
-alone.
 """
 
 from __future__ import annotations
@@ -20,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...manifest import Port
 from .cuda import CudaGraphs, GpuSession, require_tensorrt
 from .metadata import (
+    BuildFacts,
     EngineError,
-    EngineMetadata,
     InputError,
     PlanMismatch,
-    TensorInfo,
     check_inputs,
-    check_metadata,
+    check_machine,
     check_plan,
     read_metadata,
 )
@@ -53,25 +50,25 @@ class EngineRunner:
     """One plan, ready to run; untested on a GPU.
 
     Attributes:
-        metadata: the plan's description.
+        facts: what the plan was built from, how and for what.
         inputs, outputs: as the engine itself has them.
         graph_error: why CUDA graphs are not used (any more), if so; without them each kernel is queued by itself.
 
     Not for several threads at once: the buffers are shared between calls.
     """
 
-    def __init__(self, plan: bytes, metadata: EngineMetadata, device: int = 0, cuda_graphs: bool = True):
+    def __init__(self, plan: bytes, facts: BuildFacts, device: int = 0, cuda_graphs: bool = True):
         """Load a plan and allocate everything a call needs.
 
         Raises:
-            PlanMismatch: see `check_metadata` and `check_plan`.
+            PlanMismatch: see `check_machine` and `check_plan`.
             EngineError: no TensorRT, PyCUDA or GPU; or not enough GPU memory.
         """
         version = require_tensorrt()
-        self.metadata = metadata
+        self.facts = facts
         self._session = GpuSession(device)
-        check_metadata(metadata, version, self._session.gpu)
-        check_plan(plan, metadata)
+        check_machine(facts, version, self._session.gpu)
+        check_plan(plan, facts)
         self.graph_error = "" if cuda_graphs else "not asked for"
         self._graphs: CudaGraphs | None = None
         self._captured: dict[int, ctypes.c_void_p] = {}
@@ -110,7 +107,7 @@ class EngineRunner:
             InputError: see `check_inputs`.
             EngineError: the GPU reported an error.
         """
-        batch = check_inputs(inputs, self.inputs, self.metadata.profile)
+        batch = check_inputs(inputs, self.inputs, self.facts.profile)
         for info in self.inputs:
             np.copyto(self._host[info.name][:batch], inputs[info.name], casting="same_kind")
         import pycuda.driver as cuda
@@ -120,7 +117,7 @@ class EngineRunner:
                 self._start(batch)
                 self._stream.synchronize()
             except cuda.Error as error:
-                raise EngineError(f"the engine of {self.metadata.part} failed at batch {batch}: {error}") from error
+                raise EngineError(f"the engine of {self.facts.part} failed at batch {batch}: {error}") from error
         return {info.name: self._host[info.name][:batch] for info in self.outputs}
 
     def device_seconds(self, batch: int, runs: int) -> list[float]:
@@ -171,14 +168,14 @@ class EngineRunner:
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(
-                f"TensorRT could not load the plan of {self.metadata.part} ({len(plan)} bytes): "
+                f"TensorRT could not load the plan of {self.facts.part} ({len(plan)} bytes): "
                 "free GPU memory, or build the engine again (export/engines/build.py)"
             )
         self._engine: trt.ICudaEngine = engine
         context: trt.IExecutionContext | None = engine.create_execution_context()
         if context is None:
             raise EngineError(
-                f"the GPU has not enough free memory to run {self.metadata.part}: "
+                f"the GPU has not enough free memory to run {self.facts.part}: "
                 "free some, or build the engine with a smaller --max-batch"
             )
         self._context: trt.IExecutionContext = context
@@ -192,7 +189,7 @@ class EngineRunner:
         self._batch = 0
         self._host: dict[str, np.ndarray] = {}
         self._device: dict[str, Any] = {}
-        ports: dict[str, list[TensorInfo]] = {"input": [], "output": []}
+        ports: dict[str, list[Port]] = {"input": [], "output": []}
         engine: trt.ICudaEngine = self._engine
         context: trt.IExecutionContext = self._context
         try:
@@ -201,18 +198,18 @@ class EngineRunner:
                 kind = engine.get_tensor_dtype(name).name
                 if kind not in DTYPES:
                     raise EngineError(
-                        f"{self.metadata.part}: {name} is {kind}, which numpy does not have: "
+                        f"{self.facts.part}: {name} is {kind}, which numpy does not have: "
                         "export the part with FP32 or FP16 inputs and outputs"
                     )
-                info = TensorInfo(name, tuple(engine.get_tensor_shape(name))[1:], DTYPES[kind].name)
-                self._host[name] = cuda.pagelocked_empty((self.metadata.max_batch, *info.shape), DTYPES[kind])
+                info = Port(name, tuple(engine.get_tensor_shape(name))[1:], DTYPES[kind].name)
+                self._host[name] = cuda.pagelocked_empty((self.facts.max_batch, *info.shape), DTYPES[kind])
                 self._host[name][:] = 0
                 self._device[name] = cuda.mem_alloc(self._host[name].nbytes)
                 context.set_tensor_address(name, int(self._device[name]))
                 ports["input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"].append(info)
         except cuda.MemoryError as error:
             raise EngineError(
-                f"the GPU or the host has not enough free memory for the buffers of {self.metadata.part}: "
+                f"the GPU or the host has not enough free memory for the buffers of {self.facts.part}: "
                 "free some, or build the engine with a smaller --max-batch"
             ) from error
         self.inputs, self.outputs = tuple(ports["input"]), tuple(ports["output"])
@@ -259,4 +256,4 @@ class EngineRunner:
 
     def _enqueue(self, batch: int) -> None:
         if not self._context.execute_async_v3(self._stream.handle):
-            raise EngineError(f"TensorRT could not run {self.metadata.part} at batch {batch}")
+            raise EngineError(f"TensorRT could not run {self.facts.part} at batch {batch}")

@@ -2,7 +2,7 @@
 
 The left half of each photograph calibrates and the right half judges, so that no pixel does both.
 
-    photos = read_photos(Path("tests/images"))
+    photos = read_photos(PHOTOS)
     samples = calibration_samples(model, model.config.tasks, photos)
     unseen = [held_out(model, task, photos) for task in model.config.tasks]
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ipt_triton.errors import IptError
+from ipt_triton.export.errors import ExportError
 from ipt_triton.images import SUFFIXES, UnreadableImage, read_rgb
 from ipt_triton.metrics import psnr_of_error
 from ipt_triton.tasks import Task, TaskError
@@ -28,7 +28,7 @@ TILES = 48  # of each task, to calibrate
 HELD_OUT_TILES = 4  # of each photograph and task
 
 
-class CalibrationError(IptError, ValueError):
+class CalibrationError(ExportError):
     """Photographs that cannot calibrate a task."""
 
 

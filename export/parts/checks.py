@@ -1,28 +1,14 @@
-"""Checks of typed graphs that need no GPU: types, TensorRT's operator list, and the numbers of every operator.
-
-ONNX Runtime is no judge of a low-precision graph as a whole: its CPU provider has no FP16 convolution, matrix product
-or softmax, computes them in FP32, and drops the casts between them, so that a chain of layers is rounded once at its
-end (and BF16 it refuses). `OpByOp` therefore runs the graph one operator at a time and rounds every result to its
-declared type: what a GPU does that multiplies in the low type and sums in FP32.
-"""
+"""Whether TensorRT takes a graph: operators and types against its published lists, and no types mixed."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import numpy as np
 import onnx
-import onnxruntime
-from onnx import TensorProto
 
-from ipt_triton.export.parts.graph import GraphError
-from ipt_triton.export.parts.typed import FP32, NUMPY_TYPES, attentions, tensor_types
-from ipt_triton.manifest import IR_VERSION, OPSET, ImageParity, Parity
-from ipt_triton.metrics import psnr_of_error, psnr_y, to_uint8
-from ipt_triton.parity import ParityError, compare
-from ipt_triton.tiling import PATCH, Tiler
+from ipt_triton.export.parts.graph import FP32, GraphError, attentions, list_layers, tensor_types
+from ipt_triton.manifest import IR_VERSION, OPSET
 
 _FLOATS_8 = frozenset({"fp32", "fp16"})
 _FLOATS_10 = frozenset({"fp32", "fp16", "bf16"})
@@ -92,22 +78,7 @@ def check_operators(model: onnx.ModelProto, version: str) -> None:
             ) from None
 
 
-@dataclass(frozen=True)
-class TypeReport:
-    """Where which type stands.
-
-    Attributes:
-        counts: number of nodes by the type that they write.
-        fp32: names of the nodes that compute in FP32, casts left out, by operator.
-        casts: number of casts.
-    """
-
-    counts: dict[str, int]
-    fp32: dict[str, list[str]]
-    casts: int
-
-
-def check_types(model: onnx.ModelProto) -> TypeReport:
+def check_types(model: onnx.ModelProto) -> None:
     """Prove a graph strongly typed: types follow from inputs and weights alone, and no operator mixes them.
 
     Also that LayerNormalization is in FP32, that every attention is the plain pattern, whose operators then have one
@@ -119,151 +90,14 @@ def check_types(model: onnx.ModelProto) -> TypeReport:
     name = model.graph.name
     if ([(e.domain, e.version) for e in model.opset_import], model.ir_version) != ([("", OPSET)], IR_VERSION):
         raise GraphError(f"part {name} must be of opset {OPSET} and IR version {IR_VERSION}")
-    types = tensor_types(model)  # refuses operators with unlike operands
     attentions(model)
-    fp32: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        kind = types[node.output[0]]
-        if node.op_type == "LayerNormalization" and kind != FP32:
-            raise GraphError(f"node {node.name} of part {name} normalises in {kind}; it must be FP32")
-        if node.op_type != "Cast" and kind == FP32:
-            fp32.setdefault(node.op_type, []).append(node.name)
-    counts = Counter(types[node.output[0]] for node in model.graph.node)
-    return TypeReport(dict(counts), fp32, sum(node.op_type == "Cast" for node in model.graph.node))
+    for node, operator, kind in list_layers(model):  # which refuses operators with unlike operands
+        if operator == "LayerNormalization" and kind != FP32:
+            raise GraphError(f"node {node} of part {name} normalises in {kind}; it must be FP32")
 
 
-@dataclass(frozen=True)
-class ImageTolerance:
-    """What a low type may cost a whole image: least PSNR in dB against the FP32 result (floating values, peak 255), and
-    largest loss of PSNR-Y in dB against ground truth (8-bit values)."""
-
-    psnr: float
-    loss: float
-
-
-IMAGE_TOLERANCES = {"fp16": ImageTolerance(50.0, 0.02), "bf16": ImageTolerance(45.0, 0.1)}
-
-
-class OpByOp:
-    """Runs a typed graph operator by operator, each in FP32 with its result rounded to the declared type.
-
-    Values are float32 arrays that hold numbers of the declared type. Overflow gives Inf, as it does on a GPU.
-    """
-
-    def __init__(self, model: onnx.ModelProto):
-        self.name = model.graph.name
-        self._types = tensor_types(model)
-        self._model = model
-        self._weights = {w.name: _widen(onnx.numpy_helper.to_array(w)) for w in model.graph.initializer}
-        self._last_use = {t: i for i, node in enumerate(model.graph.node) for t in node.input}
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._settings = onnxruntime.SessionOptions()
-        self._settings.intra_op_num_threads = 1  # or each operator's thread pool would spin beside the others
-
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name for samples [n, ...] by input name."""
-        wanted = {o.name for o in self._model.graph.output}
-        values = {i.name: self._rounded(i.name, inputs[i.name]) for i in self._model.graph.input}
-        for index, node in enumerate(self._model.graph.node):
-            given = {t: self._weights[t] if t in self._weights else values[t] for t in node.input if t}
-            results = [given[node.input[0]]] if node.op_type == "Cast" else self._run(node, given)
-            values |= {t: self._rounded(t, x) for t, x in zip(node.output, results, strict=True)}
-            for name in node.input:
-                if self._last_use[name] == index and name not in wanted:
-                    values.pop(name, None)
-        return {name: values[name] for name in wanted}
-
-    def _run(self, node: onnx.NodeProto, given: dict[str, np.ndarray]) -> list[np.ndarray]:
-        if node.name not in self._sessions:
-            value, element = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype
-            inputs = [value(t, element(x.dtype), [None] * x.ndim) for t, x in given.items()]
-            kind = TensorProto.INT64 if self._types[node.output[0]] == "int64" else TensorProto.FLOAT
-            outputs = [value(t, kind, None) for t in node.output]
-            graph = onnx.helper.make_graph([node], node.name, inputs, outputs)
-            single = onnx.helper.make_model(
-                graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-            )
-            self._sessions[node.name] = onnxruntime.InferenceSession(
-                single.SerializeToString(), self._settings, providers=["CPUExecutionProvider"]
-            )
-        results: list[np.ndarray] = self._sessions[node.name].run(None, given)
-        return results
-
-    def _rounded(self, name: str, value: np.ndarray) -> np.ndarray:
-        kind = NUMPY_TYPES.get(self._types[name])
-        with np.errstate(over="ignore"):
-            return _widen(value if kind is None else value.astype(kind))
-
-
-def _widen(value: np.ndarray) -> np.ndarray:
-    return value if value.dtype == np.int64 else value.astype(np.float32)
-
-
-def check_typed_part(
-    part: OpByOp, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str
-) -> Parity:
-    """Run a typed part operator by operator on real tiles and compare with what PyTorch computed in FP32.
-
-    Raises:
-        ParityError: NaN or Inf, or a difference above the precision's tolerance; names part and figures.
-    """
-    return compare(part.name, part(inputs), expected, precision)
-
-
-Network = Callable[[np.ndarray], np.ndarray]
-"""Patches [n, 3, P, P] in 0..255 -> restored patches [n, 3, P·scale, P·scale], float32."""
-
-
-def chain(parts: Sequence[OpByOp]) -> Network:
-    """Head, body and tail of a task in a row, typed or FP32, run operator by operator."""
-
-    def network(patches: np.ndarray) -> np.ndarray:
-        values = {"IMAGE": patches}
-        for part in parts:
-            values = part(values)
-        return values["RESTORED"]
-
-    return network
-
-
-def check_image(
-    name: str,
-    image: np.ndarray,
-    clean: np.ndarray | None,
-    scale: int,
-    full: Network,
-    typed: Network,
-    precision: str,
-    patch: int = PATCH,
-) -> ImageParity:
-    """Restore an image by an FP32 network and by its typed one, tile by tile, and compare.
-
-    Args:
-        image: float32 [height, width, 3] on the 0..255 scale.
-        clean: uint8 [height * scale, width * scale, 3], None where there is no ground truth.
-
-    Raises:
-        ParityError: NaN or Inf, too far from the FP32 result, or too much worse against ground truth; names the image.
-    """
-    allowed = IMAGE_TOLERANCES[precision]
-    try:
-        wanted, restored = (_restore(image, scale, network, patch) for network in (full, typed))
-    except FloatingPointError as error:
-        raise ParityError(f"image {name} in {precision}: {error}") from None
-    parity = ImageParity(precision, psnr_of_error(float(np.square(restored.astype(np.float64) - wanted).mean())))
-    if clean is not None:
-        best, reached = (psnr_y(to_uint8(x), clean, scale if scale > 1 else 0) for x in (wanted, restored))
-        parity = replace(parity, full=best, loss=best - reached)
-    if parity.psnr < allowed.psnr or (parity.loss or 0.0) > allowed.loss:
-        raise ParityError(
-            f"image {name}: {parity}; allowed are {allowed.psnr} dB and a loss of {allowed.loss} dB; not published"
-        )
-    return parity
-
-
-def _restore(image: np.ndarray, scale: int, network: Network, patch: int, batch: int = 8) -> np.ndarray:
-    """A whole image in floating values, neither rounded nor clipped."""
-    tiler = Tiler(image, scale, patch, floating=True)
-    for first, last in tiler.batches(batch):
-        tiler.add(network(tiler.patches(first, last)))
-    return tiler.result()
+def check_for_tensorrt(graph: onnx.ModelProto, precision: str) -> None:
+    """Hold a part against the operators of every TensorRT that computes in the precision; raises GraphError."""
+    for version in TENSORRT_OPERATORS:
+        if (precision, version) != ("bf16", "8.6"):
+            check_operators(graph, version)

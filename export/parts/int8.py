@@ -34,7 +34,7 @@ import onnxruntime as ort
 import openvino as ov
 
 from ipt_triton.cpu import cpu_flags, int8_instructions
-from ipt_triton.errors import IptError
+from ipt_triton.export.errors import ExportError
 from ipt_triton.export.parts.calibration import HeldOut
 from ipt_triton.export.parts.flops import flops_of_nodes
 from ipt_triton.export.parts.layer_names import MOVING, groups_of, layer_names, named, source_of
@@ -61,7 +61,7 @@ _Body = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """Inputs of n tiles to BODY_FEATURES."""
 
 
-class QuantizationError(IptError, ValueError):
+class QuantizationError(ExportError):
     """A body that INT8 costs too much, or no NNCF to quantise it with."""
 
 

@@ -5,7 +5,7 @@ The parts folder holds `head_<task>.onnx`, `body.onnx` (or `body_<8 hex of its h
 checkpoints hold the same body, bit for bit, share it.
 
 For OpenVINO the graphs are FP32 and the precision is told to it at run time. For TensorRT the precision is in the graph
-(`type_choice`), and `samples.npz` holds what PyTorch computed on real tiles, as `<task>/<TENSOR>`, float32: engines
+(`typed`), and `samples.npz` holds what PyTorch computed on real tiles, as `<task>/<TENSOR>`, float32: engines
 are compared with it on machines without PyTorch. The embedding, the same for every tile, has one row there.
 """
 
@@ -23,26 +23,35 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ipt_triton.errors import IptError
+from ipt_triton.export.errors import ExportError
 from ipt_triton.export.parts.calibration import calibration_samples, held_out
-from ipt_triton.export.parts.checks import OpByOp, check_typed_part
+from ipt_triton.export.parts.checks import check_for_tensorrt
 from ipt_triton.export.parts.flops import count_flops
-from ipt_triton.export.parts.graph import clean_graph
+from ipt_triton.export.parts.graph import clean_graph, count_weights, layer_precision, list_layers
 from ipt_triton.export.parts.int8 import ParityTiles, quantize_body
-from ipt_triton.export.parts.parity import check_part, real_tiles
-from ipt_triton.export.parts.type_choice import check_for_tensorrt, check_task, choose_half_ports, lower
+from ipt_triton.export.parts.parity import OpByOp, check_part, check_task, real_tiles
+from ipt_triton.export.parts.typed import fp16_ports, type_part
 from ipt_triton.files import atomic_directory
-from ipt_triton.manifest import OPSET, PRECISIONS, RESIDUALS, SAMPLES, TENSORS, Int8, Manifest, Part, Port, Route
+from ipt_triton.manifest import (
+    OPSET,
+    PRECISIONS,
+    RESIDUALS,
+    SAMPLES,
+    TENSORS,
+    Int8,
+    Manifest,
+    Part,
+    Port,
+    Route,
+    tasks_of_parts,
+)
+from ipt_triton.parity import compare
 from ipt_triton.tasks import Task, task_table
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 from ipt_triton.train.model.ipt import IPT
 from ipt_triton.train.model.onnx import for_onnx
 
 logger = logging.getLogger(__name__)
-
-
-class ExportError(IptError, ValueError):
-    """Checkpoints that cannot be exported together, or a precision that their runtime does not have."""
 
 
 def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[str, tuple[str, nn.Module]]]:
@@ -54,7 +63,7 @@ def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[st
     patch_sizes = {c.model.config.patch_size for c in checkpoints}
     if len(patch_sizes) != 1:
         raise ExportError(f"checkpoints of patch sizes {sorted(patch_sizes)} cannot be served together")
-    body_hashes = [_module_hash(c.model.body) for c in checkpoints]
+    body_hashes = [content_hash(c.model.body.state_dict()) for c in checkpoints]
     single = len(set(body_hashes)) == 1
     routes: list[Route] = []
     modules: dict[str, tuple[str, nn.Module]] = {}
@@ -70,7 +79,7 @@ def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[st
                 )
             head, tail = f"head_{task.name}", f"tail_{task.name}"
             for name, module in ((head, checkpoint.model.heads[task.name]), (tail, checkpoint.model.tails[task.name])):
-                modules[name] = (_module_hash(module), module)
+                modules[name] = (content_hash(module.state_dict()), module)
             routes.append(Route(task, head, body, tail, checkpoint.sha256))
     task_table(r.task for r in routes)
     return sorted(routes, key=lambda r: r.task.id), modules
@@ -111,18 +120,18 @@ def export_parts(
         photos: clean photographs, uint8 RGB, for INT8 alone, which is calibrated and judged on them.
 
     Raises:
-        CalibrationError, ExportError, GraphError, ParityError, QuantizationError: nothing is written then.
+        ExportError, ParityError: nothing is written then.
     """
     check_combination(runtime, precision, residual, fp32_io)
     routes, modules = plan_routes(checkpoints)
     models = {c.sha256: c.model for c in checkpoints}
     samples = {r.task.name: _samples(models[r.checkpoint_sha256], r.task) for r in routes}
     typed = runtime != "openvino" and precision != "fp32"
-    half_ports = choose_half_ports(samples.values()) if typed and not fp32_io else frozenset()
+    low_ports = fp16_ports(samples.values()) if typed and not fp32_io else frozenset()
     with atomic_directory(folder) as temporary:
         parts: dict[str, Part] = {}
         networks: dict[str, OpByOp] = {}
-        for name, (kind, tasks) in _tasks_of_parts(routes).items():
+        for name, (kind, tasks) in tasks_of_parts(routes).items():
             inputs, expected = (_deal_out(samples, tasks, names) for names in TENSORS[kind])
             sha256, module = modules[name]
             path = temporary / f"{name}.onnx"
@@ -142,10 +151,10 @@ def export_parts(
             logger.info("%s: %s", name, parity)
             largest: float | None = None
             if typed:
-                lowered = lower(graph, inputs, precision, "low" if residual == "float16" else "fp32", half_ports)
-                graph, keep, largest = lowered.graph, lowered.keep, lowered.largest
+                part = type_part(graph, inputs, precision, "low" if residual == "float16" else "fp32", low_ports)
+                graph, keep, largest = part.graph, part.keep, part.largest
                 networks[name] = OpByOp(graph)
-                parity = check_typed_part(networks[name], inputs, expected, precision)
+                parity = compare(name, networks[name](inputs), expected, precision)
                 logger.info("%s: %s, largest value %.4g, layers kept FP32: %d", name, parity, largest, len(keep))
                 onnx.save(graph, path)
             if runtime != "openvino":
@@ -157,10 +166,13 @@ def export_parts(
                 sha256,
                 parity,
                 flops,
+                count_weights(graph),
+                layer_precision(graph, precision),
                 keep,
                 residual,
                 largest,
                 int8,
+                list_layers(graph) if runtime != "openvino" else (),
             )
         for i, route in enumerate(routes if typed else ()):
             in_a_row = [networks[name] for name in (route.head, route.body, route.tail)]
@@ -173,15 +185,6 @@ def export_parts(
         manifest = Manifest(patch_size, runtime, precision, tuple(parts.values()), tuple(routes))
         manifest.save(temporary)
     return manifest
-
-
-def _tasks_of_parts(routes: Sequence[Route]) -> dict[str, tuple[str, list[str]]]:
-    """Kind of each part and the tasks that it serves, by its name."""
-    parts: dict[str, tuple[str, list[str]]] = {}
-    for route in routes:
-        for kind, name in (("head", route.head), ("body", route.body), ("tail", route.tail)):
-            parts.setdefault(name, (kind, []))[1].append(route.task.name)
-    return parts
 
 
 def _deal_out(
@@ -209,15 +212,11 @@ def _save_samples(path: Path, samples: Mapping[str, Mapping[str, np.ndarray]]) -
 @torch.inference_mode()
 def _samples(model: IPT, task: Task) -> dict[str, np.ndarray]:
     """Every tensor of a task's path on real tiles, as PyTorch FP32 computes it."""
-    tiles = torch.from_numpy(real_tiles(model.config.patch_size))
-    features, embedding = model.heads[task.name](tiles)
-    body_features = model.body(features, embedding)
-    restored = model.tails[task.name](body_features)
-    names = ("IMAGE", "FEATURES", "TASK_EMBEDDING", "BODY_FEATURES", "RESTORED")
-    return {
-        n: t.contiguous().numpy()
-        for n, t in zip(names, (tiles, features, embedding, body_features, restored), strict=True)
-    }
+    tensors = {"IMAGE": torch.from_numpy(real_tiles(model.config.patch_size))}
+    tensors["FEATURES"], tensors["TASK_EMBEDDING"] = model.heads[task.name](tensors["IMAGE"])
+    tensors["BODY_FEATURES"] = model.body(tensors["FEATURES"], tensors["TASK_EMBEDDING"])
+    tensors["RESTORED"] = model.tails[task.name](tensors["BODY_FEATURES"])
+    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def to_onnx(module: nn.Module, inputs: dict[str, np.ndarray], outputs: Sequence[str], name: str) -> onnx.ModelProto:
@@ -237,10 +236,6 @@ def to_onnx(module: nn.Module, inputs: dict[str, np.ndarray], outputs: Sequence[
         )
     assert program is not None  # None only when the exporter writes a file itself
     return clean_graph(program.model_proto, name)
-
-
-def _module_hash(module: nn.Module) -> str:
-    return content_hash(dict(module.state_dict()))
 
 
 @contextmanager

@@ -1,15 +1,15 @@
-"""Typed graphs: an FP32 part becomes a strongly typed FP16 or BF16 ONNX graph, ready for TensorRT.
+"""FP32, FP16 or BF16: an FP32 part becomes a strongly typed ONNX graph, ready for TensorRT.
 
 Where which type stands is decided here and written into the graph as casts, so that no builder flag has a say:
 convolutions, GEMMs and attention in the low type; LayerNormalization as one operator with FP32 inputs, weights and
-output; the residual stream, the mean of the input and the layers that would overflow in FP32.
+output; the residual stream, the mean of the input and the layers that would overflow on real tiles in FP32.
 
-    peaks = largest_values(part, samples)                       # FP32, real tiles
-    typed = typed_graph(part, TypedOptions("fp16", keep=overflowing(peaks, "fp16")))
+    typed = type_part(part, tiles, "fp16", "fp32", fp16_ports(samples))
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,10 +20,12 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from onnx import TensorProto
 
-from ipt_triton.export.parts.graph import GraphError
+from ipt_triton.export.parts.checks import check_types
+from ipt_triton.export.parts.graph import ELEMENTS, FP32, GraphError, attentions, tensor_types
 from ipt_triton.manifest import IR_VERSION
 
-FP32 = "fp32"
+logger = logging.getLogger(__name__)
+
 LIMITS = {"fp16": 65504.0, "bf16": float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)}
 """The largest finite value of each low type."""
 
@@ -34,7 +36,6 @@ HEADROOM = 0.5
 """Share of the limit from which a layer counts as overflowing: the tiles it was measured on are not the worst there
 are."""
 
-_ELEMENT = {FP32: TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NUMPY_TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _UNDEFINED = frozenset({("bf16", "Conv")})
 """What ONNX does not define at our opset: convolutions of BF16 came with opset 22."""
@@ -49,14 +50,14 @@ class TypedOptions:
     Attributes:
         precision: the low type, `fp16` or `bf16`.
         residual: type of the sums that run beside a part's branches: `fp32`, or `low` for less memory traffic.
-        half_ports: inputs and outputs that are FP16, the others are FP32. Not BF16, which numpy and Triton's Python
+        fp16_ports: inputs and outputs that are FP16, the others are FP32. Not BF16, which numpy and Triton's Python
             backend do not have.
         keep: names of nodes that compute in FP32, see `overflowing`. Of an attention all four nodes are kept, or none.
     """
 
     precision: str = "fp16"
     residual: str = FP32
-    half_ports: frozenset[str] = INNER_PORTS
+    fp16_ports: frozenset[str] = INNER_PORTS
     keep: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -67,23 +68,67 @@ class TypedOptions:
 
 
 @dataclass(frozen=True)
+class TypedPart:
+    """A typed part.
+
+    Attributes:
+        keep: names of the layers that stay FP32 because of their values.
+        largest: the largest absolute value that a layer read, held as a weight or wrote.
+    """
+
+    graph: onnx.ModelProto
+    keep: tuple[str, ...]
+    largest: float
+
+
+def fp16_ports(samples: Iterable[Mapping[str, np.ndarray]]) -> frozenset[str]:
+    """Tensors between the parts that fit FP16 in every sample, with the headroom that layers have too."""
+    largest: dict[str, float] = {}
+    for tensors in samples:
+        for name in INNER_PORTS & tensors.keys():
+            largest[name] = max(largest.get(name, 0.0), float(np.abs(tensors[name]).max()))
+    return frozenset(name for name, value in largest.items() if value <= HEADROOM * LIMITS["fp16"])
+
+
+def type_part(
+    graph: onnx.ModelProto,
+    inputs: Mapping[str, np.ndarray],
+    precision: str,
+    residual: str,
+    fp16_ports: frozenset[str],
+) -> TypedPart:
+    """Type an FP32 part; layers that overflow on the inputs stay FP32.
+
+    Args:
+        inputs: float32 tensors [n, ...] by input name, of all tasks that the part serves.
+        precision, residual: see `TypedOptions`.
+
+    Raises:
+        GraphError: the graph cannot be typed; names the node or weight.
+    """
+    peaks = largest_values(graph, inputs)
+    keep = overflowing(peaks, precision)
+    if keep:
+        table = peak_table(peak for peak in peaks if peak.layer in keep)
+        logger.warning("%s: these layers stay FP32\n%s", graph.graph.name, table)
+    typed = typed_graph(graph, TypedOptions(precision, residual, fp16_ports, keep))
+    check_types(typed)
+    return TypedPart(typed, tuple(sorted(keep)), max(peak.largest for peak in peaks))
+
+
+@dataclass(frozen=True)
 class Peak:
     """The largest absolute value, real tiles, that a layer reads, holds as a weight, or writes.
 
     Attributes:
         layer: name of the node.
         tensor: where the value was found.
-        share: `largest` over 65504, the largest FP16 value.
     """
 
     layer: str
     operator: str
     tensor: str
     largest: float
-
-    @property
-    def share(self) -> float:
-        return self.largest / LIMITS["fp16"]
 
 
 def largest_values(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> tuple[Peak, ...]:
@@ -128,33 +173,12 @@ def overflowing(peaks: Iterable[Peak], precision: str, headroom: float = HEADROO
     return frozenset(peak.layer for peak in peaks if peak.largest > headroom * LIMITS[precision])
 
 
-def peak_table(peaks: Iterable[Peak], rows: int = 20) -> str:
-    """Markdown table of the layers with the largest values, largest first."""
+def peak_table(peaks: Iterable[Peak]) -> str:
+    """Markdown table of layers, the one with the largest value first."""
     lines = ["| layer | operator | tensor | largest | of 65504 |", "|---|---|---|---:|---:|"]
-    for peak in sorted(peaks, key=lambda p: -p.largest)[:rows]:
-        lines.append(f"| {peak.layer} | {peak.operator} | {peak.tensor} | {peak.largest:.4g} | {peak.share:.2%} |")
+    for p in sorted(peaks, key=lambda p: -p.largest):
+        lines.append(f"| {p.layer} | {p.operator} | {p.tensor} | {p.largest:.4g} | {p.largest / LIMITS['fp16']:.2%} |")
     return "\n".join(lines)
-
-
-def tensor_types(model: onnx.ModelProto) -> dict[str, str]:
-    """Type of every tensor by name (`fp32`, `fp16`, `bf16`, `int64`, ...), inferred anew from inputs and weights alone.
-
-    Raises:
-        GraphError: a tensor whose type cannot be inferred, or types that contradict each other.
-    """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.value_info[:]  # what an exporter noted down is no proof
-    try:
-        graph = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True).graph
-    except onnx.shape_inference.InferenceError as error:
-        raise GraphError(f"part {model.graph.name} is not typed consistently: {error}") from None
-    names = {element: name for name, element in _ELEMENT.items()}
-    types = {v.name: v.type.tensor_type.elem_type for v in [*graph.value_info, *graph.input, *graph.output]}
-    types |= {w.name: w.data_type for w in graph.initializer}
-    if unknown := [o for node in graph.node for o in node.output if o not in types]:
-        raise GraphError(f"part {model.graph.name}: no type follows for {', '.join(unknown)}")
-    return {n: names.get(t, TensorProto.DataType.Name(t).lower()) for n, t in types.items()}
 
 
 def typed_graph(model: onnx.ModelProto, options: TypedOptions) -> onnx.ModelProto:
@@ -169,12 +193,12 @@ def typed_graph(model: onnx.ModelProto, options: TypedOptions) -> onnx.ModelProt
     graph = gs.import_onnx(model).toposort()
     if unknown := sorted(options.keep - {node.name for node in graph.nodes}):
         raise GraphError(f"part {graph.name} has no node {', '.join(unknown)} to keep in FP32")
-    ports = {t.name: "fp16" if t.name in options.half_ports else FP32 for t in [*graph.inputs, *graph.outputs]}
+    ports = {t.name: "fp16" if t.name in options.fp16_ports else FP32 for t in [*graph.inputs, *graph.outputs]}
     patterns = [{node.name for node in pattern} for pattern in attentions(model)]
     keep = options.keep.union(*(pattern for pattern in patterns if pattern & options.keep))
     held = {t.name: ports[t.name] for t in graph.inputs}  # type of each activation as its producer writes it
     for tensor in graph.inputs:
-        tensor.dtype = _ELEMENT[ports[tensor.name]]
+        tensor.dtype = ELEMENTS[ports[tensor.name]]
     casts = _Casts()
     for node in list(graph.nodes):
         reads = [t for t in node.inputs if t.name in floats]
@@ -185,7 +209,7 @@ def typed_graph(model: onnx.ModelProto, options: TypedOptions) -> onnx.ModelProt
             if tensor.name in floats:
                 node.inputs[i] = casts.given(tensor, held.get(tensor.name, FP32), kind)
         for output in node.outputs:
-            held[output.name], output.dtype = kind, _ELEMENT[kind]
+            held[output.name], output.dtype = kind, ELEMENTS[kind]
     for i, tensor in enumerate(graph.outputs):
         name = tensor.name
         if held[name] != ports[name]:
@@ -230,8 +254,8 @@ class _Casts:
             made = gs.Constant(name, tensor.values)
             self.weights.add(name)
         else:
-            made = gs.Variable(name, _ELEMENT[wants], tensor.shape)
-            self.nodes.append(gs.Node("Cast", f"cast_{name}", {"to": _ELEMENT[wants]}, [tensor], [made]))
+            made = gs.Variable(name, ELEMENTS[wants], tensor.shape)
+            self.nodes.append(gs.Node("Cast", f"cast_{name}", {"to": ELEMENTS[wants]}, [tensor], [made]))
         self._made[tensor.name, wants] = made
         return made
 
@@ -265,25 +289,3 @@ def _on_residual_stream(node: gs.Node) -> bool:
     bias = len(operands) == 1 and bool(operands[0].inputs) and operands[0].inputs[0].op == "MatMul"
     readers = {reader.op for reader in node.outputs[0].outputs}
     return not bias and readers != {"MatMul"}
-
-
-def attentions(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, ...]]:
-    """The patterns that compilers fuse: (Mul that scales Q, MatMul with Kᵀ, Softmax, MatMul with V).
-
-    Raises:
-        GraphError: a Softmax in any other surroundings.
-    """
-    producers = {output: node for node in model.graph.node for output in node.output}
-    found = []
-    for softmax in (node for node in model.graph.node if node.op_type == "Softmax"):
-        scores = producers.get(softmax.input[0])
-        scale = producers.get(scores.input[0]) if scores else None
-        readers = [node for node in model.graph.node if softmax.output[0] in node.input]
-        pattern = (scale, scores, softmax, *readers)
-        complete = tuple(node for node in pattern if node)
-        if [node.op_type for node in complete] != ["Mul", "MatMul", "Softmax", "MatMul"]:
-            raise GraphError(
-                f"node {softmax.name} of part {model.graph.name} does not stand in Mul, MatMul, Softmax, MatMul"
-            )
-        found.append(complete)
-    return found

@@ -8,7 +8,8 @@ Python backend with a TensorRT plan.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -29,25 +30,24 @@ GENERATOR = "ipt-export"
 _TYPES = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16}
 
 
+def _option(default: int, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class ServingOptions:
-    """How the repository serves; all of it can be changed by exporting again.
+    """How the repository serves; all of it can be changed by exporting again. `ipt-export` has a flag for each field.
 
-    Attributes:
-        threads: OpenVINO threads of each instance of a part, 0 for half of the cores.
-        body_instances: bodies that run side by side, on each GPU if there are some. Two keep the machine busy while one
-            hands over its batch, and the fewer threads an instance has, the less they wait for each other.
-        router_instances: whole-image requests under way at once.
-        queue_delay_us: how long the body waits for more patches, in microseconds.
-        max_input_pixels, max_output_pixels: largest image of one request.
+    Two bodies keep the machine busy while one hands over its batch, and the fewer threads an instance has, the less
+    they wait for each other.
     """
 
-    threads: int = 0
-    body_instances: int = 2
-    router_instances: int = 8
-    queue_delay_us: int = 500
-    max_input_pixels: int = MAX_INPUT_PIXELS
-    max_output_pixels: int = MAX_OUTPUT_PIXELS
+    threads: int = _option(0, "OpenVINO threads of each instance of a part; 0: half of the cores")
+    body_instances: int = _option(2, "bodies that run side by side, on each GPU if there are some")
+    router_instances: int = _option(8, "whole-image requests under way at once")
+    queue_delay_us: int = _option(500, "microseconds that the body waits for a fuller batch")
+    max_input_pixels: int = _option(MAX_INPUT_PIXELS, "of the largest image that a request may hold")
+    max_output_pixels: int = _option(MAX_OUTPUT_PIXELS, "of the largest image that a request may ask for")
 
 
 def plan_file(plan: Plan, plans: Sequence[Plan]) -> str:
@@ -67,8 +67,8 @@ def part_config(part: Part, manifest: Manifest, options: ServingOptions, plans: 
     config = pb.ModelConfig(
         name=part.name,
         max_batch_size=largest,
-        input=[_input(p) for p in part.inputs],
-        output=[_output(p) for p in part.outputs],
+        input=[pb.ModelInput(**_tensor(port)) for port in part.inputs],
+        output=[pb.ModelOutput(**_tensor(port)) for port in part.outputs],
         instance_group=[pb.ModelInstanceGroup(count=count, kind=kind)],
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=options.queue_delay_us),
         model_warmup=[_warm_up(part, batch) for batch in (1, largest)],
@@ -162,12 +162,8 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
     return config
 
 
-def _input(port: Port) -> pb.ModelInput:
-    return pb.ModelInput(name=port.name, data_type=_TYPES[port.dtype], dims=port.shape)
-
-
-def _output(port: Port) -> pb.ModelOutput:
-    return pb.ModelOutput(name=port.name, data_type=_TYPES[port.dtype], dims=port.shape)
+def _tensor(port: Port) -> dict[str, Any]:
+    return {"name": port.name, "data_type": _TYPES[port.dtype], "dims": port.shape}
 
 
 def _warm_up(part: Part, batch: int) -> pb.ModelWarmup:

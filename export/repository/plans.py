@@ -11,19 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipt_triton.errors import IptError
-from ipt_triton.export.engines.metadata import (
-    EngineError,
-    EngineMetadata,
-    TensorInfo,
-    check_plan,
-    describe_path,
-    read_metadata,
-)
+from ipt_triton.export.engines.metadata import EngineError, EngineMetadata, check_plan, describe_path, read_metadata
+from ipt_triton.export.errors import ExportError
 from ipt_triton.manifest import Manifest, Part
 
 
-class RepositoryError(IptError, ValueError):
+class RepositoryError(ExportError):
     """A repository that cannot be written as asked."""
 
 
@@ -88,10 +81,8 @@ def _check_file(plan: Plan, part: Part, onnx: Path, manifest: Manifest) -> None:
             f"it was built in {found.precision.upper()} and the parts are {manifest.precision.upper()}: build it "
             f"without --precision, or export the parts with --precision {found.precision}"
         )
-    for tensors, ports in ((found.inputs, part.inputs), (found.outputs, part.outputs)):
-        wanted = {TensorInfo(port.name, tuple(port.shape), port.dtype) for port in ports}
-        if set(tensors) != wanted:
-            raise EngineError(f"its tensors are not those of the manifest: {again}")
+    if {*found.inputs} != {*part.inputs} or {*found.outputs} != {*part.outputs}:
+        raise EngineError(f"its tensors are not those of the manifest: {again}")
     low, _, high = found.profile
     if low > 1 or high < manifest.max_batch:
         raise EngineError(

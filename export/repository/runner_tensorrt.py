@@ -26,7 +26,7 @@ class TritonPythonModel:
             self._runner = runner.EngineRunner.open(plan, device, parameters.get("cuda_graphs", "1") != "0")
         except runner.EngineError as error:
             raise pb_utils.TritonModelException(str(error)) from error
-        largest = self._runner.metadata.max_batch
+        largest = self._runner.facts.max_batch
         if config["max_batch_size"] > largest:
             raise pb_utils.TritonModelException(
                 f"{args['model_name']} is configured for batches of {config['max_batch_size']} and its plan was built "

@@ -34,11 +34,16 @@ from ipt_triton.manifest import PRECISIONS, Manifest
 from ipt_triton.service import ROUTER, ensemble_name
 
 ROOM = Path(__file__).parent
+HOUSE = ROOM.parents[1]  # src/ipt_triton, or what the wheel installs of it
 ROUTER_SOURCE = ROOM / "router.py"
-TILING_SOURCE = ROOM.parents[1] / "tiling.py"
+TILING_SOURCE = HOUSE / "tiling.py"
 ENGINE_PACKAGE = "ipt_engine"
 """Package beside `runner_tensorrt.py`; not `ipt_triton`, because Triton's Python may have that one installed."""
-ENGINE_SOURCES = ("__init__.py", "cuda.py", "metadata.py", "runner.py")
+ENGINE_SOURCES = (
+    *("errors.py", "manifest.py", "service.py", "tasks.py"),
+    *(f"export/engines/{name}.py" for name in ("cuda", "metadata", "runner")),
+)
+"""The runner and all that it imports of ours, in the same tree as in `ipt_triton`."""
 
 
 def write_repository(
@@ -60,7 +65,7 @@ def write_repository(
     """
     runtime = manifest.runtime
     if runtime not in PRECISIONS:
-        raise RepositoryError(f"runtime {runtime!r} is none of {', '.join(PRECISIONS)}")
+        raise RepositoryError(f"runtime {runtime!r} is not one of {', '.join(PRECISIONS)}")
     if engines and runtime == "openvino":
         raise RepositoryError("the runtime openvino runs no engines: leave out --engines, or choose --runtime tensorrt")
     if len(engines) > 1 and runtime == "tensorrt-python":
@@ -115,15 +120,13 @@ def _add_plans(plans: Sequence[Plan], version: Path) -> None:
 
 def _add_engine_runner(version: Path) -> None:
     shutil.copyfile(ROOM / "runner_tensorrt.py", version / "model.py")
+    _keep_out_bytecode(version)
     package = version / ENGINE_PACKAGE
-    engines = package / "export" / "engines"
-    engines.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    shutil.copyfile(ROOM.parent / "__init__.py", package / "export" / "__init__.py")
-    shutil.copyfile(ROOM.parents[1] / "errors.py", package / "errors.py")
     for name in ENGINE_SOURCES:
-        shutil.copyfile(ROOM.parent / "engines" / name, engines / name)
-    for folder in (version, package, package / "export", engines):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(HOUSE / name, package / name)
+    for folder in (package, package / "export", package / "export" / "engines"):
+        (folder / "__init__.py").touch()
         _keep_out_bytecode(folder)
 
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from types import FrameType
 
 from ipt_triton.export.serving.errors import CheckError, InterruptedStartError, ServeError
+from ipt_triton.export.serving.output import output_logger
 from ipt_triton.export.serving.preflight import repository_notes
-from ipt_triton.export.serving.server import GRACE_S, TritonServer, output_logger
+from ipt_triton.export.serving.server import GRACE_S, TritonServer
 
 _EPILOG = f"""\
 examples:

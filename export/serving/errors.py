@@ -22,10 +22,11 @@ class CheckError(ServeError):
 
 
 class ServerEndedError(ServeError):
-    """tritonserver ended by itself: `status` as the shell gives it (128 + signal), `lines` its last words."""
+    """tritonserver ended by itself: `exit_status` as the shell gives it (128 + signal), `lines` its last
+    words."""
 
     def __init__(self, status: int, lines: Sequence[str]) -> None:
-        self.status = status
+        self.exit_status = status
         self.lines = tuple(lines)
         said = "".join(f"\n  {line}" for line in lines) or " nothing"
         super().__init__(f"tritonserver ended by itself with {describe_status(status)}; it last said:{said}")

@@ -8,6 +8,7 @@ Only seen without a GPU so far.
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,12 @@ from ipt_triton.export.engines.metadata import (
 _DRIVER = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _BUILD_AGAIN = "build the engines again (make engines, or export/engines/build.py) and export the repository again"
+
+
+@functools.cache
+def has_gpu() -> bool:
+    """Whether the machine shows this process an NVIDIA GPU, usable or not."""
+    return Path("/dev/nvidiactl").exists()
 
 
 def find_gpus(driver: str = _DRIVER) -> list[Gpu]:

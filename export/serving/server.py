@@ -9,12 +9,9 @@ The command `ipt-serve`, the demo, the tests and the benchmarks all start server
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.client
 import logging
 import os
-import re
-import secrets
 import shutil
 import socket
 import subprocess
@@ -22,11 +19,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import tritonclient.grpc as triton
 
@@ -38,43 +33,20 @@ from ipt_triton.export.serving.errors import (
     ServeError,
     ServerEndedError,
 )
+from ipt_triton.export.serving.flags import EXIT_TIMEOUT_S, check_flags, link_backends, server_flags
+from ipt_triton.export.serving.output import ServerOutput
 from ipt_triton.export.serving.warm_up import warm_up
-from ipt_triton.service import MAX_INPUT_PIXELS, ROUTER
+from ipt_triton.service import ROUTER
 from ipt_triton.tasks import Task
 
 logger = logging.getLogger(__name__)
-output_logger = logging.getLogger(f"{__name__}.output")
-"""Takes what tritonserver and its models write, a record per line, at Triton's own severity."""
 
 GRACE_S = 15.0
 """Seconds that photographs under way get to be finished when the server is told to stop."""
 
-_EXIT_TIMEOUT_S = 10
-_END_S = _EXIT_TIMEOUT_S + 4.0  # until tritonserver, told to stop, is killed
+_END_S = EXIT_TIMEOUT_S + 4.0  # until tritonserver, told to stop, is killed
 _UNDER_WAY = ("ipt_photographs_under_way{", f'nv_inference_pending_request_count{{model="{ROUTER}"')
 _POLL_S = 0.1
-# What a client needs stays open: health, metadata, inference, the router's config (the task table), statistics.
-_CLOSED_APIS = "model-repository,shared-memory,trace,logging"
-_RESERVED_FLAGS = {
-    "--model-repository": "use --repository",
-    "--model-store": "use --repository",
-    "--http-address": "use --host",
-    "--grpc-address": "use --host",
-    "--metrics-address": "use --host",
-    "--http-port": "give it before the --",
-    "--grpc-port": "give it before the --",
-    "--metrics-port": "give it before the --",
-    "--allow-grpc": "readiness and warm-up need gRPC",
-    "--grpc-use-ssl": "readiness and warm-up speak plain gRPC, put TLS in front of the server",
-    "--grpc-use-ssl-mutual": "readiness and warm-up speak plain gRPC, put TLS in front of the server",
-}
-# Said at every start on a machine without a GPU, and wrong there about being errors.
-_HARMLESS_WITHOUT_GPU = (
-    "CudaDriverHelper has not been initialized",
-    "failed to allocate pinned system memory: no pinned memory pool",
-    "CUDA driver version is insufficient for CUDA runtime version",
-)
-_SEVERITY = {"E": logging.ERROR, "F": logging.ERROR, "W": logging.WARNING}
 
 
 class TritonServer:
@@ -85,7 +57,7 @@ class TritonServer:
         host: name or IPv4 address to listen on; loopback unless the machine's network is meant to reach it.
         http_port, grpc_port, metrics_port: a port, or None or 0 for a free one.
         extra_args: flags for tritonserver; they come last, so they win over the launcher's.
-        log_path: file for what the server writes; without it each line goes to `output_logger`.
+        log_path: file for what the server writes; without it each line goes to `output.output_logger`.
 
     As a context manager it starts and stops. `start` may be called again after `stop`; free ports are then looked up
     anew. Methods may be called from any thread, `interrupt` and `kill` from signal handlers too.
@@ -110,11 +82,10 @@ class TritonServer:
         self._extra_args = tuple(extra_args)
         self._log_path = Path(log_path) if log_path else None
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
+        self._output: ServerOutput | None = None
         self._prefix = ""
         self._directory = Path()
         self._started = 0.0
-        self._lines: deque[str] = deque(maxlen=400)
         self._interrupted = threading.Event()
         self._stopped = False
 
@@ -169,15 +140,7 @@ class TritonServer:
         problems = preflight.check_server(files)
         problems += preflight.check_repository(self.repository, files)
         problems += preflight.check_address(self.host, self._wanted_ports)
-        for argument in self._extra_args:
-            flag = argument.partition("=")[0]
-            if files and flag.startswith("--") and flag not in _known_flags(files):
-                problems.append(f"{flag} is no flag of {files.executable}: see what its --help lists")
-            if flag in _RESERVED_FLAGS:
-                problems.append(f"{flag} cannot be passed on to tritonserver: {_RESERVED_FLAGS[flag]}")
-            if "shm-region-prefix-name" in argument:
-                problems.append(f"{argument} cannot be passed on to tritonserver: the launcher cleans up by its prefix")
-        return problems
+        return problems + check_flags(self._extra_args, files)
 
     def start(self, timeout: float = 300.0) -> None:
         """Check, start, wait until every model is ready, and restore one small image per task.
@@ -196,7 +159,6 @@ class TritonServer:
         if self._stopped:  # an interrupt that came before the first start counts
             self._interrupted.clear()
             self._stopped = False
-        self._lines.clear()
         deadline = time.monotonic() + timeout
         try:
             self._launch(files)
@@ -285,24 +247,26 @@ class TritonServer:
             self._clean_up(supervisor)
             self._supervisor = None
             status = supervisor.returncode if supervisor.returncode >= 0 else 128 - supervisor.returncode
-            raise ServerEndedError(status, _last_words(self._lines))
+            raise ServerEndedError(status, self._last_words())
+
+    def _last_words(self) -> list[str]:
+        return self._output.last_words() if self._output else []
 
     def _clean_up(self, supervisor: subprocess.Popen[bytes]) -> None:
         # The supervisor has done all this unless it was killed itself.
         if supervisor.returncode < 0:
             supervise.clean_up(supervisor.pid, self._prefix, self._directory, self._started)
-        if self._reader:
-            self._reader.join(5)
+        if self._output:
+            self._output.join(5)
         if supervisor.stdin:
             supervisor.stdin.close()
 
     def _launch(self, files: preflight.ServerFiles) -> None:
         """Start the supervisor, which starts tritonserver, on ports that are known from here on."""
         given = [port for port in self._wanted_ports.values() if port]
-        missing = [flag for flag, port in self._wanted_ports.items() if not port]
         address = preflight.resolve(self.host)
-        found = preflight.free_ports(address, len(missing), given)
-        self._ports = {**{f: p for f, p in self._wanted_ports.items() if p}, **dict(zip(missing, found, strict=True))}
+        free = iter(preflight.free_ports(address, len(self._wanted_ports) - len(given), given))
+        self._ports = {flag: port or next(free) for flag, port in self._wanted_ports.items()}
 
         owner = supervise.new_owner()
         self._started = time.time()
@@ -310,15 +274,18 @@ class TritonServer:
         self._directory = Path(tempfile.gettempdir(), owner)
         try:
             self._directory.mkdir(mode=0o700)
-            libraries = _assemble(files, self._directory)
+            libraries = link_backends(files, self._directory)
             log = self._log_path.open("ab") if self._log_path else None
         except OSError as error:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise ServeError(
                 f"{error.filename} cannot be written ({error.strerror}): make room there or choose another place"
             ) from error
-        self._reader = None
-        command = [str(files.executable), *self._arguments(files, address)]
+        self._output = None
+        flags = server_flags(
+            files, self.repository, address, self._ports, self._prefix, self._directory, self._extra_args
+        )
+        command = [str(files.executable), *flags]
         logger.info("starting %s", " ".join(command))
         supervisor_command = [sys.executable, "-I", "-S", supervise.__file__, self._prefix, str(self._directory)]
         try:
@@ -334,52 +301,7 @@ class TritonServer:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise
         assert self._supervisor.stdout is not None
-        self._reader = threading.Thread(
-            target=_read_output,
-            args=(self._supervisor.stdout, self._lines, log),
-            name="tritonserver-output",
-            daemon=True,
-        )
-        self._reader.start()
-
-    def _arguments(self, files: preflight.ServerFiles, address: str) -> list[str]:
-        arguments = [
-            f"--model-repository={self.repository.resolve()}",
-            f"--http-address={address}",
-            f"--grpc-address={address}",
-            f"--metrics-address={address}",
-            *(f"{flag}={port}" for flag, port in self._ports.items()),
-            "--model-control-mode=none",
-            "--disable-auto-complete-config",
-            "--exit-on-error=true",
-            "--strict-readiness=true",
-            f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
-            "--log-info=false",
-            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
-        ]
-        if files.from_wheel:
-            arguments.append(f"--backend-directory={self._directory / 'backends'}")
-        elif files.backends.is_dir():
-            arguments.append(f"--backend-directory={files.backends}")
-        if not _has_gpu():
-            arguments += ["--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false"]
-        known = _known_flags(files)
-        if "--http-max-input-size" in known:
-            # Three channels of 16 bits, and room for the request around them.
-            arguments.append(f"--http-max-input-size={self._max_input_pixels() * 6 + 2**20}")
-        key = secrets.token_hex(16)
-        for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
-            # Triton refuses an API named in two groups, so the user's group stands alone.
-            if flag in known and not any(argument.startswith(flag) for argument in self._extra_args):
-                arguments.append(f"{flag}={_CLOSED_APIS}:launcher={key}")
-        return [*arguments, *self._extra_args]
-
-    def _max_input_pixels(self) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            parameters = preflight.read_config(self.repository / ROUTER).parameters
-            if "max_input_pixels" in parameters:
-                return int(parameters["max_input_pixels"].string_value)
-        return MAX_INPUT_PIXELS
+        self._output = ServerOutput(self._supervisor.stdout, log)
 
     def _await_ready(self, deadline: float) -> None:
         while True:
@@ -398,69 +320,5 @@ class TritonServer:
             raise InterruptedStartError("the start was interrupted")
         self._check_alive()
         if time.monotonic() > deadline:
-            last = "".join(f"\n  {line}" for line in _last_words(self._lines))
+            last = "".join(f"\n  {line}" for line in self._last_words())
             raise NotReadyError(f"tritonserver was not ready in time: give it longer or read its log{last}")
-
-
-def _assemble(files: preflight.ServerFiles, directory: Path) -> list[Path]:
-    """Link a backend folder for the wheel's server; return the folders to add to its library path.
-
-    The wheel keeps the backend and the stubs apart, Triton wants them together. libpython is linked alone: its folder
-    may hold other libraries (conda's libstdc++, say) that must not shadow the system's.
-    """
-    if not files.from_wheel:
-        return []
-    python = directory / "backends" / "python"
-    python.mkdir(parents=True)
-    for file in [*(files.backends / "python").glob("*.*"), files.stub]:
-        (python / file.name).symlink_to(file)
-    libpython = preflight.find_libpython()
-    if libpython is None:
-        return []
-    library_folder = directory / "lib"
-    library_folder.mkdir()
-    (library_folder / libpython.name).symlink_to(libpython)
-    return [library_folder]
-
-
-@functools.cache
-def _has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists()
-
-
-def _is_harmless(line: str) -> bool:
-    return not _has_gpu() and any(phrase in line for phrase in _HARMLESS_WITHOUT_GPU)
-
-
-@functools.cache
-def _known_flags(files: preflight.ServerFiles) -> frozenset[str]:
-    """The flags a tritonserver understands; it refuses to start when given one that it does not."""
-    command = [str(files.executable), "--help"]
-    text = subprocess.run(command, env=files.environment(), capture_output=True, text=True, check=False)
-    return frozenset(re.findall(r"^\s+(--[a-z0-9-]+)", text.stdout + text.stderr, re.MULTILINE))
-
-
-def _read_output(stream: IO[bytes], lines: deque[str], log: IO[bytes] | None) -> None:
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(stream)
-        if log:
-            stack.enter_context(log)
-        for raw in stream:
-            line = raw.decode(errors="replace").rstrip()
-            lines.append(line)
-            if log:
-                with contextlib.suppress(OSError):  # a full disk must not block the server's output, and so the server
-                    log.write(raw)
-                    log.flush()
-            elif _is_harmless(line):
-                output_logger.debug("%s", line)
-            elif line:
-                severity = _SEVERITY.get(line[0], logging.INFO) if line[1:5].isdigit() else logging.INFO
-                output_logger.log(severity, "%s", line)
-
-
-def _last_words(lines: Sequence[str], count: int = 8) -> list[str]:
-    """Pick the last lines of an output that tell of an error, else its last lines."""
-    said = [line for line in lines if line.strip() and not _is_harmless(line)]
-    telling = [line for line in said if re.match(r"[EF]\d{4} |E |Bad option|\S*Error\b|.*unrecognized option", line)]
-    return telling[-count:] or said[-count:]

@@ -38,19 +38,28 @@ _KILL_PATIENCE_S = 10.0
 _LEFTOVER = re.compile(r"(?P<owner>ipt-serve-(?P<namespace>\d+)-(?P<pid>\d+)-\d+-[0-9a-f]{8})(?:-|$)")
 
 
+def _stat(process: int) -> tuple[str, list[str]]:
+    """The command's name and the fields after it (proc(5)) of a process; raises OSError for none and for a zombie."""
+    # The name, in parentheses, may hold spaces; the fields after it do not.
+    name, _, fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")
+    if fields.split()[0] in "ZX":
+        raise ProcessLookupError(process)
+    return name.partition("(")[2], fields.split()
+
+
+def _processes() -> Iterator[tuple[int, str, list[str]]]:
+    """Yield the id and what `_stat` tells of every process."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                yield (int(entry.name), *_stat(int(entry.name)))
+
+
 def session_processes(session: int) -> Iterator[int]:
     """Yield the process ids of a session and of the children of its leader, without the leader and without zombies."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == session:
-            continue
-        try:
-            # The command's name, in parentheses, may hold spaces; the fields after it do not.
-            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        state, parent, _, process_session = fields[:4]
-        if state not in "ZX" and session in (int(parent), int(process_session)):
-            yield int(entry.name)
+    for process, _, (_, parent, _, process_session, *_) in _processes():
+        if process != session and session in (int(parent), int(process_session)):
+            yield process
 
 
 def end_session(session: int) -> bool:
@@ -96,13 +105,8 @@ def _remove_environment_folders(since: float) -> None:
     Its name tells no owner, so nothing is done while another tritonserver runs that it might belong to.
     """
     folders = [folder for folder in Path("/tmp").glob("python_env_*") if _modified(folder) >= since - 1]
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if not entry.name.isdigit():
-                continue
-            name, _, fields = (entry / "stat").read_text(errors="replace").rpartition(")")
-            if name.endswith("(tritonserver") and fields.split()[0] not in "ZX":
-                return
+    if any(name == "tritonserver" for _, name, _ in _processes()):
+        return
     for folder in folders:
         with contextlib.suppress(OSError):  # not empty, not ours, gone
             folder.rmdir()
@@ -154,9 +158,9 @@ def new_owner() -> str:
 
 def _supervised(owner: str) -> bool:
     """Whether a process, supervisor or server, still has an owner's name on its command line."""
-    for entry in Path("/proc").iterdir():
+    for process, _, _ in _processes():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and owner.encode() in (entry / "cmdline").read_bytes():
+            if owner.encode() in Path(f"/proc/{process}/cmdline").read_bytes():
                 return True
     return False
 
@@ -168,10 +172,9 @@ def _namespace() -> int:
 def _owner_of(process: int) -> str:
     """Name a process so that no later one gets the same name: namespace, id, start time in clock ticks after boot."""
     try:
-        fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        started = _stat(process)[1][19]
     except OSError:
-        fields = ["X"]
-    started = "gone" if fields[0] in "ZX" else fields[19]
+        started = "gone"
     return f"ipt-serve-{_namespace()}-{process}-{started}"
 
 

@@ -1,15 +1,16 @@
 """The manifest of a parts folder: its parts, their tensors and layers, and which of them serve which task.
 
-The export writes it, builders of engines and of repositories read it. Standard library only.
+The export writes it, builders of engines and of repositories read it. Standard library only; the imports are relative,
+because this file is also copied beside the Triton models that run engines.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import IptError
 from .service import MAX_BATCH
@@ -44,16 +45,32 @@ class ManifestError(IptError, ValueError):
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a part: tensor name, shape of one sample, and numpy's name of the type."""
+    """An input or output of a part or of its engine: name, shape of one sample, and numpy's name of the type."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {list(self.shape)}"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Port:
+        return cls(values["name"], tuple(values["shape"]), values["dtype"])
+
+
+class Layer(NamedTuple):
+    """A node of a graph, and the type that it writes: `fp32`, `fp16`, `bf16`, `int64`…; in JSON one string."""
+
+    name: str
+    operator: str
+    type: str
+
 
 @dataclass(frozen=True)
 class Parity:
-    """A part against PyTorch FP32 over all outputs: max |a - b|, and PSNR (peak 255) of the worst output in dB."""
+    """A part or its engine against PyTorch FP32 over all outputs: max |a - b|, and PSNR (peak 255) of the worst output
+    in dB; `tiles` were run as one batch."""
 
     precision: str
     max_abs: float
@@ -108,10 +125,13 @@ class Part:
         sha256: hash of the PyTorch weights it came from.
         parity: against PyTorch FP32 on real tiles, in the manifest's precision.
         flops: floating-point operations per patch; a multiply-add is two.
+        weight_count: floating-point numbers that the graph holds as weights.
+        layer_precision: what most layers of a typed graph compute in; `fp32` where nothing multiplies in its low type.
         keep: layers of a typed graph that stay FP32 because of their values; of an INT8 body, those that are not INT8.
         residual: type of the sums that run beside the branches, as numpy names it.
         largest_activation: largest absolute value in the FP32 graph, over tiles of all its tasks; typed graphs only.
         int8: what INT8 is of a body and costs it; None elsewhere.
+        layers: every node of a graph for TensorRT, in the graph's order.
     """
 
     name: str
@@ -120,10 +140,13 @@ class Part:
     sha256: str
     parity: Parity
     flops: int
+    weight_count: int
+    layer_precision: str
     keep: tuple[str, ...] = ()
     residual: str = "float32"
     largest_activation: float | None = None
     int8: Int8 | None = None
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +159,15 @@ class Route:
     tail: str
     checkpoint_sha256: str
     image: ImageParity | None = None
+
+
+def tasks_of_parts(routes: Sequence[Route]) -> dict[str, tuple[str, list[str]]]:
+    """Kind of each part, a key of `TENSORS`, and the names of the tasks that it serves, by the part's name."""
+    parts: dict[str, tuple[str, list[str]]] = {}
+    for route in routes:
+        for kind in TENSORS:
+            parts.setdefault(getattr(route, kind), (kind, []))[1].append(route.task.name)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -151,21 +183,30 @@ class Manifest:
     ir_version: int = IR_VERSION
     max_batch: int = MAX_BATCH
 
+    @property
+    def graph_precision(self) -> str:
+        """The type that the graphs are written in: OpenVINO gets FP32 and is told the precision as it compiles them."""
+        return "fp32" if self.runtime == "openvino" else self.precision
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        for part in values["parts"]:
+            part["layers"] = [" ".join(layer) for layer in part["layers"]]
+        return values
 
     def part(self, name: str) -> Part:
         return next(p for p in self.parts if p.name == name)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """The inverse of `to_dict`, from JSON too; raises KeyError, TypeError or ValueError if it is none."""
+        """The inverse of `to_dict`, from JSON too; raises KeyError, TypeError or ValueError for anything else."""
         parts, routes = ([dict(row) for row in values[name]] for name in ("parts", "routes"))
         for part in parts:
             for ports in ("inputs", "outputs"):
-                part[ports] = tuple(Port(port["name"], tuple(port["shape"]), port["dtype"]) for port in part[ports])
+                part[ports] = tuple(map(Port.from_dict, part[ports]))
             part["parity"] = Parity(**part["parity"])
             part["keep"] = tuple(part["keep"])
+            part["layers"] = tuple(Layer(*text.rsplit(" ", 2)) for text in part["layers"])
             part["int8"] = None if part["int8"] is None else Int8(**part["int8"])
         for route in routes:
             route["task"] = Task(**route["task"])
@@ -181,12 +222,12 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a parts folder.
 
     Raises:
-        ManifestError: there is none, or not one of this version.
+        ManifestError: there is no manifest, or not one of this version.
     """
     try:
         return Manifest.from_dict(json.loads((folder / MANIFEST).read_text()))
     except OSError as error:
-        raise ManifestError(f"{folder} is no folder of parts ({error}): run ipt-export CHECKPOINT first") from None
+        raise ManifestError(f"{folder} is not a folder of parts ({error}): run ipt-export CHECKPOINT first") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ManifestError(
             f"{folder / MANIFEST} is not of this version ({error}): run ipt-export CHECKPOINT again"

@@ -16,7 +16,7 @@ from .metrics import psnr_of_error
 
 
 class ParityError(IptError, ValueError):
-    """Results that are not those of PyTorch."""
+    """Results that are not those of PyTorch, or no numbers."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,23 @@ significant bits, BF16 has 8, so that a feature of 100 is stored to 0.25. What I
 bounded by `export.parts.int8`, which also leaves layers out of INT8 for this gate's sake."""
 
 
+def check_finite(name: str, results: Mapping[str, np.ndarray], precision: str) -> None:
+    """Raises ParityError where an output holds NaN or Inf."""
+    for output, values in results.items():
+        if not np.isfinite(values).all():
+            raise ParityError(f"part {name} in {precision}: {output} holds NaN or Inf; not published")
+
+
 def measure(name: str, results: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str) -> Parity:
     """Parity of a part's results with what PyTorch computed, within the tolerance or not.
 
     Raises:
         ParityError: NaN or Inf.
     """
-    largest, lowest = 0.0, float("inf")
-    for output, wanted in expected.items():
-        difference = np.abs(results[output].astype(np.float64) - wanted)
-        if not np.isfinite(difference).all():
-            raise ParityError(f"part {name} in {precision}: {output} holds NaN or Inf; not published")
-        largest = max(largest, float(difference.max()))
-        lowest = min(lowest, psnr_of_error(float(np.square(difference).mean())))
+    differences = {output: np.abs(results[output].astype(np.float64) - wanted) for output, wanted in expected.items()}
+    check_finite(name, differences, precision)
+    largest = max(float(difference.max()) for difference in differences.values())
+    lowest = min(psnr_of_error(float(np.square(difference).mean())) for difference in differences.values())
     return Parity(precision, largest, lowest, len(next(iter(expected.values()))))
 
 

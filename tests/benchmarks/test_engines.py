@@ -15,7 +15,6 @@ from ipt_triton.benchmarks.compute import engines
 from ipt_triton.benchmarks.compute.engines import Measurement
 from ipt_triton.benchmarks.compute.engines_pytorch import measure_pytorch
 from ipt_triton.benchmarks.record import Record, Spread
-from ipt_triton.export.engines.inputs import read_manifest
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.train.model.ipt import PRESETS
@@ -46,13 +45,6 @@ def test_the_command_measures_parts_on_the_cpu(
     (plot,) = engines.draw(record).axes
     assert [line.get_label() for line in plot.lines] == ["body, openvino", "matrix rate"]
     assert list(plot.lines[0].get_ydata()) == [pytest.approx(m.rate / 1e9) for m in found if m.rate]
-
-
-def test_the_manifests_flops_come_before_counting(parts_folder: Path) -> None:
-    body = next(part for part in read_manifest(parts_folder) if part.name == "body")
-    counted = engines.part_flops(parts_folder, body)
-    assert counted == count_flops(onnx.load(parts_folder / "body.onnx"))
-    assert engines.part_flops(parts_folder, replace(body, flops=7)) == 7
 
 
 def record_of(*found: Measurement) -> Record:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import pytest
 from helpers.support import SMALL, small_model
 
 from ipt_triton.export.engines.files import write_plan
-from ipt_triton.export.engines.metadata import EngineMetadata, EngineParity, TensorInfo
+from ipt_triton.export.engines.metadata import EngineMetadata
 from ipt_triton.export.parts.split import export_parts
-from ipt_triton.manifest import Manifest, Port
+from ipt_triton.manifest import Manifest, Parity
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 
 TENSORRT = "10.13.3.9"
@@ -47,19 +46,16 @@ def write_engines(folder: Path, parts: TypedParts, **changes: object) -> Path:
             evidence="inspector",
             profile=(1, 8, 16),
             level=3,
-            inputs=_infos(part.inputs),
-            outputs=_infos(part.outputs),
+            inputs=part.inputs,
+            outputs=part.outputs,
             onnx_sha256=hashlib.sha256((parts.folder / f"{part.name}.onnx").read_bytes()).hexdigest(),
             plan_sha256=hashlib.sha256(plan).hexdigest(),
             plan_bytes=len(plan),
             weight_count=100,
             layers={"fp16": 10},
-            parity=(EngineParity(1, 0.5, 60.0),),
+            parity=(Parity("fp16", 0.5, 60.0, 1),),
             build_seconds=1.5,
+            flops=part.flops,
         )
         write_plan(folder, plan, replace(metadata, **changes))  # type: ignore[arg-type]
     return folder
-
-
-def _infos(ports: Sequence[Port]) -> tuple[TensorInfo, ...]:
-    return tuple(TensorInfo(port.name, port.shape, port.dtype) for port in ports)

@@ -15,16 +15,16 @@ import torch
 from google.protobuf import text_format
 from helpers.small_engines import TypedParts, write_engines
 from helpers.support import SMALL, Served, small_model
+from onnx import numpy_helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ipt_triton.export.__main__ import main
 from ipt_triton.export.engines import inputs as engine_inputs
-from ipt_triton.export.parts.checks import check_types
 from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.export.parts.graph import GraphError, clean_graph
 from ipt_triton.export.parts.parity import ParityError, check_part, compare, real_tiles
 from ipt_triton.export.parts.split import ExportError, check_combination, export_parts, plan_routes
-from ipt_triton.export.parts.type_choice import choose_half_ports
+from ipt_triton.export.parts.typed import fp16_ports
 from ipt_triton.export.repository.write import RepositoryError, ServingOptions, write_repository
 from ipt_triton.manifest import Manifest, read_manifest
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash, load_checkpoint, save_checkpoint
@@ -49,6 +49,7 @@ def parts_of(served: Served) -> Path:
     return served.repository.parent / "parts"
 
 
+@pytest.mark.server
 def test_manifest_describes_every_part_with_shapes_hash_and_parity(served: Served):
     manifest = json.loads((parts_of(served) / "manifest.json").read_text())
     assert manifest == json.loads(json.dumps(served.manifest.to_dict()))
@@ -64,6 +65,7 @@ def test_manifest_describes_every_part_with_shapes_hash_and_parity(served: Serve
     assert (tail.inputs[0].shape, tail.outputs[0].shape) == ((8, 48, 48), (3, 144, 144))
 
 
+@pytest.mark.server
 def test_onnx_runtime_agrees_with_pytorch_at_other_batch_sizes(served: Served):
     def run(name: str, *inputs: np.ndarray) -> list[np.ndarray]:
         session = onnxruntime.InferenceSession(parts_of(served) / f"{name}.onnx", providers=["CPUExecutionProvider"])
@@ -77,6 +79,7 @@ def test_onnx_runtime_agrees_with_pytorch_at_other_batch_sizes(served: Served):
         np.testing.assert_allclose(restored, expected, atol=1e-2)
 
 
+@pytest.mark.server
 def test_graphs_have_a_dynamic_batch_and_no_shape_arithmetic_in_the_body(served: Served):
     body = onnx.load(parts_of(served) / "body.onnx")
     assert [i.type.tensor_type.shape.dim[0].dim_param for i in body.graph.input] == ["batch", "batch"]
@@ -100,6 +103,7 @@ def test_foreign_operator_is_refused_by_name():
         clean_graph(model, "body")
 
 
+@pytest.mark.server
 def test_part_that_differs_from_pytorch_is_refused_with_its_figures(served: Served):
     tiles = real_tiles(48)
     with torch.inference_mode():
@@ -118,6 +122,7 @@ def test_part_with_nan_is_refused():
         compare("tail_derain", {"RESTORED": np.full((1, 3, 4, 4), np.nan, np.float32)}, wanted, "fp32")
 
 
+@pytest.mark.slow
 def test_refused_export_leaves_the_old_parts(tmp_path: Path):
     model = one_task(3)
     folder = tmp_path / "parts"
@@ -150,6 +155,7 @@ def test_task_given_twice_is_an_error():
         plan_routes([one_task(3), one_task(3, seed=1)])
 
 
+@pytest.mark.slow
 def test_single_task_checkpoint_keeps_its_id(tmp_path: Path):
     manifest = export_parts([one_task(5)], tmp_path / "parts")
     write_repository(tmp_path / "parts", manifest, tmp_path / "models", ServingOptions())
@@ -157,6 +163,7 @@ def test_single_task_checkpoint_keeps_its_id(tmp_path: Path):
     assert [(t["id"], t["name"]) for t in json.loads(config.parameters["tasks"].string_value)] == [(5, "denoise_50")]
 
 
+@pytest.mark.slow
 def test_repository_replaces_its_own_folders_and_never_touches_others(tmp_path: Path):
     models = tmp_path / "models"
     first = export_parts([one_task(3)], tmp_path / "first")
@@ -174,6 +181,7 @@ def test_repository_replaces_its_own_folders_and_never_touches_others(tmp_path: 
     assert {p.name for p in (models / "restore" / "1").iterdir()} == {"model.py", "tiling.py"}
 
 
+@pytest.mark.slow
 def test_folder_of_another_hand_with_a_needed_name_is_an_error(tmp_path: Path):
     models = tmp_path / "models"
     (models / "body").mkdir(parents=True)
@@ -183,6 +191,7 @@ def test_folder_of_another_hand_with_a_needed_name_is_an_error(tmp_path: Path):
     assert [p.name for p in models.iterdir()] == ["body"]
 
 
+@pytest.mark.server
 def test_every_configuration_is_a_valid_protobuf_with_the_tensors_of_its_part(served: Served):
     for folder in served.repository.iterdir():
         config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
@@ -212,6 +221,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Path]:
     return export_parts([checkpoint_of(model)], folder, "fp16", "tensorrt"), folder
 
 
+@pytest.mark.slow
 def test_typed_parts_pass_their_gates_alone_and_in_a_row(typed: tuple[Manifest, Path]):
     manifest, folder = typed
     assert json.loads((folder / "manifest.json").read_text()) == json.loads(json.dumps(manifest.to_dict()))
@@ -226,6 +236,7 @@ def test_typed_parts_pass_their_gates_alone_and_in_a_row(typed: tuple[Manifest, 
         assert abs(route.image.loss) <= 0.02
 
 
+@pytest.mark.slow
 def test_manifest_tells_the_types_that_the_graphs_have(typed: tuple[Manifest, Path]):
     manifest, folder = typed
     assert {p.stem for p in folder.glob("*.onnx")} == {p.name for p in manifest.parts}
@@ -239,8 +250,15 @@ def test_manifest_tells_the_types_that_the_graphs_have(typed: tuple[Manifest, Pa
         assert onnx.TensorProto.FLOAT16 in {w.data_type for w in model.graph.initializer}
         assert part.flops == count_flops(model) > 0
         assert part.residual == "float32"
+        assert [layer[:2] for layer in part.layers] == [(node.name, node.op_type) for node in model.graph.node]
+        assert {layer.type for layer in part.layers} == {"fp32", "fp16"} | ({"int64"} if part.name != "body" else set())
+        assert part.weight_count == sum(
+            numpy_helper.to_array(w).size for w in model.graph.initializer if w.data_type != onnx.TensorProto.INT64
+        )
+        assert part.layer_precision == "fp16"
 
 
+@pytest.mark.slow
 def test_layers_that_overflow_are_named_in_the_manifest(typed: tuple[Manifest, Path]):
     manifest, folder = typed
     body = manifest.part("body")
@@ -253,6 +271,7 @@ def test_layers_that_overflow_are_named_in_the_manifest(typed: tuple[Manifest, P
             assert part.largest_activation is not None and part.largest_activation >= 100
 
 
+@pytest.mark.slow
 def test_samples_hold_what_pytorch_computed_for_each_task(typed: tuple[Manifest, Path]):
     manifest, folder = typed
     tiles = real_tiles(48)
@@ -262,11 +281,12 @@ def test_samples_hold_what_pytorch_computed_for_each_task(typed: tuple[Manifest,
         assert {samples[name].dtype.name for name in samples} == {"float32"}
         np.testing.assert_array_equal(samples["denoise_30/IMAGE"], tiles)
     # The engine builder reads them by part; the graphs that it compiles agree with them (here with CUDA's stand-in).
-    for part in engine_inputs.read_manifest(folder):
-        reference = engine_inputs.reference_tensors(folder, part)
+    for part in manifest.parts:
+        task = part.name.removeprefix("head_").removeprefix("tail_")
+        reference = engine_inputs.reference_tensors(folder, part, "sr_x2" if task == "body" else task)
         assert reference is not None
         session = onnxruntime.InferenceSession(folder / f"{part.name}.onnx", providers=["CPUExecutionProvider"])
-        rows = {n: engine_inputs.repeat_rows(x, 3).astype(part.types[n]) for n, x in reference[0].items()}
+        rows = {p.name: engine_inputs.repeat_rows(reference[0][p.name], 3).astype(p.dtype) for p in part.inputs}
         for output, result in zip(session.get_outputs(), session.run(None, rows), strict=True):
             expected = engine_inputs.repeat_rows(reference[1][output.name], 3)
             assert np.abs(result.astype(np.float32) - expected).max() < 1
@@ -276,10 +296,11 @@ def test_samples_hold_what_pytorch_computed_for_each_task(typed: tuple[Manifest,
 def test_tensors_between_parts_are_fp16_where_every_task_fits():
     quiet = {"IMAGE": np.float32([255]), "FEATURES": np.float32([-32752]), "BODY_FEATURES": np.float32([1])}
     loud = {"IMAGE": np.float32([255]), "FEATURES": np.float32([1]), "BODY_FEATURES": np.float32([-40000])}
-    assert choose_half_ports([quiet]) == {"FEATURES", "BODY_FEATURES"}
-    assert choose_half_ports([quiet, loud]) == {"FEATURES"}
+    assert fp16_ports([quiet]) == {"FEATURES", "BODY_FEATURES"}
+    assert fp16_ports([quiet, loud]) == {"FEATURES"}
 
 
+@pytest.mark.slow
 def test_bf16_parts_may_keep_every_tensor_of_the_ensemble_fp32(tmp_path: Path):
     manifest = export_parts([one_task(4)], tmp_path / "parts", "bf16", "tensorrt", fp32_io=True)
     assert {port.dtype for part in manifest.parts for port in (*part.inputs, *part.outputs)} == {"float32"}
@@ -305,6 +326,7 @@ def test_combinations_that_do_not_exist_are_refused():
             check_combination(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "avx512_bf16" not in Path("/proc/cpuinfo").read_text(),
     reason="this CPU computes no BF16, so its parity has no meaning",
@@ -315,6 +337,7 @@ def test_bf16_parts_pass_their_gate_and_say_so(tmp_path: Path):
     assert all(45 < p.parity.psnr < 120 for p in manifest.parts)
 
 
+@pytest.mark.slow
 def test_command_exports_and_reports_errors_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     checkpoint = tmp_path / "checkpoint"
     save_checkpoint(one_task(3).model, checkpoint)
@@ -328,6 +351,7 @@ def test_command_exports_and_reports_errors_in_one_sentence(tmp_path: Path, caps
     assert load_checkpoint(checkpoint).sha256 in (tmp_path / "models/restore/config.pbtxt").read_text()
 
 
+@pytest.mark.slow
 def test_command_without_engines_writes_parts_and_tells_how_engines_are_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -337,13 +361,29 @@ def test_command_without_engines_writes_parts_and_tells_how_engines_are_built(
     assert main([*command, "tensorrt-python", "--precision", "fp16", "--residual", "float16"]) == 0
     told = capsys.readouterr()
     assert f"{parts}: 3 parts in fp16, tasks derain" in told.out
-    assert f"run  python export/engines/build.py {parts} --output build/engines  on the GPU machine" in told.err
+    assert f"run  python export/engines/build.py {parts} --output build/engines  on the GPU machine, then  " in told.err
+    assert told.err.endswith(f"ipt-export repository --parts {parts} --engines build/engines\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "parts"]
     manifest = json.loads((parts / "manifest.json").read_text())
     assert {part["residual"] for part in manifest["parts"]} == {"float16"}
-    assert "Add" not in check_types(onnx.load(parts / "body.onnx")).fp32
+    assert {kind for _, operator, kind in read_manifest(parts).part("body").layers if operator == "Add"} == {"fp16"}
 
 
+@pytest.mark.slow
+def test_command_writes_parts_and_a_repository_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    checkpoint, parts, models = (str(tmp_path / name) for name in ("checkpoint", "parts", "models"))
+    save_checkpoint(one_task(3).model, tmp_path / "checkpoint")
+    assert main(["parts", checkpoint, "--parts", parts]) == 0
+    told = capsys.readouterr()
+    assert f"{parts}: 3 parts in fp32, tasks derain" in told.out
+    assert told.err.endswith(f"no repository yet: run  ipt-export repository --parts {parts}\n")
+    assert main(["repository", "--parts", parts, "--repository", models, "--body-instances", "3"]) == 0
+    assert "5 models, tasks derain" in capsys.readouterr().out
+    config = text_format.Parse(Path(models, "body", "config.pbtxt").read_text(), pb.ModelConfig())
+    assert config.instance_group[0].count == 3
+
+
+@pytest.mark.slow
 def test_command_with_parts_and_their_engines_writes_the_repository(
     typed: tuple[Manifest, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -352,7 +392,7 @@ def test_command_with_parts_and_their_engines_writes_the_repository(
     checkpoint = load_checkpoint(folder.parent / "checkpoint")
     engines = write_engines(tmp_path / "engines", TypedParts(checkpoint, folder, manifest))
     models = tmp_path / "models"
-    assert main(["--parts", str(folder), "--engines", str(engines), "--repository", str(models)]) == 0
+    assert main(["repository", "--parts", str(folder), "--engines", str(engines), "--repository", str(models)]) == 0
     assert f"{models}: 8 models, tasks sr_x2, denoise_30" in capsys.readouterr().out
     for name in (part.name for part in manifest.parts):
         assert list((models / name / "1").glob("*.plan"))
@@ -360,14 +400,14 @@ def test_command_with_parts_and_their_engines_writes_the_repository(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "is no folder of parts"), ("{}", "is not of this version"), ("[", "is not of this version")],
+    [(None, "is not a folder of parts"), ("{}", "is not of this version"), ("[", "is not of this version")],
 )
 def test_command_refuses_a_folder_that_holds_no_parts(
     content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    assert main(["--parts", str(tmp_path), "--repository", str(tmp_path / "models")]) == 1
+    assert main(["repository", "--parts", str(tmp_path), "--repository", str(tmp_path / "models")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
 
@@ -376,10 +416,12 @@ def test_command_refuses_a_folder_that_holds_no_parts(
     ("arguments", "message"),
     [
         (["checkpoint", "--precision", "fp16"], "runtime openvino has no precision 'fp16'"),
-        (["checkpoint", "--engines", "."], "engines belong to parts that were exported before; leave CHECKPOINT out"),
-        (["--engines", "nowhere"], "--engines nowhere is no folder; python export/engines/build.py"),
+        (["checkpoint", "--engines", "."], "ipt-export repository [--parts DIR] [--engines DIR ...]"),
+        (["--parts", "a", "--engines", "b"], "ipt-export repository [--parts DIR] [--engines DIR ...]"),
+        (["repository", "--engines", "nowhere"], "--engines nowhere is not a folder; python export/engines/build.py"),
         (["checkpoint", "--runtime", "tensorrt", "--residual", "float16"], "float16 needs precision fp16, not fp32"),
-        (["--precision", "bf16"], "are settled in parts; name a CHECKPOINT"),
+        (["repository", "--precision", "bf16"], "unrecognized arguments: --precision bf16"),
+        (["parts", "checkpoint", "--threads", "2"], "unrecognized arguments: --threads 2"),
     ],
 )
 def test_wrong_combination_ends_the_command_with_status_2(
@@ -391,6 +433,7 @@ def test_wrong_combination_ends_the_command_with_status_2(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_part_that_fp16_cannot_hold_is_not_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model = one_task(3).model
     with torch.no_grad():  # 10000 grey levels beside the picture: FP32 has the digits for both, FP16 has steps of 8

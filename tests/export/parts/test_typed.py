@@ -12,17 +12,9 @@ from helpers.support import SMALL, read_image, small_model
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from ipt_triton.export.parts.checks import (
-    TENSORRT_OPERATORS,
-    OpByOp,
-    chain,
-    check_image,
-    check_operators,
-    check_typed_part,
-    check_types,
-)
-from ipt_triton.export.parts.graph import GraphError
-from ipt_triton.export.parts.parity import ParityError, real_tiles
+from ipt_triton.export.parts.checks import TENSORRT_OPERATORS, check_operators, check_types
+from ipt_triton.export.parts.graph import GraphError, count_weights, layer_precision, list_layers, tensor_types
+from ipt_triton.export.parts.parity import OpByOp, ParityError, chain, check_image, compare, real_tiles
 from ipt_triton.export.parts.split import to_onnx
 from ipt_triton.export.parts.typed import (
     INNER_PORTS,
@@ -31,11 +23,12 @@ from ipt_triton.export.parts.typed import (
     largest_values,
     overflowing,
     peak_table,
-    tensor_types,
     typed_graph,
 )
 from ipt_triton.train.data.degradations import degrade_image
 from ipt_triton.train.model.ipt import IPT
+
+pytestmark = pytest.mark.slow
 
 TILES = real_tiles(48)[:2]
 MODEL = small_model(config=replace(SMALL, tasks=SMALL.tasks[:1]))
@@ -86,6 +79,16 @@ def types_of_ports(model: onnx.ModelProto) -> dict[str, str]:
     return {value.name: types[value.name] for value in [*model.graph.input, *model.graph.output]}
 
 
+def fp32_layers(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Names of the nodes that compute in FP32, casts left out, by operator."""
+    check_types(model)
+    found: dict[str, list[str]] = {}
+    for name, operator, kind in list_layers(model):
+        if kind == "fp32" and operator != "Cast":
+            found.setdefault(operator, []).append(name)
+    return found
+
+
 def reader_of(model: onnx.ModelProto, weight: str) -> onnx.NodeProto:
     (node,) = (node for node in model.graph.node if weight in node.input)
     return node
@@ -95,8 +98,7 @@ def reader_of(model: onnx.ModelProto, weight: str) -> onnx.NodeProto:
 def test_only_norms_sums_and_means_stay_fp32(parts: Parts, precision: str, residual: str):
     fp32: dict[str, set[str]] = {}
     for kind, graph in parts.graphs.items():
-        report = check_types(typed_graph(graph, TypedOptions(precision, residual)))
-        fp32[kind] = set(report.fp32)
+        fp32[kind] = set(fp32_layers(typed_graph(graph, TypedOptions(precision, residual))))
     convolutions = {"Conv"} if precision == "bf16" else set()  # ONNX has none of BF16 at opset 18
     streams = {"Add"} if residual == "fp32" else set()
     assert fp32["head"] - {"Relu"} == {"Sub"} | convolutions | streams
@@ -106,12 +108,12 @@ def test_only_norms_sums_and_means_stay_fp32(parts: Parts, precision: str, resid
 
 def test_residual_sums_are_fp32_and_biases_are_not(parts: Parts):
     body = parts.graphs["body"]
-    fp32 = check_types(typed_graph(body, TypedOptions())).fp32["Add"]
+    fp32 = fp32_layers(typed_graph(body, TypedOptions()))
     biases = {n.name for n in body.graph.node if n.op_type == "Add" and any(i.endswith("bias") for i in n.input)}
     layers = 2 * 2 + 2 * 3  # of the encoder and the decoder, each with its sums
-    assert len(fp32) == layers + 4  # position table, linear encoding, output layers, the head's features
-    assert not biases & set(fp32)
-    assert len(check_types(typed_graph(body, TypedOptions())).fp32["LayerNormalization"]) == layers
+    assert len(fp32["Add"]) == layers + 4  # position table, linear encoding, output layers, the head's features
+    assert not biases & set(fp32["Add"])
+    assert len(fp32["LayerNormalization"]) == layers
 
 
 def test_the_same_weights_give_the_same_bytes_or_engines_would_not_fit_their_parts(parts: Parts):
@@ -134,10 +136,10 @@ def test_weights_are_stored_once_and_in_the_low_type(parts: Parts):
 
 @pytest.mark.parametrize("precision", ("fp16", "bf16"))
 def test_tensors_between_the_parts_are_fp16_and_those_of_callers_fp32(parts: Parts, precision: str):
-    for half_ports in (INNER_PORTS, frozenset({"FEATURES"}), frozenset[str]()):
+    for fp16_ports in (INNER_PORTS, frozenset({"FEATURES"}), frozenset[str]()):
         for graph in parts.graphs.values():
-            typed = typed_graph(graph, TypedOptions(precision, half_ports=half_ports))
-            assert types_of_ports(typed) == {n: "fp16" if n in half_ports else "fp32" for n in types_of_ports(graph)}
+            typed = typed_graph(graph, TypedOptions(precision, fp16_ports=fp16_ports))
+            assert types_of_ports(typed) == {n: "fp16" if n in fp16_ports else "fp32" for n in types_of_ports(graph)}
             check_types(typed)
             for before, after in zip(
                 [*graph.graph.input, *graph.graph.output], [*typed.graph.input, *typed.graph.output], strict=True
@@ -150,7 +152,7 @@ def test_tensors_between_the_parts_are_fp16_and_those_of_callers_fp32(parts: Par
 def test_typed_parts_pass_the_parity_gate(parts: Parts, precision: str, residual: str):
     for kind, graph in parts.graphs.items():
         typed = typed_graph(graph, TypedOptions(precision, residual))
-        parity = check_typed_part(OpByOp(typed), parts.inputs[kind], parts.outputs[kind], precision)
+        parity = compare(kind, OpByOp(typed)(parts.inputs[kind]), parts.outputs[kind], precision)
         assert parity.tiles == len(TILES)
         # Of BF16, convolutions are FP32 and what they read and write is FP16.
         low, high = (48, 80) if precision == "bf16" and kind == "body" else (60, 95)
@@ -161,7 +163,7 @@ def test_part_that_differs_is_refused_with_its_figures(parts: Parts):
     typed = typed_graph(parts.graphs["tail"], TypedOptions())
     expected = {"RESTORED": parts.outputs["tail"]["RESTORED"] + 1.0}
     with pytest.raises(ParityError, match=r"part tail: fp16 max .*PSNR 48\.\d dB; allowed are .* 50\.0 dB"):
-        check_typed_part(OpByOp(typed), parts.inputs["tail"], expected, "fp16")
+        compare("tail", OpByOp(typed)(parts.inputs["tail"]), expected, "fp16")
 
 
 def test_operators_are_rounded_one_by_one():
@@ -224,8 +226,8 @@ def test_layer_that_overflows_is_found_and_stays_fp32_by_name(loud: Parts):
     assert bias.name in keep
     assert sorted(node.op_type for node in kept) == ["Add", "MatMul", "MatMul", "Relu"]
     typed = typed_graph(body, TypedOptions(keep=keep))
-    assert check_types(typed).fp32["MatMul"] == [node.name for node in kept if node.op_type == "MatMul"]
-    assert check_typed_part(OpByOp(typed), inputs, outputs, "fp16").psnr > 60
+    assert fp32_layers(typed)["MatMul"] == [node.name for node in kept if node.op_type == "MatMul"]
+    assert compare("body", OpByOp(typed)(inputs), outputs, "fp16").psnr > 60
 
 
 def test_overflow_that_nobody_kept_is_refused(loud: Parts):
@@ -235,7 +237,7 @@ def test_overflow_that_nobody_kept_is_refused(loud: Parts):
     layer = frozenset({first, reader_of(body, "decoder.1.linear1.bias").name})
     typed = typed_graph(body, TypedOptions(keep=layer))  # its weights fit now; who reads its results does not know
     with pytest.raises(ParityError, match="part body in fp16: BODY_FEATURES holds NaN or Inf; not published"):
-        check_typed_part(OpByOp(typed), loud.inputs["body"], loud.outputs["body"], "fp16")
+        compare("body", OpByOp(typed)(loud.inputs["body"]), loud.outputs["body"], "fp16")
 
 
 def test_bf16_needs_no_layer_kept(loud: Parts):
@@ -252,7 +254,7 @@ def test_nan_in_fp32_is_reported_with_its_node(parts: Parts):
 def test_an_attention_is_kept_whole(parts: Parts):
     body = parts.graphs["body"]
     softmax = next(node.name for node in body.graph.node if node.op_type == "Softmax")
-    fp32 = check_types(typed_graph(body, TypedOptions(keep=frozenset({softmax})))).fp32
+    fp32 = fp32_layers(typed_graph(body, TypedOptions(keep=frozenset({softmax}))))
     assert fp32["Softmax"] == [softmax]
     assert [len(fp32[operator]) for operator in ("Mul", "MatMul")] == [1, 2]
 
@@ -288,6 +290,28 @@ def test_mixed_types_are_refused_with_the_node(parts: Parts):
         check_types(retyped(body, bias, np.float32))
     with pytest.raises(GraphError, match=r"part body is not typed consistently: .*LayerNormalization"):
         check_types(retyped(body, "decoder.1.norm3.bias", np.float16))
+
+
+@pytest.mark.parametrize(("kind", "precision"), [(TensorProto.FLOAT16, "fp16"), (TensorProto.BFLOAT16, "bf16")])
+def test_a_graph_computes_in_the_type_of_the_weights_that_it_multiplies(kind: int, precision: str) -> None:
+    ports = [helper.make_tensor_value_info(name, kind, ["n", size]) for name, size in (("x", 4), ("y", 300))]
+
+    def graph(product: int, scale: int) -> onnx.ModelProto:
+        weights = [
+            helper.make_tensor("w", product, [4, 300], [0.5] * 1200),
+            helper.make_tensor("scale", scale, [300], [1.0] * 300),
+        ]
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["p"], name="product"),
+            helper.make_node("Mul", ["p", "scale"], ["y"]),
+        ]
+        return helper.make_model(helper.make_graph(nodes, "typed", ports[:1], ports[1:], weights))
+
+    low, full = graph(kind, TensorProto.FLOAT), graph(TensorProto.FLOAT, kind)
+    assert layer_precision(low, precision) == precision and layer_precision(full, precision) == "fp32"
+    assert layer_precision(low, "fp32") == "fp32"
+    assert count_weights(low) == count_weights(full) == 1500
+    assert list_layers(graph(kind, kind)) == (("product", "MatMul", precision), ("", "Mul", precision))
 
 
 def test_softmax_alone_in_fp32_is_refused(parts: Parts):

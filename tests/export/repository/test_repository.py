@@ -15,10 +15,13 @@ from helpers.small_engines import TypedParts, typed_parts, write_engines
 from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2 as pb
 
-from ipt_triton.export.engines.metadata import TensorInfo, describe_path, read_metadata
+from ipt_triton.export.engines.metadata import describe_path, read_metadata
 from ipt_triton.export.parts.split import export_parts
 from ipt_triton.export.repository.plans import RepositoryError
 from ipt_triton.export.repository.write import ServingOptions, write_repository
+from ipt_triton.manifest import Port
+
+pytestmark = pytest.mark.slow
 
 PARTS = ("body", "head_derain", "tail_derain")
 
@@ -192,7 +195,7 @@ def test_a_folder_that_is_not_whole_is_refused(
             "--precision fp32",
         ),
         (
-            {"inputs": (TensorInfo("IMAGE", (3, 64, 64), "float32"),)},
+            {"inputs": (Port("IMAGE", (3, 64, 64)),)},
             "its tensors are not those of the manifest: build the engines again",
         ),
         (
@@ -231,7 +234,7 @@ def test_runtimes_and_engines_that_do_not_go_together_are_refused(parts: TypedPa
         ("tensorrt", (), r"needs engines: build them on the GPU machine \(python export/engines/build.py"),
         ("openvino", (h200,), "openvino runs no engines: leave out --engines"),
         ("tensorrt-python", (h200, l4), "takes engines of one GPU: name one folder"),
-        ("abacus", (), "runtime 'abacus' is none of openvino, tensorrt, tensorrt-python"),
+        ("abacus", (), "runtime 'abacus' is not one of openvino, tensorrt, tensorrt-python"),
     ):
         with pytest.raises(RepositoryError, match=sentence):
             write(parts, tmp_path / "models", runtime, *engines)

@@ -124,12 +124,14 @@ def test_the_servers_tensorrt_is_known_from_its_library(backend: Path, tmp_path:
         server_tensorrt(backend, {**os.environ, "LD_LIBRARY_PATH": ""})
 
 
+@pytest.mark.slow
 def test_plans_that_fit_pass(repository: Path, gpus: list[Gpu]) -> None:
     gpus.append(H200)
     for installed in ("10.13.3", TENSORRT, None):
         assert check_plans(parts_of(repository), installed) == []
 
 
+@pytest.mark.slow
 def test_a_server_with_another_tensorrt_is_one_sentence(repository: Path, gpus: list[Gpu]) -> None:
     (problem,) = check_plans(parts_of(repository), "10.14.1")
     assert problem == (
@@ -138,6 +140,7 @@ def test_a_server_with_another_tensorrt_is_one_sentence(repository: Path, gpus: 
     )
 
 
+@pytest.mark.slow
 def test_another_gpu_among_those_there_are_is_one_sentence(repository: Path, gpus: list[Gpu]) -> None:
     gpus += [L4, L4]
     (problem,) = check_plans(parts_of(repository), None)
@@ -148,6 +151,7 @@ def test_another_gpu_among_those_there_are_is_one_sentence(repository: Path, gpu
     assert problem.endswith("or hide it with CUDA_VISIBLE_DEVICES")
 
 
+@pytest.mark.slow
 def test_plans_for_several_gpus_serve_each_of_them(parts: TypedParts, tmp_path: Path, gpus: list[Gpu]) -> None:
     engines = [
         write_engines(tmp_path / "h200", parts),
@@ -161,6 +165,7 @@ def test_plans_for_several_gpus_serve_each_of_them(parts: TypedParts, tmp_path: 
     assert "capability 8.9 (NVIDIA L4), 9.0 (NVIDIA H200) and this GPU, NVIDIA B200, has 10.0" in problem
 
 
+@pytest.mark.slow
 def test_damaged_plans_and_descriptions_are_named(repository: Path, gpus: list[Gpu]) -> None:
     body, head, tail = (repository / name / "1" / "model.plan" for name in ("body", "head_derain", "tail_derain"))
     body.unlink()
@@ -175,6 +180,7 @@ def test_damaged_plans_and_descriptions_are_named(repository: Path, gpus: list[G
     assert f"{repository / 'body'} holds no plan: build the engines again" in check_plans(parts_of(repository), None)[0]
 
 
+@pytest.mark.slow
 def test_a_model_of_somebody_else_needs_no_description(repository: Path, gpus: list[Gpu]) -> None:
     folder = repository / "theirs" / "1"
     folder.mkdir(parents=True)
@@ -183,6 +189,7 @@ def test_a_model_of_somebody_else_needs_no_description(repository: Path, gpus: l
     assert preflight.check_repository(repository) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(has_gpu(), reason="there is a GPU here")
 def test_no_gpu_is_one_sentence_with_both_ways_out(repository: Path) -> None:
     (problem,) = check_plans(parts_of(repository), None)
@@ -190,6 +197,7 @@ def test_no_gpu_is_one_sentence_with_both_ways_out(repository: Path) -> None:
     assert "docker run --gpus all" in problem and problem.endswith("ipt-export CHECKPOINT --runtime openvino")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-python"])
 def test_the_command_checks_a_gpu_repository_before_it_starts_triton(
     parts: TypedParts, tmp_path: Path, capsys: pytest.CaptureFixture[str], runtime: str
@@ -203,6 +211,7 @@ def test_the_command_checks_a_gpu_repository_before_it_starts_triton(
         assert "no GPU can be used" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_python_runtime_needs_the_tensorrt_of_the_plans(
     parts: TypedParts, tmp_path: Path, gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +228,7 @@ def test_the_python_runtime_needs_the_tensorrt_of_the_plans(
     assert "built by TensorRT 10.13.3.9 and the server has 10.14.1.2" in problem
 
 
+@pytest.mark.slow
 def test_the_tensorrt_runtime_needs_the_tensorrt_of_the_servers_backend(
     repository: Path, backend: Path, tmp_path: Path, gpus: list[Gpu]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -28,7 +29,21 @@ from ipt_triton.export.serving.errors import (
     WarmUpError,
 )
 from ipt_triton.export.serving.server import TritonServer
+from ipt_triton.service import MAX_INPUT_PIXELS, MAX_OUTPUT_PIXELS, ServiceInfo
+from ipt_triton.tasks import OFFICIAL_TASKS
+from ipt_triton.tiling import KEEP, STRIDE
 
+SERVICE = ServiceInfo(
+    (OFFICIAL_TASKS[0], OFFICIAL_TASKS[3]),
+    48,
+    STRIDE,
+    KEEP,
+    MAX_INPUT_PIXELS,
+    MAX_OUTPUT_PIXELS,
+    "0" * 64,
+    "openvino",
+    "fp32",
+)
 ROUTER_CONFIG = """
 name: "restore" backend: "python" max_batch_size: 0
 input [ { name: "IMAGE" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
@@ -36,10 +51,10 @@ input [ { name: "IMAGE" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
 output [ { name: "RESTORED" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
          { name: "RESTORED16" data_type: TYPE_UINT16 dims: [ -1, -1, 3 ] } ]
 instance_group [ { count: 2 kind: KIND_CPU } ]
-parameters { key: "runtime" value { string_value: "openvino" } }
-parameters { key: "tasks" value { string_value: '[{"id": 0, "name": "sr_x2", "kind": "sr", "scale": 2, "sigma": null},'
-  ' {"id": 3, "name": "derain", "kind": "derain", "scale": 1, "sigma": null}]' } }
-"""
+""" + "".join(
+    f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
+    for key, value in SERVICE.to_parameters().items()
+)
 ROUTER_MODEL = """
 import sys
 import triton_python_backend_utils as pb
@@ -183,6 +198,7 @@ class Command:
         return [*alive, *self.regions, *self.temporary.iterdir()]
 
 
+@pytest.mark.server
 class TestARunningServer:
     def test_a_started_server_has_warmed_up_every_task_and_answers_at_its_urls(self, server: TritonServer) -> None:
         assert [(task.id, task.name, task.scale) for task in server.tasks] == [(0, "sr_x2", 2), (3, "derain", 1)]
@@ -247,6 +263,7 @@ class TestARunningServer:
             server.start()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_stops_the_command_with_exit_0_and_nothing_is_left(repository: Path, number: signal.Signals) -> None:
     command = Command(repository)
@@ -260,6 +277,7 @@ def test_a_signal_stops_the_command_with_exit_0_and_nothing_is_left(repository: 
     assert "CudaDriverHelper" not in command.output
 
 
+@pytest.mark.server
 def test_a_stop_answers_what_is_in_flight_and_then_waits_for_no_model_to_end(repository: Path) -> None:
     slow = ROUTER_MODEL.replace(
         "        scale =", "        if image[0, 0, 0]: import time; time.sleep(2)\n        scale ="
@@ -282,6 +300,7 @@ def test_a_stop_answers_what_is_in_flight_and_then_waits_for_no_model_to_end(rep
     assert "Exit timeout expired" not in log.read_text()
 
 
+@pytest.mark.server
 def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:
     slow_end = "    def finalize(self):\n        import time; time.sleep(60)\n"
     (repository / "restore" / "1" / "model.py").write_text(ROUTER_MODEL + slow_end)
@@ -294,6 +313,7 @@ def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:
     assert command.left() == []
 
 
+@pytest.mark.server
 def test_a_signal_during_the_start_stops_the_command_with_exit_0(repository: Path) -> None:
     (repository / "restore" / "1" / "model.py").write_text("import time; time.sleep(60)\n" + ROUTER_MODEL)
     command = Command(repository)
@@ -312,6 +332,7 @@ def test_an_interrupt_before_the_start_is_not_lost(repository: Path) -> None:
     assert server.pids == []
 
 
+@pytest.mark.server
 def test_a_killed_tritonserver_is_reported_and_nothing_of_it_is_left(repository: Path) -> None:
     command = Command(repository)
     command.ready()
@@ -322,6 +343,7 @@ def test_a_killed_tritonserver_is_reported_and_nothing_of_it_is_left(repository:
     assert command.left() == []
 
 
+@pytest.mark.server
 def test_the_folder_that_a_killed_python_backend_leaves_in_tmp_goes_too(repository: Path) -> None:
     everything = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
     if named({process for process in everything if parent_of(process) is not None}, "tritonserver"):
@@ -333,6 +355,7 @@ def test_the_folder_that_a_killed_python_backend_leaves_in_tmp_goes_too(reposito
     assert set(Path("/tmp").glob("python_env_*")) <= folders
 
 
+@pytest.mark.server
 def test_a_killed_stub_leaves_nothing_behind_when_the_server_stops(repository: Path) -> None:
     with TritonServer(repository) as server:
         processes = server.pids
@@ -343,6 +366,7 @@ def test_a_killed_stub_leaves_nothing_behind_when_the_server_stops(repository: P
     assert not list(supervise.SHARED_MEMORY.glob(f"{server.region_prefix}*"))
 
 
+@pytest.mark.server
 def test_a_killed_launcher_takes_its_server_along_and_its_ports_serve_again_at_once(repository: Path) -> None:
     http_port, grpc_port, metrics_port = preflight.free_ports("127.0.0.1", 3)
     first = Command(repository, ports=(http_port, grpc_port, metrics_port))
@@ -369,6 +393,7 @@ def test_a_killed_launcher_takes_its_server_along_and_its_ports_serve_again_at_o
     assert third.left() == []
 
 
+@pytest.mark.server
 def test_a_killed_supervisor_ends_the_server_and_is_cleaned_up_after(repository: Path) -> None:
     server = TritonServer(repository)
     server.start()
@@ -382,6 +407,7 @@ def test_a_killed_supervisor_ends_the_server_and_is_cleaned_up_after(repository:
     assert not list(supervise.SHARED_MEMORY.glob(f"{server.region_prefix}*"))
 
 
+@pytest.mark.server
 def test_a_model_that_does_not_load_ends_the_command_with_its_error(repository: Path) -> None:
     (repository / "restore" / "1" / "model.py").write_text("import no_such_module\n")
     command = Command(repository)
@@ -391,6 +417,7 @@ def test_a_model_that_does_not_load_ends_the_command_with_its_error(repository: 
     assert command.left() == []
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("change", "message"),
     [(("{0: 2, 3: 1}", "{0: 2}"), "task derain failed"), (("{0: 2,", "{0: 1,"), r"uint8 \(64, 64, 3\) for RESTORED")],
@@ -406,7 +433,7 @@ def test_a_failing_warm_up_stops_the_server(repository: Path, change: tuple[str,
 
 
 def test_an_unknown_tritonserver_flag_is_named(repository: Path) -> None:
-    with pytest.raises(CheckError, match="--no-such-flag is no flag of"):
+    with pytest.raises(CheckError, match="--no-such-flag is not a flag of"):
         TritonServer(repository, extra_args=["--no-such-flag"]).start()
 
 

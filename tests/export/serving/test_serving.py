@@ -23,6 +23,8 @@ from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.train.model.infer import restore_image
 from ipt_triton.train.model.ipt import OFFICIAL_TASKS
 
+pytestmark = pytest.mark.server
+
 TASKS = [t.name for t in OFFICIAL_TASKS]
 
 

@@ -1,0 +1,9 @@
+"""The base of the errors of exporting."""
+
+from __future__ import annotations
+
+from ipt_triton.errors import IptError
+
+
+class ExportError(IptError, ValueError):
+    """Something that cannot be exported as asked: checkpoints, a precision, a graph, or a repository."""
