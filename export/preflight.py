@@ -24,7 +24,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export import preflight_gpu
-from export.cpu import CPUINFO, cpu_flags, cpu_notes
+from export.cpu import cpu_flags, cpu_notes
 from export.engine_device import require_tensorrt
 from export.engine_metadata import EngineError
 
@@ -193,7 +193,7 @@ def check_repository(repository: Path, server: ServerFiles | None = None) -> lis
     return problems
 
 
-def repository_notes(repository: Path, cpuinfo: Path = CPUINFO) -> list[str]:
+def repository_notes(repository: Path) -> list[str]:
     """What this CPU does otherwise with the repository's precision; none if its router cannot be read."""
     try:
         parameters = read_config(repository / ROUTER).parameters
@@ -201,7 +201,7 @@ def repository_notes(repository: Path, cpuinfo: Path = CPUINFO) -> list[str]:
         return []  # `check_repository` names it
     if parameters["runtime"].string_value != "openvino":
         return []
-    return cpu_notes(parameters["precision"].string_value, cpu_flags(cpuinfo))
+    return cpu_notes(parameters["precision"].string_value, cpu_flags())
 
 
 def _check_model(folder: Path, config: model_config_pb2.ModelConfig, server: ServerFiles | None) -> list[str]:
