@@ -14,6 +14,10 @@ The loss is the PSNR of each task on tiles that calibration has not seen, and th
 gate's tiles, where a single value that is clipped shows. Where it is too large, the layers that cost most go back to
 FP32, exactly as they were, and are named.
 
+NNCF's own search, `quantize_with_accuracy_control`, lost by its time: for `denoise_30` of `ipt-tiny` it leaves out the
+same layer in 72 s of CPU time instead of 29 s, and only under a tenth of the bound it keeps 1 % more in INT8 (81 s
+instead of 39 s).
+
     quantized = quantize_body(onnx.load("body.onnx"), samples, unseen, parity_tiles)     # calibration.py
     onnx.save(quantized.model, "body.onnx")
 """

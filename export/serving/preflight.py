@@ -23,7 +23,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from ipt_triton.cpu import CPUINFO, cpu_flags, cpu_notes
+from ipt_triton.cpu import cpu_flags, cpu_notes
 from ipt_triton.export.engines.cuda import require_tensorrt
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.serving import preflight_gpu
@@ -192,7 +192,7 @@ def check_repository(repository: Path, server: ServerFiles | None = None) -> lis
     return problems
 
 
-def repository_notes(repository: Path, cpuinfo: Path = CPUINFO) -> list[str]:
+def repository_notes(repository: Path) -> list[str]:
     """What this CPU does otherwise with the repository's precision; none if its router cannot be read."""
     try:
         parameters = read_config(repository / ROUTER).parameters
@@ -200,7 +200,7 @@ def repository_notes(repository: Path, cpuinfo: Path = CPUINFO) -> list[str]:
         return []  # `check_repository` names it
     if parameters["runtime"].string_value != "openvino":
         return []
-    return cpu_notes(parameters["precision"].string_value, cpu_flags(cpuinfo))
+    return cpu_notes(parameters["precision"].string_value, cpu_flags())
 
 
 def _check_model(folder: Path, config: model_config_pb2.ModelConfig, server: ServerFiles | None) -> list[str]:

@@ -12,10 +12,10 @@ _BF16 = frozenset({"amx_bf16", "avx512_bf16", "avx_ne_convert"})
 _EXPORT = "run ipt-export CHECKPOINT with --precision fp32"
 
 
-def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
     """Flags of the first core of an x86-64 CPU; none where the system does not list them."""
     try:
-        found = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         return frozenset()
     return frozenset(found[1].split()) if found else frozenset()

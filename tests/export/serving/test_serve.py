@@ -447,6 +447,40 @@ def test_a_whole_repository_passes_the_checks_without_a_start(
     assert "can be served" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("precision", "flags", "note"),
+    [
+        ("int8", "fma avx2", "no VNNI instructions"),
+        ("int8", "avx2 avx512f avx512_vnni", None),
+        ("int8", "avx2 avx_vnni", None),
+        ("bf16", "avx2 avx512f avx512_vnni", "no BF16 instructions"),
+        ("bf16", "avx2 avx512f avx512_bf16", None),
+        ("fp32", "avx2", None),
+    ],
+)
+def test_check_notes_what_this_cpu_lacks_and_passes(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    flags: str,
+    note: str | None,
+) -> None:
+    config = repository / "restore" / "config.pbtxt"
+    parameter = f'parameters {{ key: "precision" value {{ string_value: "{precision}" }} }}'
+    config.write_text(f"{config.read_text()}\n{parameter}\n")
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: spectre_v1\n")
+    monkeypatch.setattr("ipt_triton.cpu.CPUINFO", cpuinfo)
+    assert main(["--repository", str(repository), "--check", *no_ports()]) == 0
+    said = capsys.readouterr()
+    assert "can be served" in said.out
+    assert (f"ipt-serve: note: this CPU has {note}" in said.err) if note else not said.err
+    cpuinfo.unlink()  # a system that does not tell
+    assert not preflight.repository_notes(repository)
+
+
 def no_ports() -> list[str]:
     return ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
 
