@@ -6,7 +6,7 @@
 Writes README.md and a PNG beside each record. --check writes nothing and looks whether README.md is what the records
 give and every plot is there.
 
-Exit codes: 0 written, or in step; 1 not in step, or a file that is no record of a benchmark; 2 wrong arguments.
+Exit codes: 0 written, or in step; 1 not in step, or a file that is not a record of a benchmark; 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pathlib import Path
 from types import ModuleType
 
 from ipt_triton.benchmarks.__main__ import BENCHMARKS
-from ipt_triton.benchmarks.record import ROOT, Record, save_plot
-from ipt_triton.cli import make_parser
+from ipt_triton.benchmarks.errors import ReportError
+from ipt_triton.benchmarks.presentation import save_plot
+from ipt_triton.benchmarks.record import ROOT, Record
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,24 +40,17 @@ HEADINGS = {
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 
 
-class ReportError(ValueError):
-    """A file that is no record of a benchmark; the message names it."""
-
-
 def load_records(folder: Path) -> dict[Path, Record]:
-    """Every record of a folder, in the order of the page; a JSON file that has a page of its own is none.
+    """Every record of a folder, in the order of the page; a JSON file with a page of its own is left out.
 
     Raises:
-        ReportError: a JSON file that is no record, or one of an unknown benchmark.
+        ReportError: a JSON file that is not a record, or one of an unknown benchmark.
     """
     records = {}
     for path in sorted(folder.glob("*.json")):
         if path.with_suffix(".md") in own_pages(folder):
             continue
-        try:
-            record = Record.load(path)
-        except ValueError as error:
-            raise ReportError(str(error)) from None
+        record = Record.load(path)
         if record.benchmark not in HEADINGS:
             known = ", ".join(HEADINGS)
             raise ReportError(f"{path}: there is no benchmark {record.benchmark!r}; there are {known}")
@@ -144,19 +139,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.results.is_dir():
         parser.error(f"there is no folder {arguments.results}")
-    problems: list[str] = []
-    try:
-        if arguments.check:
-            problems = out_of_step(arguments.results)
-        else:
+
+    def work() -> int:
+        if not arguments.check:
             write(arguments.results)
-    except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for problem in problems:
-        print(f"{problem}: run ipt-benchmark report", file=sys.stderr)
-    return 1 if problems else 0
+            return 0
+        problems = out_of_step(arguments.results)
+        for problem in problems:
+            print(f"{problem}: run ipt-benchmark report", file=sys.stderr)
+        return 1 if problems else 0
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(work)

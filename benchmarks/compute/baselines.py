@@ -17,34 +17,33 @@ them.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import openvino as ov
 import torch
 
-from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
-from ipt_triton.benchmarks.served import Serving, add_source, checkpoint_of, photograph, serving, source_of
-from ipt_triton.client import RestorationClient, RestorationError
+from ipt_triton.benchmarks.errors import BenchmarkError
+from ipt_triton.benchmarks.presentation import Figure, figure, quartiles, table
+from ipt_triton.benchmarks.record import Record, Spread, command_line, run_benchmark, seconds_of
+from ipt_triton.benchmarks.served import Serving, add_source, of_one_task, photograph, serving, source_of
+from ipt_triton.client import RestorationClient
 from ipt_triton.export.parts.parity import inference_type
-from ipt_triton.export.serving.errors import ServeError
 from ipt_triton.manifest import PRECISIONS
 from ipt_triton.tasks import TaskError
 from ipt_triton.tiling import KEEP, STRIDE, Tiler
-from ipt_triton.train.model.checkpoint import Checkpoint, CheckpointError
-from ipt_triton.train.model.ipt import IPT
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ipt_triton.train.model.checkpoint import Checkpoint
 
 SERVED = PRECISIONS["openvino"]
 CHUNK = 8
@@ -210,18 +209,7 @@ PYTORCH: dict[str, dict[str, bool]] = {
     "eager-bf16": {"bf16": True},
     "compile": {"compiled": True},
 }
-NAMES = (
-    *PYTORCH,
-    "onnxruntime",
-    *(f"{way}-{precision}" for way in ("openvino", "served") for precision in SERVED),
-)
-
-
-def of_one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """The same weights without the other tasks, which nobody asks here. Raises TaskError for an unknown task."""
-    model = IPT(replace(checkpoint.model.config, tasks=(checkpoint.model.task(name),)))
-    model.load_state_dict({n: v for n, v in checkpoint.model.state_dict().items() if n in model.state_dict()})
-    return checkpoint_of(model)
+NAMES = (*PYTORCH, "onnxruntime", *(f"{way}-{precision}" for way in ("openvino", "served") for precision in SERVED))
 
 
 def contenders(
@@ -272,41 +260,41 @@ def batches_to_measure(contender: Contender, part: float) -> int:
     contender.warm_up()
     if contender.step == len(contender.sizes):
         return contender.step
-    started = time.perf_counter()
-    contender.run(contender.step)
-    seconds = time.perf_counter() - started
+    seconds = seconds_of(lambda: contender.run(contender.step))
     whole = seconds * contender.count / sum(contender.sizes[: contender.step])
     if whole <= WHOLE * part:
         return len(contender.sizes)
     return min(len(contender.sizes), max(1, round(part / seconds)) * contender.step)
 
 
-def measure(
-    checkpoint: Checkpoint, task: str, side: int, names: Sequence[str], rounds: int, part: float
-) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a record; progress on stderr.
 
     Raises:
-        TaskError: the checkpoint has no such task.
+        BenchmarkError: the checkpoint does not know the task.
     """
+    model, checkpoint = source_of(arguments)
+    try:
+        task = checkpoint.model.task(arguments.task).name
+    except TaskError as error:
+        raise BenchmarkError(str(error)) from None
+    names = [name for name in NAMES if name in arguments.only]
     failures: dict[str, str] = {}
     chosen: list[tuple[Contender, int]] = []
     with ExitStack() as stack:
-        for contender in contenders(checkpoint, task, side, names, stack, failures):
+        for contender in contenders(checkpoint, task, arguments.side, names, stack, failures):
             print(f"{contender.name}: getting ready", file=sys.stderr)
             try:
-                chosen.append((contender, batches_to_measure(contender, part)))
+                chosen.append((contender, batches_to_measure(contender, arguments.part)))
             except RuntimeError as error:  # torch.compile without a working C++ compiler
                 failures[contender.name] = str(error).strip().splitlines()[0]
         times: dict[str, list[float]] = {contender.name: [] for contender, _ in chosen}
-        for number in range(rounds):
+        for number in range(arguments.rounds):
             for contender, count in chosen:
                 time.sleep(PAUSE)
-                started = time.perf_counter()
-                contender.run(count)
-                seconds = time.perf_counter() - started
+                seconds = seconds_of(partial(contender.run, count))
                 times[contender.name].append(seconds * contender.count / sum(contender.sizes[:count]))
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+            print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     rows = [
         {
             "name": contender.name,
@@ -320,8 +308,9 @@ def measure(
     ]
     pairs = {p: (f"openvino-{p}", f"served-{p}") for p in SERVED}
     return {
-        "task": task,
-        "side": side,
+        "model": model,
+        "task": arguments.task,
+        "side": arguments.side,
         "contenders": rows,
         "failures": failures,
         "served_over_direct": {p: ratio(times[a], times[b]) for p, (a, b) in pairs.items() if {a, b} <= times.keys()},
@@ -333,10 +322,6 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, Any]:
     return asdict(Spread.of([a / b for a, b in zip(slow, fast, strict=True)]))
 
 
-def _cell(spread: dict[str, Any]) -> str:
-    return f"{spread['median']:.3g} [{spread['low']:.3g}, {spread['high']:.3g}]"
-
-
 def markdown(record: Record) -> str:
     """A row for each contender; the ratio of served to direct calls below."""
     figures = record.figures
@@ -345,9 +330,9 @@ def markdown(record: Record) -> str:
             row["name"],
             row["rule"],
             f"{row['measured']} of {row['patches']}",
-            _cell(row["seconds"]),
+            quartiles(row["seconds"]),
             f"{row['patches'] / row['seconds']['median']:.3g}",
-            _cell(row["times_first"]),
+            quartiles(row["times_first"]),
         ]
         for row in figures["contenders"]
     ]
@@ -359,7 +344,7 @@ def markdown(record: Record) -> str:
     ]
     lines += [f"\nNot measured: {name}: {reason}" for name, reason in figures["failures"].items()]
     if pairs := figures["served_over_direct"]:
-        what = ", ".join(f"{precision} {_cell(spread)}" for precision, spread in pairs.items())
+        what = ", ".join(f"{precision} {quartiles(spread)}" for precision, spread in pairs.items())
         lines.append(f"\nServed against direct calls of OpenVINO (1: as fast): {what}.")
     return "\n".join(lines)
 
@@ -391,8 +376,7 @@ def _family(name: str) -> str:
     return "pytorch" if name in PYTORCH else name.partition("-")[0]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line("baselines", __doc__)
     add_source(parser)
     parser.add_argument("--task", default="denoise_30", help="(default %(default)s)")
@@ -404,18 +388,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=f"some of {', '.join(NAMES)}"
     )
-    arguments = parser.parse_args(argv)
-    session = Session.start("baselines", argv, ("torch", "onnxruntime", "openvino", "nvidia-pytriton"))
-    try:
-        model, checkpoint = source_of(arguments)
-        names = [name for name in NAMES if name in arguments.only]
-        figures = measure(checkpoint, arguments.task, arguments.side, names, arguments.rounds, arguments.part)
-    except (CheckpointError, RestorationError, ServeError, TaskError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(session.record({"model": model, **figures}), arguments, markdown, draw)
-    return 0
+    return parser.parse_args(argv)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
+    packages = ("torch", "onnxruntime", "openvino", "nvidia-pytriton")
+    return run_benchmark("baselines", argv, parse_arguments(argv), measure, markdown, draw, packages)

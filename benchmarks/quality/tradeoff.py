@@ -19,30 +19,20 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ipt_triton.benchmarks.quality.evaluate import (
-    EvaluationError,
-    Restorer,
-    by_pytorch,
-    by_server,
-    find_images,
-    load_sample,
-    score,
-)
-from ipt_triton.benchmarks.record import Record, Session, command_line, figure, publish, table
+from ipt_triton.benchmarks.errors import EvaluationError
+from ipt_triton.benchmarks.presentation import Figure, figure, table
+from ipt_triton.benchmarks.quality.evaluate import Restorer, by_pytorch, by_server, find_images, load_sample, score
+from ipt_triton.benchmarks.record import Record, command_line, run_benchmark
 from ipt_triton.benchmarks.served import serving
-from ipt_triton.export.serving.errors import ServeError
 from ipt_triton.manifest import PRECISIONS
-from ipt_triton.metrics import to_uint8
+from ipt_triton.metrics import figure_of, to_uint8
 from ipt_triton.tasks import Task
 from ipt_triton.tiling import KEEP, PATCH, STRIDE, check_rule, plan_axis
 from ipt_triton.train.model.checkpoint import Checkpoint, load_checkpoint
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SERVED = PRECISIONS["openvino"]
 KINDS = ("sr", "denoise", "derain")
@@ -53,7 +43,7 @@ MARKERS = "osD*^vPX<>"
 Paths = Sequence[tuple[Path, Path | None]]
 
 
-def measure(restorers: Sequence[Restorer], task: Task, set_name: str, paths: Paths) -> list[dict[str, Any]]:
+def measure_task(restorers: Sequence[Restorer], task: Task, set_name: str, paths: Paths) -> list[dict[str, Any]]:
     """One row for each restorer: means over the images, cost, and what is needed to compare image by image.
 
     Args:
@@ -62,7 +52,7 @@ def measure(restorers: Sequence[Restorer], task: Task, set_name: str, paths: Pat
     Raises:
         EvaluationError: naming an image that cannot be restored or measured.
     """
-    judged = "psnr_rgb" if task.kind == "denoise" else "psnr_y"
+    judged = figure_of(task)
     scores: list[list[dict[str, float]]] = [[] for _ in restorers]
     patches, seconds, pixels = [0] * len(restorers), [0.0] * len(restorers), 0
     for restorer in restorers:  # the first patches of a task take longer
@@ -115,7 +105,7 @@ def measure_all(
 
     Raises:
         EvaluationError: nothing can be measured.
-        ValueError: export refuses a precision.
+        IptError: export refuses a precision, or a server fails.
     """
     tasks = [task for task in checkpoint.model.config.tasks if task.kind in sets]
     if not tasks:
@@ -130,7 +120,7 @@ def measure_all(
             restorers += [stack.enter_context(by_server(url, tasks, *rule)) for rule in wanted]
         for task, paths in found.items():
             print(f"{task.name}: {len(paths)} images", file=sys.stderr)
-            rows += measure(restorers, task, sets[task.kind].resolve().name, paths)
+            rows += measure_task(restorers, task, sets[task.kind].resolve().name, paths)
     return rows
 
 
@@ -186,9 +176,7 @@ def markdown(record: Record) -> str:
         ["task", "set", "images", "PSNR of", "PyTorch fp32", *(f"served {name}" for name in served)],
         (
             [
-                oracle["task"],
-                oracle["set"],
-                oracle["images"],
+                *(oracle[key] for key in ("task", "set", "images")),
                 {"psnr_y": "Y", "psnr_rgb": "RGB"}[oracle["judged"]],
                 *map(cell, (oracle, *rows)),
             ]
@@ -210,7 +198,7 @@ def markdown(record: Record) -> str:
             "patches",
             "evaluations per pixel",
             "s per megapixel",
-            *(row["task"] for row in next(iter(rules.values()))),
+            *(r["task"] for r in next(iter(rules.values()))),
         ],
         (
             [
@@ -261,12 +249,11 @@ def tiling_rule(text: str) -> tuple[int, int]:
         stride, keep = map(int, text.split("/"))
         check_rule(stride, keep)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no rule STRIDE/KEEP: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rule STRIDE/KEEP: {error}") from None
     return stride, keep
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line("quality", __doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FOLDER", help="trained weights")
     for kind, what in zip(KINDS, ("super-resolution: clean images", "clean images", "rain/ and norain/"), strict=True):
@@ -282,31 +269,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"beside {STRIDE}/{KEEP} (default {' '.join(f'{s}/{k}' for s, k in RULES)})",
     )
     arguments = parser.parse_args(argv)
-    sets = {kind: getattr(arguments, kind) for kind in KINDS if getattr(arguments, kind)}
-    if not sets:
+    if not any(getattr(arguments, kind) for kind in KINDS):
         parser.error("give at least one test set: " + ", ".join(f"--{kind}" for kind in KINDS))
     if arguments.images < 1:
         parser.error(f"--images {arguments.images} is not allowed: it must be at least 1")
-    session = Session.start("quality", argv, ("torch", "openvino", "nvidia-pytriton", "numpy"))
-    try:
-        checkpoint = load_checkpoint(arguments.checkpoint)
-        rows = measure_all(checkpoint, sets, arguments.precision, arguments.rules, arguments.images)
-    except (
-        EvaluationError,
-        ServeError,
-        ValueError,
-        OSError,
-    ) as error:  # ValueError: what checkpoints and export refuse
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(
-        session.record({"model": arguments.checkpoint.name, "checkpoint_sha256": checkpoint.sha256, "rows": rows}),
-        arguments,
-        markdown,
-        draw,
-    )
-    return 0
+    return arguments
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a record."""
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    sets = {kind: getattr(arguments, kind) for kind in KINDS if getattr(arguments, kind)}
+    rows = measure_all(checkpoint, sets, arguments.precision, arguments.rules, arguments.images)
+    return {"model": arguments.checkpoint.name, "checkpoint_sha256": checkpoint.sha256, "rows": rows}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
+    packages = ("torch", "openvino", "nvidia-pytriton", "numpy")
+    return run_benchmark("quality", argv, parse_arguments(argv), measure, markdown, draw, packages)

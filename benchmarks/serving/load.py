@@ -24,15 +24,11 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from ipt_triton.client.errors import RestorationError
+from ipt_triton.benchmarks.errors import LoadError
 from ipt_triton.client.protocol import CHANNEL_ARGS, ROUTER, ServerInfo, Task, explain
 from ipt_triton.tiling import Tiler, plan_axis
 
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
-
-
-class LoadError(RestorationError):
-    """A request failed under load, or was answered with something else than it should be."""
 
 
 @dataclass(frozen=True)

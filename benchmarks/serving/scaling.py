@@ -16,14 +16,13 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ipt_triton.benchmarks.record import Session, Spread, command_line, publish
-from ipt_triton.benchmarks.served import FAILURES, photograph, random_checkpoint, serving_parts
+from ipt_triton.benchmarks.record import Spread, command_line, run_benchmark, seconds_of
+from ipt_triton.benchmarks.served import add_precision, photograph, random_checkpoint, serving_parts
 from ipt_triton.benchmarks.serving.load import ClosedLoop, latency_ms, restore_request
 from ipt_triton.benchmarks.serving.memory import MIB, Watch, proportional
 from ipt_triton.benchmarks.serving.scaling_report import draw, markdown
@@ -55,9 +54,7 @@ def restore_times(client: RestorationClient, side: int, seconds: float) -> list[
     photo = photograph(side, side)
     times: list[float] = []
     while not times or (sum(times) < seconds and len(times) < MOST_RUNS):
-        started = time.perf_counter()
-        client.restore(photo, TASK.name)
-        times.append(time.perf_counter() - started)
+        times.append(seconds_of(lambda: client.restore(photo, TASK.name)))
     return times
 
 
@@ -171,7 +168,7 @@ PARTS = {
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line("scaling", __doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="ipt-tiny", help="(default %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
+    add_precision(parser)
     parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument("--points", type=int, nargs="+", metavar="N", help="with --only: where to measure it")
     parser.add_argument(
@@ -188,26 +185,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a record: the rows of each part."""
+    parts = [arguments.only] if arguments.only else list(PARTS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "parts"
+        manifest = export_parts([random_checkpoint(arguments.preset, [TASK])], folder, arguments.precision)
+        deployment = Deployment(folder, manifest, arguments.seconds)
+        rows = {part: PARTS[part].measure(deployment, sorted(arguments.points or PARTS[part].points)) for part in parts}
+    return {"preset": arguments.preset, "precision": arguments.precision, "task": TASK.name, "parts": rows}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
-    arguments = parse_arguments(argv)
-    session = Session.start("scaling", argv, packages=("openvino", "nvidia-pytriton", "tritonclient"))
-    chosen = [arguments.only] if arguments.only else list(PARTS)
-    figures: dict[str, Any] = {"preset": arguments.preset, "precision": arguments.precision, "task": TASK.name}
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            parts = Path(name) / "parts"
-            manifest = export_parts([random_checkpoint(arguments.preset, [TASK])], parts, arguments.precision)
-            deployment = Deployment(parts, manifest, arguments.seconds)
-            figures["parts"] = {
-                name: PARTS[name].measure(deployment, sorted(arguments.points or PARTS[name].points)) for name in chosen
-            }
-    except FAILURES as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(session.record(figures), arguments, markdown, draw)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    packages = ("openvino", "nvidia-pytriton", "tritonclient")
+    return run_benchmark("scaling", argv, parse_arguments(argv), measure, markdown, draw, packages)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ipt_triton.benchmarks.record import Record, figure, table
+from ipt_triton.benchmarks.presentation import Figure, error_bars, figure, powers_of_two, quartiles, table
+from ipt_triton.benchmarks.record import Record
 from ipt_triton.benchmarks.serving.memory import MIB
+from ipt_triton.tiling import PATCH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Rows = Sequence[dict[str, Any]]
 ROLES = ("router", "server", "client")
 
 
-def _spread(values: dict[str, Any], digits: int = 3) -> str:
+def _spread(values: dict[str, Any]) -> str:
     """Median, and the quartiles where there are any."""
-    median, low, high = (f"{values[name]:.{digits}g}" for name in ("median", "low", "high"))
-    return median if values["runs"] == 1 else f"{median} [{low}, {high}]"
+    return quartiles(values, pattern="{}" if values["runs"] == 1 else "{} [{}, {}]")
 
 
 def _per_task(rows: Rows, name: str) -> float:
@@ -28,22 +28,15 @@ def _per_task(rows: Rows, name: str) -> float:
 
 
 def side_table(rows: Rows) -> str:
-    header = (
-        "side",
-        "evaluations per pixel",
-        "seconds",
-        "seconds per megapixel",
-        "runs",
-        *(f"{r}, MiB" for r in ROLES),
-    )
+    memory = (f"{role}, MiB" for role in ROLES)
+    header = ("side", "evaluations per pixel", "seconds", "seconds per megapixel", "runs", *memory)
     lines = []
     for row in rows:
         pixels, seconds = row["side"] ** 2, row["seconds"]
-        evaluations = f"{row['patches'] * 48**2 / pixels:.2f}"
+        evaluations = f"{row['patches'] * PATCH**2 / pixels:.2f}"
         cost = f"{seconds['median'] / pixels * 1e6:.3g}"
-        lines.append(
-            (row["side"], evaluations, _spread(seconds), cost, seconds["runs"], *(row["growth_mib"][r] for r in ROLES))
-        )
+        growth = (row["growth_mib"][role] for role in ROLES)
+        lines.append((row["side"], evaluations, _spread(seconds), cost, seconds["runs"], *growth))
     return (
         "One photograph at a time by its side in pixels; memory: peak above idle of the router that holds it, of "
         "tritonserver (regions that both see count in both) and of the client.\n\n" + table(header, lines)
@@ -88,7 +81,7 @@ def draw_sides(left: Axes, right: Axes, rows: Rows) -> None:
     right.set(title="Memory for it", ylabel="peak above idle, MiB", yscale="log", ylim=(0.8, None))
     right.legend(fontsize="small")
     for ax in (left, right):
-        _powers(ax, sides)
+        powers_of_two(ax, sides)
         ax.set(xlabel="side of the photograph, pixels")
 
 
@@ -106,7 +99,7 @@ def draw_concurrency(left: Axes, right: Axes, rows: Rows) -> None:
     right.set(title="Their latency", ylabel="seconds")
     right.legend()
     for ax in (left, right):
-        _powers(ax, levels)
+        powers_of_two(ax, levels)
         ax.set(xlabel="requests under way")
 
 
@@ -123,19 +116,13 @@ def draw_tasks(left: Axes, right: Axes, rows: Rows) -> None:
 def draw_instances(left: Axes, right: Axes, rows: Rows) -> None:
     names = [f"{row['instances']} × {row['threads']}" for row in rows]
     medians = [row["seconds"]["median"] for row in rows]
-    spread = [[abs(row["seconds"][name] - row["seconds"]["median"]) for row in rows] for name in ("low", "high")]
-    left.bar(names, medians, 0.6, yerr=spread, capsize=4)
+    left.bar(names, medians, 0.6, yerr=error_bars(row["seconds"] for row in rows), capsize=4)
     side = rows[0]["side"]
     left.set(title=f"One photograph of {side}x{side}", ylabel="seconds")
     right.bar(names, [row["memory_mib"] for row in rows], 0.6)
     right.set(title="Memory for it", ylabel="memory of the whole server, MiB")
     for ax in (left, right):
         ax.set(xlabel="bodies × threads of each")
-
-
-def _powers(ax: Axes, values: Sequence[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(list(values), [str(value) for value in values])
 
 
 TABLES: dict[str, Callable[[Rows], str]] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 import tritonclient.grpc as triton
 
 from ipt_triton import service
@@ -18,7 +18,6 @@ from ipt_triton.benchmarks.serving.memory import process_name
 PARTS = ("head", "body", "tail")
 ROUTER, SERVER, LOAD = "router", "tritonserver", "load"
 WARM_UP_S = 1.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,7 @@ def _times(stats: Any) -> Times:
 def _cpu_seconds(pid: int) -> float:
     """User and system time of a process and all its threads so far; 0 when it has ended."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
         return 0.0
-    fields = stat.rpartition(")")[2].split()  # what stands before may hold spaces
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return float(times.user + times.system)

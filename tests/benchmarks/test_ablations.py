@@ -12,8 +12,9 @@ import torch
 from helpers.training import write_photographs
 from PIL import Image
 
-from ipt_triton.benchmarks.ablations.report import ReportError, markdown, summarise
+from ipt_triton.benchmarks.ablations.report import markdown, summarise
 from ipt_triton.benchmarks.ablations.run import EXPERIMENTS, SIZES, Settings, Variant, main, megamacs, variants
+from ipt_triton.benchmarks.errors import ReportError
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.train.fit.command import HELD_OUT
 from ipt_triton.train.model.ipt import POSITIONS

@@ -15,7 +15,7 @@ from helpers.benchmarks import MACHINE
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ipt_triton.benchmarks import record
+from ipt_triton.benchmarks import presentation, record
 from ipt_triton.benchmarks.record import Record, Session, Spread
 
 
@@ -40,7 +40,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_file_that_is_no_record_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "wrong.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"wrong\.json is no record of a benchmark"):
+    with pytest.raises(ValueError, match=r"wrong\.json is not a record of a benchmark"):
         Record.load(path)
 
 
@@ -81,13 +81,13 @@ def test_work_of_others_is_seen() -> None:
 
 
 def test_columns_of_numbers_stand_to_the_right() -> None:
-    lines = record.table(("name", "value", "share"), [("a1", "3.5 [3, 4]", "–"), ("b", 12, "5 %")]).splitlines()
+    lines = presentation.table(("name", "value", "share"), [("a1", "3.5 [3, 4]", "–"), ("b", 12, "5 %")]).splitlines()
     assert lines == ["| name | value | share |", "| --- | --: | --: |", "| a1 | 3.5 [3, 4] | – |", "| b | 12 | 5 % |"]
 
 
 def test_publishing_prints_and_writes_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def draw(shown: Record) -> Figure:
-        drawn, ax = record.figure()
+        drawn, ax = presentation.figure()
         ax.plot([1, 2], shown.figures["y"])
         return drawn
 

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.support import small_model
 
@@ -129,9 +130,10 @@ def test_processes_are_named_by_their_program_and_ended_ones_are_gone() -> None:
         while memory.process_name(sleeper.pid) == "":  # it has no command line yet
             time.sleep(0.01)
         assert memory.process_name(sleeper.pid) == Path(sys.executable).name
-        assert 0 < memory.proportional([sleeper.pid]) <= memory.resident(sleeper.pid)[0]
+        process = psutil.Process(sleeper.pid)
+        assert 0 < memory.proportional([sleeper.pid]) <= memory.resident(process)[0]
     finally:
         sleeper.kill()
         sleeper.wait()
     assert memory.process_name(sleeper.pid) == "gone"
-    assert memory.proportional([sleeper.pid]) == 0 and memory.resident(sleeper.pid) == (0, 0)
+    assert memory.proportional([sleeper.pid]) == 0 and memory.resident(process) == (0, 0)

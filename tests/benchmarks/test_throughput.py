@@ -17,11 +17,11 @@ import tritonclient.grpc as triton
 from helpers.fake_repository import write_fake_repository
 from helpers.support import Served, read_image, small_model
 
+from ipt_triton.benchmarks.errors import LoadError
 from ipt_triton.benchmarks.record import Record
 from ipt_triton.benchmarks.serving import shared_body, single_tasks, throughput
 from ipt_triton.benchmarks.serving.load import (
     ClosedLoop,
-    LoadError,
     Request,
     Window,
     latency_ms,
@@ -247,8 +247,8 @@ def test_one_body_each_is_exported_as_that_many_bodies_and_restores_the_same(sma
         (["--tasks", "derain,3"], "names a task twice"),
         (["--patches", "9", "--levels", "patches"], "must be <= 8 for 'ipt_sr_x2'"),
         (["--size", "2000x600", "--levels", "restore"], "1000000 are allowed"),
-        (["--size", "512"], "'512' is no size; give WIDTHxHEIGHT"),
-        (["--concurrency", "1,0"], "'1,0' is no list of numbers from 1"),
+        (["--size", "512"], "'512' is not a size; give WIDTHxHEIGHT"),
+        (["--concurrency", "1,0"], "'1,0' is not a list of numbers from 1"),
         (["--levels", "images"], "'images' is not allowed; give one or both of restore,patches"),
         (["--seconds", "0"], "'0' is not allowed; give a number above 0"),
         (["--preset", "ipt-tiny"], "either --url, or --checkpoint or --preset"),
