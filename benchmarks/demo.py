@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ipt_triton.benchmarks.errors import BenchmarkError
+from ipt_triton.benchmarks.presentation import grouped
 from ipt_triton.benchmarks.quality.classical import baseline
 from ipt_triton.benchmarks.quality.pictures import busiest_square, cut_to_scale, enlarged, side_by_side
 from ipt_triton.cli import make_parser, run_command
@@ -84,8 +85,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def by_task(results: Sequence[Result]) -> list[list[Result]]:
-    tasks = dict.fromkeys(r.task for r in results)
-    return [[r for r in results if r.task == task] for task in tasks]
+    return list(grouped(results, lambda result: result.task).values())
 
 
 def versions(result: Result) -> list[tuple[str, np.ndarray]]:
@@ -106,9 +106,8 @@ def write_report(results: Sequence[Result], folder: Path) -> Path:
         body.append(f"<h2>{group[0].task.name}</h2>")
         for r in group:
             stem = f"{r.task.name}-{r.photo}"
-            files = {"input": r.degraded, "restored": r.restored, "original": r.clean}
             links = []
-            for what, image in files.items():
+            for what, image in {"input": r.degraded, "restored": r.restored, "original": r.clean}.items():
                 Image.fromarray(image).save(pictures / f"{stem}-{what}.png")
                 links.append(f'<a href="pictures/{stem}-{what}.png">{what}</a>')
             cells = []

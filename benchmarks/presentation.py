@@ -5,9 +5,9 @@ Python 3.9 syntax and, until a plot is drawn, the standard library alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipt_triton.benchmarks.errors import ReportError
 from ipt_triton.files import atomic_file
@@ -18,8 +18,18 @@ if TYPE_CHECKING:
 else:  # for annotations, which are not evaluated: matplotlib is imported when a plot is drawn
     Axes = Figure = object
 
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 SpreadValues = Mapping[str, Any]
 """A `record.Spread` as a record has it."""
+
+
+def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The rows by their key, in the order in which the keys come first."""
+    groups: dict[K, list[T]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -15,7 +15,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from ipt_triton.benchmarks.__main__ import BENCHMARKS
 from ipt_triton.benchmarks.errors import ReportError
@@ -64,8 +64,21 @@ def own_pages(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.md") if path.name != PAGE)
 
 
-def module_of(record: Record) -> ModuleType:
-    return importlib.import_module(f"ipt_triton.benchmarks.{BENCHMARKS[record.benchmark]}")
+def shown(path: Path, record: Record, what: str) -> Any:
+    """The `footnote` of a record, or what its benchmark's `markdown` or `draw` makes of it.
+
+    Raises:
+        ReportError: the record's figures or machine are not those that the benchmark writes.
+    """
+    try:
+        if what == "footnote":
+            return record.footnote
+        module = importlib.import_module(f"ipt_triton.benchmarks.{BENCHMARKS[record.benchmark]}")
+        return getattr(module, what)(record)
+    except _MALFORMED as error:
+        raise ReportError(
+            f"{path} is not what ipt-benchmark {record.benchmark} writes ({error!r}); measure it again"
+        ) from error
 
 
 def page(records: dict[Path, Record], others: Sequence[Path]) -> str:
@@ -82,10 +95,7 @@ def page(records: dict[Path, Record], others: Sequence[Path]) -> str:
     ]
     section = ""
     for path, record in records.items():
-        try:
-            tables, footnote = module_of(record).markdown(record), record.footnote
-        except _MALFORMED as error:
-            raise _unreadable(path, record, error) from error
+        tables, footnote = (shown(path, record, what) for what in ("markdown", "footnote"))
         if record.benchmark != section:
             section = record.benchmark
             parts.append(f"## {HEADINGS[section]}")
@@ -104,11 +114,7 @@ def write(folder: Path) -> None:
     records = load_records(folder)
     text = page(records, own_pages(folder))
     for path, record in records.items():
-        try:
-            drawn = module_of(record).draw(record)
-        except _MALFORMED as error:
-            raise _unreadable(path, record, error) from error
-        save_plot(drawn, path.with_suffix(".png"))
+        save_plot(shown(path, record, "draw"), path.with_suffix(".png"))
     with atomic_file(folder / PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -125,10 +131,6 @@ def out_of_step(folder: Path) -> list[str]:
     if not written.exists() or written.read_text(encoding="utf-8") != page(records, own_pages(folder)):
         problems.append(f"{written} is not what the records give")
     return problems
-
-
-def _unreadable(path: Path, record: Record, error: Exception) -> ReportError:
-    return ReportError(f"{path} is not what ipt-benchmark {record.benchmark} writes ({error!r}); measure it again")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

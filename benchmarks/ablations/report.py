@@ -11,7 +11,7 @@ from statistics import fmean, variance
 from typing import Any, NamedTuple
 
 from ipt_triton.benchmarks.errors import ReportError
-from ipt_triton.benchmarks.presentation import Figure, figure, save_plot, table
+from ipt_triton.benchmarks.presentation import Figure, figure, grouped, save_plot, table
 from ipt_triton.files import atomic_file
 from ipt_triton.train.fit.recipe import Recipe
 
@@ -73,11 +73,8 @@ def summarise(results: Sequence[Result], machine: dict[str, Any]) -> dict[str, A
         mine = sorted(
             (r for r in results if experiment.includes(r["variant"])), key=lambda r: experiment.order(r["variant"])
         )
-        labels = dict.fromkeys(experiment.setting(r["variant"]) for r in mine)
-        if labels:
-            experiments[name] = [
-                _setting(label, [r for r in mine if experiment.setting(r["variant"]) == label]) for label in labels
-            ]
+        if runs := grouped(mine, key=lambda r: experiment.setting(r["variant"])):
+            experiments[name] = [_setting(label, same) for label, same in runs.items()]
     summary = {
         "settings": settings,
         "machine": machine,

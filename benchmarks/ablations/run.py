@@ -262,7 +262,29 @@ def run_all(arguments: argparse.Namespace, settings: Settings) -> bool:
     return True
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def run(arguments: argparse.Namespace) -> int:
+    """Run and report as the arguments say; returns the exit status."""
+    if not arguments.table:
+        tasks = tuple(find_task(OFFICIAL_TASKS, key) for key in arguments.tasks)
+        common = (getattr(arguments, n) for n in ("steps", "batch", "lr", "small_pool", "device"))
+        if not run_all(arguments, Settings(arguments.size, tasks, *common)):
+            print("stopped; the same command goes on", file=sys.stderr)
+            return 130
+    machine = {
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    summary = summarise(finished(arguments.output), machine)
+    if arguments.report:
+        write_report(summary, arguments.report)
+    print(json.dumps(summary, indent=2) if arguments.json else markdown(summary))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments or data, 130 stopped by a signal."""
     parser = make_parser("ipt-benchmark ablations", __doc__ or "")
     add = parser.add_argument
     add("--data", type=Path, nargs="+", metavar="DIR", help="folders of clean photographs, or packed pools (.npz)")
@@ -288,32 +310,5 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least 1")
     if arguments.batch < 2:
         parser.error("the contrastive loss compares images: give --batch 2 or more")
-    return arguments
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run and report as the arguments say; returns the exit status."""
-    if not arguments.table:
-        tasks = tuple(find_task(OFFICIAL_TASKS, key) for key in arguments.tasks)
-        common = (getattr(arguments, n) for n in ("steps", "batch", "lr", "small_pool", "device"))
-        if not run_all(arguments, Settings(arguments.size, tasks, *common)):
-            print("stopped; the same command goes on", file=sys.stderr)
-            return 130
-    machine = {
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
-    summary = summarise(finished(arguments.output), machine)
-    if arguments.report:
-        write_report(summary, arguments.report)
-    print(json.dumps(summary, indent=2) if arguments.json else markdown(summary))
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments or data, 130 stopped by a signal."""
-    arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     return run_command(lambda: run(arguments))

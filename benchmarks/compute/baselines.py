@@ -183,24 +183,15 @@ def ready_made(
         batches = [batch for batch in batches if len(batch) == size]
     step = min(step, len(batches))
     sizes = tuple(len(batch) for batch in batches)
-    return Contender(
-        name, rule, count or tiler.count, sizes, step, lambda: run(batches[:step]), lambda n: run(batches[:n])
-    )
+    warm_up, first = (lambda: run(batches[:step])), (lambda n: run(batches[:n]))
+    return Contender(name, rule, count or tiler.count, sizes, step, warm_up, first)
 
 
 def through_server(name: str, url: str, photo: np.ndarray, tiler: Tiler, task: str, stack: ExitStack) -> Contender:
     """The contender that gets the photograph."""
     client = stack.enter_context(RestorationClient(url))
-    corner = photo[:200, :200]
-    return Contender(
-        name,
-        (STRIDE, KEEP),
-        tiler.count,
-        (tiler.count,),
-        1,
-        lambda: client.restore(corner, task),
-        lambda _: client.restore(photo, task),
-    )
+    warm_up, run = (lambda: client.restore(photo[:200, :200], task)), (lambda _: client.restore(photo, task))
+    return Contender(name, (STRIDE, KEEP), tiler.count, (tiler.count,), 1, warm_up, run)
 
 
 PYTORCH: dict[str, dict[str, bool]] = {
@@ -376,7 +367,8 @@ def _family(name: str) -> str:
     return "pytorch" if name in PYTORCH else name.partition("-")[0]
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     parser = command_line("baselines", __doc__)
     add_source(parser)
     parser.add_argument("--task", default="denoise_30", help="(default %(default)s)")
@@ -388,10 +380,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=f"some of {', '.join(NAMES)}"
     )
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
+    arguments = parser.parse_args(argv)
     packages = ("torch", "onnxruntime", "openvino", "nvidia-pytriton")
-    return run_benchmark("baselines", argv, parse_arguments(argv), measure, markdown, draw, packages)
+    return run_benchmark("baselines", argv, arguments, measure, markdown, draw, packages)

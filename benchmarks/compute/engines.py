@@ -297,29 +297,6 @@ def parts_of(preset: str) -> Iterator[Path]:
         yield parts
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line("engines", __doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
-    source.add_argument("--preset", metavar="NAME", help="parts of ipt, ipt-small or ipt-tiny, exported for this")
-    source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
-    parser.add_argument("--through", nargs="+", choices=WAYS, default=[OPENVINO], help="(default openvino)")
-    parser.add_argument(
-        "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="not of plans (default fp32)"
-    )
-    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="(default 1 2 4 8 16)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these parts alone")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure (default %(default)s)")
-    parser.add_argument("--matmul-size", type=int, metavar="N", help="side of the matrices (default 1024; GPU 8192)")
-    parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
-    arguments = parser.parse_args(argv)
-    if arguments.through != [OPENVINO] and not arguments.preset:
-        parser.error(
-            f"--through {' '.join(arguments.through)} needs --preset: PyTorch runs modules, not exported parts"
-        )
-    return arguments
-
-
 def _measure_parts(arguments: argparse.Namespace, argv: Sequence[str] | None) -> tuple[Session, list[Measurement]]:
     """Exported parts through OpenVINO, and modules through PyTorch, as the arguments say."""
     through_openvino = OPENVINO in arguments.through
@@ -364,7 +341,25 @@ def _measure_plans(arguments: argparse.Namespace, argv: Sequence[str] | None) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 refused, 2 wrong arguments."""
-    arguments = parse_arguments(argv)
+    parser = command_line("engines", __doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
+    source.add_argument("--preset", metavar="NAME", help="parts of ipt, ipt-small or ipt-tiny, exported for this")
+    source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
+    parser.add_argument("--through", nargs="+", choices=WAYS, default=[OPENVINO], help="(default openvino)")
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="not of plans (default fp32)"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="(default 1 2 4 8 16)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these parts alone")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure (default %(default)s)")
+    parser.add_argument("--matmul-size", type=int, metavar="N", help="side of the matrices (default 1024; GPU 8192)")
+    parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
+    arguments = parser.parse_args(argv)
+    if arguments.through != [OPENVINO] and not arguments.preset:
+        parser.error(
+            f"--through {' '.join(arguments.through)} needs --preset: PyTorch runs modules, not exported parts"
+        )
 
     def work() -> None:
         session, found = (_measure_plans if arguments.plans else _measure_parts)(arguments, argv)

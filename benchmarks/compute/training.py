@@ -124,19 +124,6 @@ def _setting(figures: dict[str, Any]) -> str:
     return f"{figures['preset']} in {figures['precision']}, batch {figures['batch']}{extra}{compiled}"
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line("training", __doc__)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="ipt-tiny", help="(default %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="(default %(default)s)")
-    parser.add_argument("--steps", type=int, default=12, help="in a round (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="(default %(default)s)")
-    add_precision(parser, "bf16")
-    parser.add_argument("--contrastive", type=float, default=0.0, metavar="λ", help="for the trainer (default 0)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile both bodies")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(argv)
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a record."""
     device = torch.device(arguments.device)
@@ -158,4 +145,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_benchmark("training", argv, parse_arguments(argv), measure, markdown, draw, ("torch", "numpy"))
+    parser = command_line("training", __doc__)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="ipt-tiny", help="(default %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="(default %(default)s)")
+    parser.add_argument("--steps", type=int, default=12, help="in a round (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="(default %(default)s)")
+    add_precision(parser, "bf16")
+    parser.add_argument("--contrastive", type=float, default=0.0, metavar="λ", help="for the trainer (default 0)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both bodies")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args(argv)
+    return run_benchmark("training", argv, arguments, measure, markdown, draw, ("torch", "numpy"))

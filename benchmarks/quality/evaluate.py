@@ -142,6 +142,11 @@ def load_sample(clean_path: Path, degraded_path: Path | None, task: Task) -> Sam
     return Sample(clean_path.name, whole, degrade_image(whole, task, seed_of(clean_path.name)))
 
 
+def _how(sha256: str, runtime: str, precision: str, stride: int, keep: int) -> dict[str, Any]:
+    rule = {"stride": stride, "keep": keep, "tta": False}
+    return {"checkpoint_sha256": sha256, "runtime": runtime, "precision": precision, **rule}
+
+
 def by_pytorch(
     checkpoint: Checkpoint, stride: int, keep: int, precision: str = "fp32", device: str = "cpu"
 ) -> Restorer:
@@ -150,14 +155,7 @@ def by_pytorch(
     return Restorer(
         lambda image, task: restore_image(model, image, task.name, stride, keep, precision=precision),
         takes_floats=True,
-        how={
-            "checkpoint_sha256": checkpoint.sha256,
-            "runtime": "pytorch",
-            "precision": precision,
-            "stride": stride,
-            "keep": keep,
-            "tta": False,
-        },
+        how=_how(checkpoint.sha256, "pytorch", precision, stride, keep),
     )
 
 
@@ -166,12 +164,9 @@ def by_server(url: str, tasks: Sequence[Task], stride: int | None, keep: int | N
     """Restore through a server, which must offer the tasks; stride and keep None mean the server's own.
 
     Raises:
-        EvaluationError: the server does not answer, fails, or knows a task not or otherwise.
+        EvaluationError: the server does not answer, fails, or does not know a task, or knows it otherwise.
     """
-    from ipt_triton.client import (  # here, so that PyTorch alone needs no tritonclient
-        RestorationClient,
-        RestorationError,
-    )
+    from ipt_triton.client import RestorationClient, RestorationError  # PyTorch alone needs no tritonclient
 
     try:
         with RestorationClient(url) as client:
@@ -184,14 +179,7 @@ def by_server(url: str, tasks: Sequence[Task], stride: int | None, keep: int | N
             yield Restorer(
                 lambda image, task: client.restore(to_uint8(image), task.name, *chosen),
                 takes_floats=False,
-                how={
-                    "checkpoint_sha256": info.checkpoint_sha256,
-                    "runtime": info.runtime,
-                    "precision": info.precision,
-                    "stride": chosen[0],
-                    "keep": chosen[1],
-                    "tta": False,
-                },
+                how=_how(info.checkpoint_sha256, info.runtime, info.precision, *chosen),
             )
     except RestorationError as error:
         raise EvaluationError(str(error)) from error
@@ -305,30 +293,6 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return table([HEADERS[key] for key in columns], ([cell(key, row.get(key, "–")) for key in columns] for row in rows))
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("ipt-train evaluate", __doc__ or "")
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the test set")
-    parser.add_argument("--task", nargs="+", required=True, help="names or ids")
-    parser.add_argument("--url", metavar="HOST:PORT", help="restore through the server with this gRPC port")
-    parser.add_argument("--stride", type=int, help=f"distance of tiles (default {STRIDE}, or the server's)")
-    parser.add_argument(
-        "--keep", type=int, help=f"side of a tile's centre that is used (default {KEEP}, or the server's)"
-    )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of PyTorch (default fp32)")
-    parser.add_argument("--device", help="of PyTorch (default cuda where there is one)")
-    parser.add_argument("--tta", action="store_true", help="average over 8 flips and rotations (8 times the work)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write a list of rows with per-image values")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write side-by-side details as PNG")
-    arguments = parser.parse_args(argv)
-    if arguments.limit is not None and arguments.limit < 1:
-        parser.error(f"--limit {arguments.limit} is not allowed: it must be at least 1")
-    if arguments.url and (arguments.precision or arguments.device):
-        parser.error("--precision and --device are PyTorch's; a server has chosen its own")
-    return arguments
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate as the arguments say, and write and print the rows."""
     checkpoint = load_checkpoint(arguments.checkpoint)
@@ -362,6 +326,25 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status, see the module's docstring."""
-    arguments = parse_arguments(argv)
+    parser = make_parser("ipt-train evaluate", __doc__ or "")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the test set")
+    parser.add_argument("--task", nargs="+", required=True, help="names or ids")
+    parser.add_argument("--url", metavar="HOST:PORT", help="restore through the server with this gRPC port")
+    parser.add_argument("--stride", type=int, help=f"distance of tiles (default {STRIDE}, or the server's)")
+    parser.add_argument(
+        "--keep", type=int, help=f"side of a tile's centre that is used (default {KEEP}, or the server's)"
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of PyTorch (default fp32)")
+    parser.add_argument("--device", help="of PyTorch (default cuda where there is one)")
+    parser.add_argument("--tta", action="store_true", help="average over 8 flips and rotations (8 times the work)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a list of rows with per-image values")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write side-by-side details as PNG")
+    arguments = parser.parse_args(argv)
+    if arguments.limit is not None and arguments.limit < 1:
+        parser.error(f"--limit {arguments.limit} is not allowed: it must be at least 1")
+    if arguments.url and (arguments.precision or arguments.device):
+        parser.error("--precision and --device are PyTorch's; a server has chosen its own")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     return run_command(lambda: run(arguments))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ipt_triton.benchmarks.errors import EvaluationError
-from ipt_triton.benchmarks.presentation import Figure, figure, table
+from ipt_triton.benchmarks.presentation import Figure, figure, grouped, table
 from ipt_triton.benchmarks.quality.evaluate import Restorer, by_pytorch, by_server, find_images, load_sample, score
 from ipt_triton.benchmarks.record import Record, command_line, run_benchmark
 from ipt_triton.benchmarks.served import serving
@@ -124,13 +124,6 @@ def measure_all(
     return rows
 
 
-def _by_task(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        tasks.setdefault(row["task"], []).append(row)
-    return tasks
-
-
 def _rule(row: dict[str, Any]) -> str:
     return f"{row['stride']}/{row['keep']}"
 
@@ -143,7 +136,7 @@ def _evaluations(rows: Sequence[dict[str, Any]]) -> float:
 def by_precision(record: Record) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Per task the row of PyTorch FP32 and, with the same rule, one row for each served precision."""
     result = []
-    for rows in _by_task(record.figures["rows"]).values():
+    for rows in grouped(record.figures["rows"], lambda row: row["task"]).values():
         oracle = next(row for row in rows if row["runtime"] == "pytorch")
         result.append((oracle, [row for row in rows if row is not oracle and _rule(row) == _rule(oracle)]))
     return result
@@ -152,10 +145,7 @@ def by_precision(record: Record) -> list[tuple[dict[str, Any], list[dict[str, An
 def by_rule(record: Record) -> dict[str, list[dict[str, Any]]]:
     """Per rule the rows of all tasks in the first served precision; the dearest rule first."""
     rows = [row for row in record.figures["rows"] if row["runtime"] != "pytorch"]
-    rules: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["precision"] == rows[0]["precision"]:
-            rules.setdefault(_rule(row), []).append(row)
+    rules = grouped((row for row in rows if row["precision"] == rows[0]["precision"]), _rule)
     return dict(sorted(rules.items(), key=lambda item: -_evaluations(item[1])))
 
 
@@ -172,14 +162,11 @@ def markdown(record: Record) -> str:
         return f"{row[row['judged']]:.2f} / {row['ssim_y']:.4f}"
 
     served = [row["precision"] for row in precisions[0][1]]
+    named = {"psnr_y": "Y", "psnr_rgb": "RGB"}
     first = table(
         ["task", "set", "images", "PSNR of", "PyTorch fp32", *(f"served {name}" for name in served)],
         (
-            [
-                *(oracle[key] for key in ("task", "set", "images")),
-                {"psnr_y": "Y", "psnr_rgb": "RGB"}[oracle["judged"]],
-                *map(cell, (oracle, *rows)),
-            ]
+            [*(oracle[key] for key in ("task", "set", "images")), named[oracle["judged"]], *map(cell, (oracle, *rows))]
             for oracle, rows in precisions
         ),
     )
@@ -192,25 +179,12 @@ def markdown(record: Record) -> str:
             for a, b in zip(oracle["per_image"], rows[i]["per_image"], strict=True)
         )
         remarks.append(f"{name} {mean:.4f} dB (of a single image {single:.4f} dB)")
-    second = table(
-        [
-            "rule",
-            "patches",
-            "evaluations per pixel",
-            "s per megapixel",
-            *(r["task"] for r in next(iter(rules.values()))),
-        ],
-        (
-            [
-                rule,
-                sum(row["patches"] for row in rows),
-                f"{_evaluations(rows):.2f}",
-                f"{sum(row['seconds'] for row in rows) / sum(row['pixels'] for row in rows) * 1e6:.1f}",
-                *map(cell, rows),
-            ]
-            for rule, rows in rules.items()
-        ),
-    )
+    lines = []
+    for rule, rows in rules.items():
+        patches, seconds, pixels = (sum(row[key] for row in rows) for key in ("patches", "seconds", "pixels"))
+        lines.append([rule, patches, f"{_evaluations(rows):.2f}", f"{seconds / pixels * 1e6:.1f}", *map(cell, rows)])
+    tasks = [row["task"] for row in next(iter(rules.values()))]
+    second = table(["rule", "patches", "evaluations per pixel", "s per megapixel", *tasks], lines)
     rule, precision = _rule(precisions[0][0]), next(iter(rules.values()))[0]["precision"]
     return (
         f"{record.figures['model']}: PSNR in dB / SSIM of Y, by precision with the rule {rule}:\n\n{first}\n\n"
@@ -253,7 +227,16 @@ def tiling_rule(text: str) -> tuple[int, int]:
     return stride, keep
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a record."""
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    sets = {kind: getattr(arguments, kind) for kind in KINDS if getattr(arguments, kind)}
+    rows = measure_all(checkpoint, sets, arguments.precision, arguments.rules, arguments.images)
+    return {"model": arguments.checkpoint.name, "checkpoint_sha256": checkpoint.sha256, "rows": rows}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     parser = command_line("quality", __doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FOLDER", help="trained weights")
     for kind, what in zip(KINDS, ("super-resolution: clean images", "clean images", "rain/ and norain/"), strict=True):
@@ -273,18 +256,5 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give at least one test set: " + ", ".join(f"--{kind}" for kind in KINDS))
     if arguments.images < 1:
         parser.error(f"--images {arguments.images} is not allowed: it must be at least 1")
-    return arguments
-
-
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The figures of a record."""
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    sets = {kind: getattr(arguments, kind) for kind in KINDS if getattr(arguments, kind)}
-    rows = measure_all(checkpoint, sets, arguments.precision, arguments.rules, arguments.images)
-    return {"model": arguments.checkpoint.name, "checkpoint_sha256": checkpoint.sha256, "rows": rows}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     packages = ("torch", "openvino", "nvidia-pytriton", "numpy")
-    return run_benchmark("quality", argv, parse_arguments(argv), measure, markdown, draw, packages)
+    return run_benchmark("quality", argv, arguments, measure, markdown, draw, packages)

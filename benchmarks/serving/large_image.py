@@ -140,18 +140,6 @@ def draw(record: Record) -> Figure:
     return drawn
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line("large_image", __doc__)
-    add_source(parser)
-    add_precision(parser)
-    parser.add_argument(
-        "--side", type=int, default=SIDE, help="of the large photograph in pixels (default %(default)s)"
-    )
-    parser.add_argument("--requests", type=int, default=40, help="small photographs (default %(default)s)")
-    parser.add_argument("--only", choices=("memory", "latency"))
-    return parser.parse_args(argv)
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a record: memory, latency, or both."""
     name, checkpoint = source_of(arguments)
@@ -165,5 +153,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
+    parser = command_line("large_image", __doc__)
+    add_source(parser)
+    add_precision(parser)
+    parser.add_argument(
+        "--side", type=int, default=SIDE, help="of the large photograph in pixels (default %(default)s)"
+    )
+    parser.add_argument("--requests", type=int, default=40, help="small photographs (default %(default)s)")
+    parser.add_argument("--only", choices=("memory", "latency"))
+    arguments = parser.parse_args(argv)
     packages = ("openvino", "nvidia-pytriton", "tritonclient")
-    return run_benchmark("large_image", argv, parse_arguments(argv), measure, markdown, draw, packages)
+    return run_benchmark("large_image", argv, arguments, measure, markdown, draw, packages)

@@ -149,40 +149,13 @@ def _progress(part: str, row: dict[str, Any]) -> None:
     print(f"{part}: {row}", file=sys.stderr)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One way in which cost grows: how it is measured, and at which points unless others are asked for."""
-
-    measure: Callable[[Deployment, Sequence[int]], list[dict[str, Any]]]
-    points: tuple[int, ...]
-
-
-PARTS = {
-    "side": Part(measure_sides, (64, 128, 256, 512, 1024, 2048, 4096)),
-    "concurrency": Part(measure_concurrency, (1, 2, 4, 8, 16, 32)),
-    "tasks": Part(measure_tasks, (1, 2, 4, 8, 12)),
-    "instances": Part(measure_instances, (1, 2)),
+PARTS: dict[str, tuple[Callable[[Deployment, Sequence[int]], list[dict[str, Any]]], tuple[int, ...]]] = {
+    "side": (measure_sides, (64, 128, 256, 512, 1024, 2048, 4096)),
+    "concurrency": (measure_concurrency, (1, 2, 4, 8, 16, 32)),
+    "tasks": (measure_tasks, (1, 2, 4, 8, 12)),
+    "instances": (measure_instances, (1, 2)),
 }
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line("scaling", __doc__)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="ipt-tiny", help="(default %(default)s)")
-    add_precision(parser)
-    parser.add_argument("--only", choices=PARTS, help="one part alone")
-    parser.add_argument("--points", type=int, nargs="+", metavar="N", help="with --only: where to measure it")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=8.0,
-        help="for each point (default %(default)s); what takes longer is measured once",
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.points and not arguments.only:
-        parser.error("--points belongs to a part: name it with --only")
-    if arguments.points and min(arguments.points) < 1:
-        parser.error(f"--points {min(arguments.points)} is not allowed; give whole numbers above 0")
-    return arguments
+"""Ways in which cost grows: how each is measured, and at which points unless others are asked for."""
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -192,11 +165,26 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name) / "parts"
         manifest = export_parts([random_checkpoint(arguments.preset, [TASK])], folder, arguments.precision)
         deployment = Deployment(folder, manifest, arguments.seconds)
-        rows = {part: PARTS[part].measure(deployment, sorted(arguments.points or PARTS[part].points)) for part in parts}
+        rows = {}
+        for part in parts:
+            measure_part, points = PARTS[part]
+            rows[part] = measure_part(deployment, sorted(arguments.points or points))
     return {"preset": arguments.preset, "precision": arguments.precision, "task": TASK.name, "parts": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
+    parser = command_line("scaling", __doc__)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="ipt-tiny", help="(default %(default)s)")
+    add_precision(parser)
+    parser.add_argument("--only", choices=PARTS, help="one part alone")
+    parser.add_argument("--points", type=int, nargs="+", metavar="N", help="with --only: where to measure it")
+    once = "for each point (default %(default)s); what takes longer is measured once"
+    parser.add_argument("--seconds", type=float, default=8.0, help=once)
+    arguments = parser.parse_args(argv)
+    if arguments.points and not arguments.only:
+        parser.error("--points belongs to a part: name it with --only")
+    if arguments.points and min(arguments.points) < 1:
+        parser.error(f"--points {min(arguments.points)} is not allowed; give whole numbers above 0")
     packages = ("openvino", "nvidia-pytriton", "tritonclient")
-    return run_benchmark("scaling", argv, parse_arguments(argv), measure, markdown, draw, packages)
+    return run_benchmark("scaling", argv, arguments, measure, markdown, draw, packages)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Rows = Sequence[dict[str, Any]]
+SPREAD = ("median", "low", "high")
 ROLES = ("router", "server", "client")
 
 
@@ -69,11 +70,16 @@ def instances_table(rows: Rows) -> str:
     return "Bodies side by side, one photograph at a time.\n\n" + table(header, lines)
 
 
+def _band(ax: Axes, at: Sequence[int], spreads: Rows) -> None:
+    """Medians as a line within their quartiles."""
+    median, low, high = ([spread[name] for spread in spreads] for name in SPREAD)
+    ax.plot(at, median, "o-")
+    ax.fill_between(at, low, high, alpha=0.25)
+
+
 def draw_sides(left: Axes, right: Axes, rows: Rows) -> None:
     sides = [row["side"] for row in rows]
-    cost = {name: [row["seconds"][name] / row["side"] ** 2 * 1e6 for row in rows] for name in ("median", "low", "high")}
-    left.plot(sides, cost["median"], "o-")
-    left.fill_between(sides, cost["low"], cost["high"], alpha=0.25)
+    _band(left, sides, [{name: row["seconds"][name] / row["side"] ** 2 * 1e6 for name in SPREAD} for row in rows])
     left.set(title="One photograph at a time", ylabel="seconds per megapixel", ylim=(0, None))
     for role in ROLES:
         right.plot(sides, [row["growth_mib"][role] or float("nan") for row in rows], "o-", label=role)
@@ -87,9 +93,7 @@ def draw_sides(left: Axes, right: Axes, rows: Rows) -> None:
 
 def draw_concurrency(left: Axes, right: Axes, rows: Rows) -> None:
     levels = [row["concurrency"] for row in rows]
-    rate = {name: [row["photos_per_s"][name] for row in rows] for name in ("median", "low", "high")}
-    left.plot(levels, rate["median"], "o-")
-    left.fill_between(levels, rate["low"], rate["high"], alpha=0.25)
+    _band(left, levels, [row["photos_per_s"] for row in rows])
     side = f"{rows[0]['side']}x{rows[0]['side']}"
     left.set(title=f"Photographs of {side} under way", ylabel="photographs per second", ylim=(0, None))
     for quantile in ("p50", "p95"):
@@ -125,17 +129,11 @@ def draw_instances(left: Axes, right: Axes, rows: Rows) -> None:
         ax.set(xlabel="bodies × threads of each")
 
 
-TABLES: dict[str, Callable[[Rows], str]] = {
-    "side": side_table,
-    "concurrency": concurrency_table,
-    "tasks": tasks_table,
-    "instances": instances_table,
-}
-PLOTS: dict[str, Callable[[Axes, Axes, Rows], None]] = {
-    "side": draw_sides,
-    "concurrency": draw_concurrency,
-    "tasks": draw_tasks,
-    "instances": draw_instances,
+PARTS: dict[str, tuple[Callable[[Rows], str], Callable[[Axes, Axes, Rows], None]]] = {
+    "side": (side_table, draw_sides),
+    "concurrency": (concurrency_table, draw_concurrency),
+    "tasks": (tasks_table, draw_tasks),
+    "instances": (instances_table, draw_instances),
 }
 
 
@@ -143,7 +141,7 @@ def markdown(record: Record) -> str:
     """A table for each part that was measured."""
     figures = record.figures
     intro = f"{figures['preset']} in {figures['precision']}, task {figures['task']}."
-    return "\n\n".join([intro, *(TABLES[name](rows) for name, rows in figures["parts"].items())])
+    return "\n\n".join([intro, *(PARTS[name][0](rows) for name, rows in figures["parts"].items())])
 
 
 def draw(record: Record) -> Figure:
@@ -151,5 +149,5 @@ def draw(record: Record) -> Figure:
     parts = record.figures["parts"]
     drawn, grid = figure(9, 3.2 * len(parts), nrows=len(parts), ncols=2, squeeze=False)
     for (name, rows), (left, right) in zip(parts.items(), grid, strict=True):
-        PLOTS[name](left, right, rows)
+        PARTS[name][1](left, right, rows)
     return drawn

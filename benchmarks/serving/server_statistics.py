@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import psutil
@@ -40,13 +40,10 @@ class Times:
     busy: int = 0
 
     def __add__(self, other: Times) -> Times:
-        return Times(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
+        return Times(*map(operator.add, astuple(self), astuple(other)))
 
     def __sub__(self, other: Times) -> Times:
-        return Times(*(a - b for a, b in zip(self._values(), other._values(), strict=True)))
-
-    def _values(self) -> tuple[int, ...]:
-        return self.requests, self.samples, self.executions, self.queue, self.compute, self.busy
+        return Times(*map(operator.sub, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,7 @@ class ObservedServer:
     def __enter__(self) -> ObservedServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *ended: object) -> None:
         self._connection.close()
 
     def measure(

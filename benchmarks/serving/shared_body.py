@@ -92,18 +92,11 @@ def markdown(levels: dict[str, list[dict[str, Any]]]) -> str:
             alone = quartiles(cell["single_mean_patches_per_s"], ".1f", pattern=QUARTILES)
             rows.append([*load, "one task at a time, mean", alone, *["–"] * 5])
             for name, mixed in cell["mixed"].items():
-                latency, server = mixed["latency_ms"], mixed["server"]
-                rows.append(
-                    [
-                        *load,
-                        f"all at once, {NAMES[name]}",
-                        quartiles(mixed["patches_per_s"], ".1f", pattern=QUARTILES),
-                        quartiles(mixed["to_single"], ".3f", pattern=QUARTILES),
-                        *(f"{latency[q]:.0f}" for q in ("p50", "p95")),
-                        server["body_batch"],
-                        mixed["memory_mib"] or "–",
-                    ]
-                )
+                forms = {"patches_per_s": ".1f", "to_single": ".3f"}
+                rates = (quartiles(mixed[key], form, pattern=QUARTILES) for key, form in forms.items())
+                delays = (f"{mixed['latency_ms'][q]:.0f}" for q in ("p50", "p95"))
+                held = mixed["server"]["body_batch"], mixed["memory_mib"] or "–"
+                rows.append([*load, f"all at once, {NAMES[name]}", *rates, *delays, *held])
             singles = (f"{task} {rate['median']:.1f}" for task, rate in cell["single_patches_per_s"].items())
             notes.append(f"One at a time, `{level}`, {load[1]} under way: {', '.join(singles)} patches/s.")
     header = [

@@ -102,7 +102,8 @@ def draw(record: Record) -> Figure:
     return drawn
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     parser = command_line("startup", __doc__)
     add_source(parser)
     add_precision(parser)
@@ -110,10 +111,5 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.runs < 1:
         parser.error(f"--runs {arguments.runs} is not allowed; give 1 or more")
-    return arguments
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     packages = ("openvino", "nvidia-pytriton", "numpy")
-    return run_benchmark("startup", argv, parse_arguments(argv), measure, markdown, draw, packages)
+    return run_benchmark("startup", argv, arguments, measure, markdown, draw, packages)

@@ -17,6 +17,9 @@ from PIL import Image
 
 from ipt_triton.benchmarks import presentation, record
 from ipt_triton.benchmarks.record import Record, Session, Spread
+from ipt_triton.benchmarks.serving import startup
+from ipt_triton.export.parts.calibration import CalibrationError
+from ipt_triton.export.repository.plans import RepositoryError
 
 
 @pytest.mark.parametrize("values", [[5.0, 1.0, 2.0, 4.0, 3.0], [2.0, 4.0], [0.3, 0.1, 0.2, 0.7]])
@@ -100,3 +103,16 @@ def test_publishing_prints_and_writes_what_is_asked_for(tmp_path: Path, capsys: 
     assert Record.load(tmp_path / "r.json") == made
     assert Image.open(tmp_path / "plots" / "r.png").size == (910, 520)
     assert "an example" in parser.format_help()
+
+
+@pytest.mark.parametrize("error", [RepositoryError("two plans for the part body"), CalibrationError("no photographs")])
+def test_what_the_export_refuses_ends_a_benchmark_with_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: argparse.Namespace) -> dict[str, object]:
+        raise error
+
+    monkeypatch.setattr(startup, "measure", refuse)
+    assert startup.main(["--preset", "ipt-tiny"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and err.splitlines()[-1] == f"error: {error}"

@@ -92,6 +92,7 @@ def test_rate_and_latency_are_those_of_a_server_whose_speed_is_known(slow_server
         assert window.rate * latency_ms([window])["mean"] / 1e3 == pytest.approx(concurrency, rel=0.05)
 
 
+@pytest.mark.server
 def test_server_that_goes_away_under_load_ends_it_with_an_error(tmp_path: Path):
     with TritonServer(write_fake_repository(tmp_path / "models")) as server:
         request = slow_request(server)
@@ -209,6 +210,7 @@ def test_mixed_load_of_a_running_server_is_compared_with_its_single_tasks(
     assert "a body per task" not in out
 
 
+@pytest.mark.server
 def test_shared_body_is_compared_with_a_body_per_task_on_servers_of_our_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -33,6 +33,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.server
 def test_the_command_measures_every_rule_and_precision_beside_pytorch(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
