@@ -1,6 +1,7 @@
 # make demo     sets up, exports, serves, restores real photographs for every task, writes build/demo/report.html
 # make serve    the same server, staying up
-# make test     lint, types and tests
+# make check    lint, types and the tests that take no time: without servers, without GPUs; within a minute
+# make test     lint, types and all tests
 # make docs     the pages of docs/, into build/docs
 # make engines  on a GPU machine: FP16 parts, TensorRT engines of them, and build/tensorrt_models for ipt-serve
 #
@@ -28,7 +29,7 @@ pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
 sources := $(wildcard train/*.py export/*.py triton_models/restore/1/model.py)
 
-.PHONY: demo serve export engines test lint docs clean
+.PHONY: demo serve export engines check test lint docs clean
 
 demo: export
 	$(bin)/ipt-benchmark demo --repository $(REPOSITORY) --output build/demo
@@ -49,6 +50,9 @@ engines: $(VENV)/.installed
 	mkdir -p $(ENGINES)
 	$(BUILD_ENGINES) $(PARTS) --output $(ENGINES) --timing-cache $(ENGINES)/timing.cache
 	$(bin)/ipt-export repository --parts $(PARTS) --engines $(ENGINES) --repository $(REPOSITORY)
+
+check: $(VENV)/.installed lint
+	$(bin)/python -m pytest -m 'not slow and not server and not gpu'
 
 test: $(VENV)/.installed lint
 	$(bin)/python -m pytest

@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ipt_triton import RestorationClient, RestorationError
+from ipt_triton import RestorationClient
+from ipt_triton.benchmarks.errors import BenchmarkError
+from ipt_triton.benchmarks.presentation import grouped
 from ipt_triton.benchmarks.quality.classical import baseline
-from ipt_triton.benchmarks.quality.pictures import busiest_square, side_by_side
-from ipt_triton.cli import make_parser
-from ipt_triton.export.serving.errors import ServeError
+from ipt_triton.benchmarks.quality.pictures import busiest_square, cut_to_scale, enlarged, side_by_side
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.files import atomic_file
-from ipt_triton.images import PHOTOS
-from ipt_triton.metrics import psnr, psnr_y, to_uint8
+from ipt_triton.images import PHOTOS, read_rgb
+from ipt_triton.metrics import task_psnr, to_uint8
 from ipt_triton.tasks import Task
 from ipt_triton.train.data.degradations import degrade_image, seed_of
 
@@ -50,9 +51,7 @@ class Result:
 
     def psnr(self, image: np.ndarray) -> float:
         """PSNR of an image against the clean photograph in dB, by the field's protocol for the task."""
-        if self.task.kind == "denoise":
-            return psnr(image, self.clean)
-        return psnr_y(image, self.clean, self.task.scale if self.task.kind == "sr" else 0)
+        return task_psnr(image, self.clean, self.task)
 
 
 def restore_photos(client: RestorationClient, photos: Sequence[Path]) -> list[Result]:
@@ -61,9 +60,7 @@ def restore_photos(client: RestorationClient, photos: Sequence[Path]) -> list[Re
     for served in client.tasks():
         task = Task(**asdict(served))
         for path in photos:
-            photo = np.asarray(Image.open(path).convert("RGB"))
-            height, width = (side // task.scale * task.scale for side in photo.shape[:2])
-            clean = photo[:height, :width]
+            clean = cut_to_scale(read_rgb(path), task.scale)
             degraded = to_uint8(degrade_image(clean, task, seed_of(path.name)))
             name, classical = baseline(degraded, task)
             started = time.perf_counter()
@@ -88,8 +85,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def by_task(results: Sequence[Result]) -> list[list[Result]]:
-    tasks = dict.fromkeys(r.task for r in results)
-    return [[r for r in results if r.task == task] for task in tasks]
+    return list(grouped(results, lambda result: result.task).values())
 
 
 def versions(result: Result) -> list[tuple[str, np.ndarray]]:
@@ -110,16 +106,15 @@ def write_report(results: Sequence[Result], folder: Path) -> Path:
         body.append(f"<h2>{group[0].task.name}</h2>")
         for r in group:
             stem = f"{r.task.name}-{r.photo}"
-            files = {"input": r.degraded, "restored": r.restored, "original": r.clean}
             links = []
-            for what, image in files.items():
+            for what, image in {"input": r.degraded, "restored": r.restored, "original": r.clean}.items():
                 Image.fromarray(image).save(pictures / f"{stem}-{what}.png")
                 links.append(f'<a href="pictures/{stem}-{what}.png">{what}</a>')
             cells = []
             y, x = busiest_square(r.clean, CROP)
             for number, (caption, image) in enumerate(versions(r)):
-                name, zoom = f"{stem}-detail{number}.png", r.clean.shape[0] // image.shape[0]
-                detail = image.repeat(zoom, axis=0).repeat(zoom, axis=1)[y : y + CROP, x : x + CROP]
+                name = f"{stem}-detail{number}.png"
+                detail = enlarged(image, r.clean.shape[0] // image.shape[0])[y : y + CROP, x : x + CROP]
                 Image.fromarray(detail).save(pictures / name)
                 cells.append(
                     f'<figure><img src="pictures/{name}" alt="{html.escape(caption)}">'
@@ -184,25 +179,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("build/demo"), help="(default %(default)s)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also write one sheet of all tasks")
     arguments = parser.parse_args(argv)
-    photos = sorted(arguments.photos.glob("*.png"))
-    if not photos:
-        print(f"error: {arguments.photos} holds no PNG photographs", file=sys.stderr)
-        return 1
-    try:
+
+    def work() -> None:
+        photos = sorted(arguments.photos.glob("*.png"))
+        if not photos:
+            raise BenchmarkError(f"{arguments.photos} holds no PNG photographs")
         print("starting the server ...", file=sys.stderr)
         with TritonServer(arguments.repository) as server, RestorationClient(server.grpc_url) as client:
             print("restoring ...", file=sys.stderr)
             results = restore_photos(client, photos)
-    except (ServeError, RestorationError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    report = write_report(results, arguments.output)
-    if arguments.picture:
-        write_picture(results, arguments.picture)
-    print(table(results))
-    print(f"\npictures: {report}")
-    return 0
+        report = write_report(results, arguments.output)
+        if arguments.picture:
+            write_picture(results, arguments.picture)
+        print(f"{table(results)}\n\npictures: {report}")
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(work)

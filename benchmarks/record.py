@@ -1,4 +1,4 @@
-"""What every benchmark shares: its command line, the machine it ran on, spreads of measurements, and its record.
+"""What every benchmark shares: its command, the machine it ran on, spreads of measurements, and its record.
 
 A benchmark is a module with `main`, which measures and makes a `Record`, and with two functions of a record alone,
 `markdown` (tables) and `draw` (a plot), so that `benchmarks.report` shows a committed record just as the command did.
@@ -21,13 +21,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ipt_triton.cli import make_parser
+from ipt_triton.benchmarks.errors import ReportError
+from ipt_triton.benchmarks.presentation import Figure, save_plot
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET_CORES = 0.1
@@ -66,17 +65,16 @@ class Record:
     figures: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Record:
-        """Raises: ValueError if the file is no record."""
+        """Raises: ReportError if the file is not a record."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no record of a benchmark: {error}") from None
+            raise ReportError(f"{path} is not a record of a benchmark: {error}") from None
 
     @property
     def footnote(self) -> str:
@@ -134,11 +132,31 @@ def command_line(benchmark: str, doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def publish(
-    record: Record,
+def run_benchmark(
+    benchmark: str,
+    argv: Sequence[str] | None,
     arguments: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
     markdown: Callable[[Record], str],
     draw: Callable[[Record], Figure],
+    packages: Iterable[str] = (),
+) -> int:
+    """Measure, print the tables, and write what `--json` and `--plot` ask for; returns the command's exit status.
+
+    Args:
+        arguments: of `command_line`'s parser; `measure` makes the record's figures of them.
+        packages: as for `Session.start`.
+    """
+
+    def work() -> None:
+        session = Session.start(benchmark, argv, packages)
+        publish(session.record(measure(arguments)), arguments, markdown, draw)
+
+    return run_command(work)
+
+
+def publish(
+    record: Record, arguments: argparse.Namespace, markdown: Callable[[Record], str], draw: Callable[[Record], Figure]
 ) -> None:
     """Print the tables; write what `--json` and `--plot` ask for."""
     print(markdown(record))
@@ -149,33 +167,11 @@ def publish(
         save_plot(draw(record), arguments.plot)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; columns whose cells are all numbers, or start with one, are set to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    right = [all(row[i][:1].isdigit() or row[i] in ("", "–") for row in cells) for i in range(len(header))]
-    lines = [header, ["--:" if r else "---" for r in right], *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def figure(width: float = 7, height: float = 4, **subplots: Any) -> tuple[Figure, Any]:
-    """A matplotlib figure and its axes in the style of all plots, drawn without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(drawn)
-    axes = drawn.subplots(**subplots)
-    for ax in [axes] if hasattr(axes, "plot") else axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.3)
-        ax.set_axisbelow(True)
-    return drawn, axes
-
-
-def save_plot(drawn: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        drawn.savefig(temporary, format="png")
+def seconds_of(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def processor() -> str:

@@ -6,7 +6,7 @@
 Writes README.md and a PNG beside each record. --check writes nothing and looks whether README.md is what the records
 give and every plot is there.
 
-Exit codes: 0 written, or in step; 1 not in step, or a file that is no record of a benchmark; 2 wrong arguments.
+Exit codes: 0 written, or in step; 1 not in step, or a file that is not a record of a benchmark; 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from ipt_triton.benchmarks.__main__ import BENCHMARKS
-from ipt_triton.benchmarks.record import ROOT, Record, save_plot
-from ipt_triton.cli import make_parser
+from ipt_triton.benchmarks.errors import ReportError
+from ipt_triton.benchmarks.presentation import save_plot
+from ipt_triton.benchmarks.record import ROOT, Record
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,24 +40,17 @@ HEADINGS = {
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 
 
-class ReportError(ValueError):
-    """A file that is no record of a benchmark; the message names it."""
-
-
 def load_records(folder: Path) -> dict[Path, Record]:
-    """Every record of a folder, in the order of the page; a JSON file that has a page of its own is none.
+    """Every record of a folder, in the order of the page; a JSON file with a page of its own is left out.
 
     Raises:
-        ReportError: a JSON file that is no record, or one of an unknown benchmark.
+        ReportError: a JSON file that is not a record, or one of an unknown benchmark.
     """
     records = {}
     for path in sorted(folder.glob("*.json")):
         if path.with_suffix(".md") in own_pages(folder):
             continue
-        try:
-            record = Record.load(path)
-        except ValueError as error:
-            raise ReportError(str(error)) from None
+        record = Record.load(path)
         if record.benchmark not in HEADINGS:
             known = ", ".join(HEADINGS)
             raise ReportError(f"{path}: there is no benchmark {record.benchmark!r}; there are {known}")
@@ -69,8 +64,21 @@ def own_pages(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.md") if path.name != PAGE)
 
 
-def module_of(record: Record) -> ModuleType:
-    return importlib.import_module(f"ipt_triton.benchmarks.{BENCHMARKS[record.benchmark]}")
+def shown(path: Path, record: Record, what: str) -> Any:
+    """The `footnote` of a record, or what its benchmark's `markdown` or `draw` makes of it.
+
+    Raises:
+        ReportError: the record's figures or machine are not those that the benchmark writes.
+    """
+    try:
+        if what == "footnote":
+            return record.footnote
+        module = importlib.import_module(f"ipt_triton.benchmarks.{BENCHMARKS[record.benchmark]}")
+        return getattr(module, what)(record)
+    except _MALFORMED as error:
+        raise ReportError(
+            f"{path} is not what ipt-benchmark {record.benchmark} writes ({error!r}); measure it again"
+        ) from error
 
 
 def page(records: dict[Path, Record], others: Sequence[Path]) -> str:
@@ -87,10 +95,7 @@ def page(records: dict[Path, Record], others: Sequence[Path]) -> str:
     ]
     section = ""
     for path, record in records.items():
-        try:
-            tables, footnote = module_of(record).markdown(record), record.footnote
-        except _MALFORMED as error:
-            raise _unreadable(path, record, error) from error
+        tables, footnote = (shown(path, record, what) for what in ("markdown", "footnote"))
         if record.benchmark != section:
             section = record.benchmark
             parts.append(f"## {HEADINGS[section]}")
@@ -109,11 +114,7 @@ def write(folder: Path) -> None:
     records = load_records(folder)
     text = page(records, own_pages(folder))
     for path, record in records.items():
-        try:
-            drawn = module_of(record).draw(record)
-        except _MALFORMED as error:
-            raise _unreadable(path, record, error) from error
-        save_plot(drawn, path.with_suffix(".png"))
+        save_plot(shown(path, record, "draw"), path.with_suffix(".png"))
     with atomic_file(folder / PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -132,10 +133,6 @@ def out_of_step(folder: Path) -> list[str]:
     return problems
 
 
-def _unreadable(path: Path, record: Record, error: Exception) -> ReportError:
-    return ReportError(f"{path} is not what ipt-benchmark {record.benchmark} writes ({error!r}); measure it again")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = make_parser("ipt-benchmark report", __doc__ or "")
@@ -144,19 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.results.is_dir():
         parser.error(f"there is no folder {arguments.results}")
-    problems: list[str] = []
-    try:
-        if arguments.check:
-            problems = out_of_step(arguments.results)
-        else:
+
+    def work() -> int:
+        if not arguments.check:
             write(arguments.results)
-    except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for problem in problems:
-        print(f"{problem}: run ipt-benchmark report", file=sys.stderr)
-    return 1 if problems else 0
+            return 0
+        problems = out_of_step(arguments.results)
+        for problem in problems:
+            print(f"{problem}: run ipt-benchmark report", file=sys.stderr)
+        return 1 if problems else 0
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(work)

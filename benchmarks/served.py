@@ -7,31 +7,23 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ipt_triton.client.errors import RestorationError
 from ipt_triton.export.parts.calibration import read_photos
-from ipt_triton.export.parts.graph import GraphError
-from ipt_triton.export.parts.int8 import QuantizationError
-from ipt_triton.export.parts.split import ExportError, export_parts
+from ipt_triton.export.parts.split import export_parts
 from ipt_triton.export.repository.write import ServingOptions, write_repository
-from ipt_triton.export.serving.errors import ServeError
 from ipt_triton.export.serving.server import TritonServer
-from ipt_triton.images import PHOTOS
+from ipt_triton.images import PHOTOS, read_rgb
 from ipt_triton.manifest import Manifest
-from ipt_triton.parity import ParityError
 from ipt_triton.tasks import OFFICIAL_TASKS, Task
-from ipt_triton.train.model.checkpoint import Checkpoint, CheckpointError, content_hash, load_checkpoint
+from ipt_triton.train.model.checkpoint import Checkpoint, content_hash, load_checkpoint
 from ipt_triton.train.model.ipt import IPT, PRESETS, preset
 from ipt_triton.train.model.start import identity_start
-
-FAILURES = (CheckpointError, ExportError, GraphError, ParityError, QuantizationError, ServeError, RestorationError)
-"""What may go wrong between a checkpoint and an answer; each message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +43,11 @@ def add_source(parser: argparse.ArgumentParser, required: bool = True) -> None:
     source.add_argument(
         "--preset", choices=sorted(PRESETS), help="an architecture with the weights that training starts from"
     )
+
+
+def add_precision(parser: argparse.ArgumentParser, default: str = "fp32") -> None:
+    """`--precision`, of the floating types that a CPU computes."""
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=default, help="(default %(default)s)")
 
 
 def source_of(arguments: argparse.Namespace) -> tuple[str, Checkpoint]:
@@ -75,9 +72,17 @@ def checkpoint_of(model: IPT) -> Checkpoint:
     return Checkpoint(model.eval(), content_hash(dict(model.state_dict())))
 
 
+def of_one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """The same weights without the other tasks. Raises TaskError for an unknown task."""
+    model = IPT(replace(checkpoint.model.config, tasks=(checkpoint.model.task(name),)))
+    model.load_state_dict({n: v for n, v in checkpoint.model.state_dict().items() if n in model.state_dict()})
+    return checkpoint_of(model)
+
+
 def photograph(width: int, height: int) -> np.ndarray:
     """The same photograph at any size, uint8 [height, width, 3]."""
-    return np.asarray(Image.open(PHOTOS / "dog.png").convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+    dog = Image.fromarray(read_rgb(PHOTOS / "dog.png"))
+    return np.asarray(dog.resize((width, height), Image.Resampling.LANCZOS))
 
 
 @contextmanager

@@ -1,10 +1,15 @@
-"""Fixtures: a small model with random weights, and one real server that serves it to the whole test run."""
+"""Fixtures: a small model with random weights, and one real server that serves it to the whole test run.
+
+Tests that use a server's fixture get the marker `server`. No test connects to other machines.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.support import Served, small_model
@@ -17,6 +22,27 @@ from ipt_triton.train.model.checkpoint import load_checkpoint, save_checkpoint
 
 # A shell starts what runs in the background with SIGINT ignored, and processes that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
+SERVERS = {"served", "server", "slow_server"}
+"""Fixtures that are real servers."""
+
+
+def refuse_other_machines(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: Python's sockets of this process reach loopback addresses and files alone."""
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = str(arguments[1][0])
+        if not host.startswith(LOOPBACK):
+            raise RuntimeError(f"a test connects to {host}; tests stay on this machine")
+
+
+sys.addaudithook(refuse_other_machines)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.server)
 
 
 @pytest.fixture(scope="session")

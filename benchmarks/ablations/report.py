@@ -10,14 +10,12 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import Any, NamedTuple
 
+from ipt_triton.benchmarks.errors import ReportError
+from ipt_triton.benchmarks.presentation import Figure, figure, grouped, save_plot, table
 from ipt_triton.files import atomic_file
 from ipt_triton.train.fit.recipe import Recipe
 
 Result = dict[str, Any]
-
-
-class ReportError(RuntimeError):
-    """Results that cannot be reported."""
 
 
 class Experiment(NamedTuple):
@@ -75,11 +73,8 @@ def summarise(results: Sequence[Result], machine: dict[str, Any]) -> dict[str, A
         mine = sorted(
             (r for r in results if experiment.includes(r["variant"])), key=lambda r: experiment.order(r["variant"])
         )
-        labels = dict.fromkeys(experiment.setting(r["variant"]) for r in mine)
-        if labels:
-            experiments[name] = [
-                _setting(label, [r for r in mine if experiment.setting(r["variant"]) == label]) for label in labels
-            ]
+        if runs := grouped(mine, key=lambda r: experiment.setting(r["variant"])):
+            experiments[name] = [_setting(label, same) for label, same in runs.items()]
     summary = {
         "settings": settings,
         "machine": machine,
@@ -177,15 +172,16 @@ def markdown(summary: dict[str, Any]) -> str:
         header = ["setting", "photographs", "seeds", *tasks]
         if measured:
             header += [f"{measured} {t}, Y" for t in tasks]
-        lines += ["", f"## {EXPERIMENTS[name].title}", "", _line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+        body = []
         for row in rows:
-            cells = [row["setting"], str(row["photographs"]), str(row["runs"])]
+            cells = [row["setting"], row["photographs"], row["runs"]]
             for task in tasks:
                 spread = max(row["per_seed"][task]) - min(row["per_seed"][task])
                 cells.append(f"{row['psnr'][task]:.2f}" + (f" ({spread:.2f})" if row["runs"] > 1 else ""))
             if measured:
                 cells += [f"{row['eval'][t]:.2f}" if "eval" in row else "–" for t in tasks]
-            lines.append(_line(cells))
+            body.append(cells)
+        lines += ["", f"## {EXPERIMENTS[name].title}", "", table(header, body)]
     lines += [
         "",
         "## What they say",
@@ -197,15 +193,10 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def write_report(summary: dict[str, Any], stem: Path) -> None:
     """Write `stem`.json, `stem`.md and `stem`.png. Raises ReportError where matplotlib is not installed."""
     picture = stem.with_suffix(".png")
-    with atomic_file(picture) as temporary:
-        plot(summary, temporary)
+    save_plot(draw(summary), picture)
     texts = {
         ".json": json.dumps(summary, indent=2),
         ".md": f"{markdown(summary)}\n\n![The same as curves]({picture.name})",
@@ -215,30 +206,20 @@ def write_report(summary: dict[str, Any], stem: Path) -> None:
             temporary.write_text(text + "\n")
 
 
-def plot(summary: dict[str, Any], path: Path) -> None:
-    """Draw a PNG: a row of panels for each task, a panel for each experiment, a dot for each run, a line for the means.
+def draw(summary: dict[str, Any]) -> Figure:
+    """A row of panels for each task, a panel for each experiment, a dot for each run, a line for the means.
 
     The vertical axis is the gain in PSNR (dB) over the start, the same along a row.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ReportError(f"the plot needs a package ({error}): pip install 'ipt-triton[benchmarks]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     tasks, experiments = summary["settings"]["tasks"], summary["experiments"]
     size = (3.6 * len(experiments), 2.8 * len(tasks))
-    figure, axes = pyplot.subplots(
-        len(tasks), len(experiments), figsize=size, sharex="col", sharey="row", squeeze=False, layout="constrained"
-    )
+    drawn, axes = figure(*size, nrows=len(tasks), ncols=len(experiments), sharex="col", sharey="row", squeeze=False)
     for task, panels in zip(tasks, axes, strict=True):
         for (name, rows), panel in zip(experiments.items(), panels, strict=True):
             _draw(panel, name, rows, summary, task)
         panels[0].set_ylabel(f"{task}: gain over start, dB")
-    figure.suptitle(f"Ablations at {summary['settings']['size']} scale", fontsize=11)
-    figure.savefig(path, format="png", dpi=130)
-    pyplot.close(figure)
+    drawn.suptitle(f"Ablations at {summary['settings']['size']} scale", fontsize=11)
+    return drawn
 
 
 COLOURS = {"ipt": "#2a6fb5", "edsr": "#d1662a"}
@@ -258,7 +239,6 @@ def _draw(panel: Any, name: str, rows: Sequence[dict[str, Any]], summary: dict[s
     panel.set_title(experiment.title.split(",")[0], fontsize=9)
     panel.margins(x=0.1)
     panel.tick_params(labelsize=8)
-    panel.grid(axis="y", color="0.9")
-    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="x", visible=False)
     if name == "data":
         panel.legend(frameon=False, fontsize=8)

@@ -8,9 +8,9 @@ encoding, and the share of data against a CNN of equal cost.
     ipt-benchmark ablations --data imagenet --output runs/ablations --size ipt-small --steps 200000
 
 Every run takes the same number of steps on the same crops in the same order (of its seed), starts as bicubic
-interpolation, and is judged on photographs that no run is trained on, restored tile by tile. A run that is finished is
-kept and one that was interrupted is continued, so the command may be stopped and given again; `--only` divides the work
-among processes. Sizes: `toy` (patches of 24x24, 0.3 M parameters: minutes on a CPU core), or a preset.
+interpolation, and is measured on photographs that no run is trained on, restored tile by tile. A run that is finished
+is kept and one that was interrupted is continued, so the command may be stopped and given again; `--only` divides the
+work among processes. Sizes: `toy` (patches of 24x24, 0.3 M parameters: minutes on a CPU core), or a preset.
 """
 
 from __future__ import annotations
@@ -30,29 +30,21 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ipt_triton.benchmarks.ablations.report import ReportError, markdown, summarise, write_report
-from ipt_triton.benchmarks.quality.evaluate import (
-    EvaluationError,
-    Sample,
-    Score,
-    degrade_image,
-    find_images,
-    load_sample,
-    score,
-    seed_of,
-)
-from ipt_triton.cli import make_parser
+from ipt_triton.benchmarks.ablations.report import markdown, summarise, write_report
+from ipt_triton.benchmarks.quality.evaluate import Sample, Score, find_images, load_sample, score
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 from ipt_triton.metrics import to_uint8
-from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError, find_task
+from ipt_triton.tasks import OFFICIAL_TASKS, Task, find_task
 from ipt_triton.tiling import PATCH, STRIDE
+from ipt_triton.train.data.degradations import degrade_image, seed_of
 from ipt_triton.train.data.feed import MemoryFeed, Store
-from ipt_triton.train.data.pool import DataError, Pool, load_pool
+from ipt_triton.train.data.pool import Pool, load_pool
 from ipt_triton.train.fit.command import HELD_OUT, git_commit
 from ipt_triton.train.fit.loop import Cadence, Trainer, TrainingError, train
 from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.fit.state import StateError, read_state
+from ipt_triton.train.fit.state import read_state
 from ipt_triton.train.model.infer import restore_image
 from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, IPTConfig, Network
 from ipt_triton.train.model.start import identity_start
@@ -71,7 +63,7 @@ SIZES: dict[str, tuple[IPTConfig, EDSRConfig]] = {
     ),
     **{name: (config, CNN_PRESETS[name.replace("ipt", "edsr")]) for name, config in PRESETS.items()},
 }
-JUDGED_SIDE = 256  # of the middle of each photograph held out, in pixels
+MIDDLE_SIDE = 256  # of the middle of each photograph held out, in pixels
 
 
 @dataclass(frozen=True)
@@ -172,7 +164,7 @@ def run_variant(
     """
     device = torch.device(settings.device)
     model = settings.model(variant).to(device).eval()
-    start = {t.name: judge(model, t, held_out) for t in settings.tasks}
+    start = {t.name: psnr_of_held_out(model, t, held_out) for t in settings.tasks}
     recipe = settings.recipe(variant)
     trainer = Trainer(model, recipe, Runtime(device), settings.tasks, {"trainer": "benchmarks.ablations.run"})
     if (state := folder / "state.pt").exists():
@@ -192,7 +184,7 @@ def run_variant(
         "patches": recipe.patches * trainer.step,
         "seconds": round(trainer.elapsed),
         "start": start,
-        "psnr": {t.name: judge(trainer.average, t, held_out) for t in settings.tasks},
+        "psnr": {t.name: psnr_of_held_out(trainer.average, t, held_out) for t in settings.tasks},
         "git_commit": git_commit(),
     }
     if evaluation:
@@ -214,11 +206,11 @@ def megamacs(settings: Settings, variant: Variant) -> dict[str, float]:
     return costs
 
 
-def judge(model: Network, task: Task, held_out: Pool) -> float:
+def psnr_of_held_out(model: Network, task: Task, held_out: Pool) -> float:
     """Mean PSNR (RGB, dB) over the middles of the photographs held out, as `evaluate_set` measures."""
     samples = []
     for name, image in zip(held_out.names, held_out.images, strict=True):
-        side = min(JUDGED_SIDE, *image.shape[:2]) // task.scale * task.scale
+        side = min(MIDDLE_SIDE, *image.shape[:2]) // task.scale * task.scale
         top, left = ((size - side) // 2 for size in image.shape[:2])
         clean = image[top : top + side, left : left + side]
         samples.append(Sample(name, clean, degrade_image(clean, task, seed_of(name))))
@@ -271,7 +263,29 @@ def run_all(arguments: argparse.Namespace, settings: Settings) -> bool:
     return True
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def run(arguments: argparse.Namespace) -> int:
+    """Run and report as the arguments say; returns the exit status."""
+    if not arguments.table:
+        tasks = tuple(find_task(OFFICIAL_TASKS, key) for key in arguments.tasks)
+        common = (getattr(arguments, n) for n in ("steps", "batch", "lr", "small_pool", "device"))
+        if not run_all(arguments, Settings(arguments.size, tasks, *common)):
+            print("stopped; the same command goes on", file=sys.stderr)
+            return 130
+    machine = {
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    summary = summarise(finished(arguments.output), machine)
+    if arguments.report:
+        write_report(summary, arguments.report)
+    print(json.dumps(summary, indent=2) if arguments.json else markdown(summary))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments or data, 130 stopped by a signal."""
     parser = make_parser("ipt-benchmark ablations", __doc__ or "")
     add = parser.add_argument
     add("--data", type=Path, nargs="+", metavar="DIR", help="folders of clean photographs, or packed pools (.npz)")
@@ -297,38 +311,5 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least 1")
     if arguments.batch < 2:
         parser.error("the contrastive loss compares images: give --batch 2 or more")
-    return arguments
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments or data, 130 stopped by a signal."""
-    arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    try:
-        if not arguments.table:
-            tasks = tuple(find_task(OFFICIAL_TASKS, key) for key in arguments.tasks)
-            common = (getattr(arguments, n) for n in ("steps", "batch", "lr", "small_pool", "device"))
-            if not run_all(arguments, Settings(arguments.size, tasks, *common)):
-                print("stopped; the same command goes on", file=sys.stderr)
-                return 130
-        machine = {
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        }
-        summary = summarise(finished(arguments.output), machine)
-        if arguments.report:
-            write_report(summary, arguments.report)
-    except (DataError, TaskError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (TrainingError, StateError, EvaluationError, ReportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(summary, indent=2) if arguments.json else markdown(summary))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(lambda: run(arguments))

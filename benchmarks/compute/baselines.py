@@ -17,34 +17,33 @@ them.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import openvino as ov
 import torch
 
-from ipt_triton import RestorationClient, RestorationError
-from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
-from ipt_triton.benchmarks.served import Serving, add_source, checkpoint_of, photograph, serving, source_of
+from ipt_triton import RestorationClient
+from ipt_triton.benchmarks.errors import BenchmarkError
+from ipt_triton.benchmarks.presentation import Figure, figure, quartiles, table
+from ipt_triton.benchmarks.record import Record, Spread, command_line, run_benchmark, seconds_of
+from ipt_triton.benchmarks.served import Serving, add_source, of_one_task, photograph, serving, source_of
 from ipt_triton.export.parts.parity import inference_type
-from ipt_triton.export.serving.errors import ServeError
 from ipt_triton.manifest import PRECISIONS
 from ipt_triton.tasks import TaskError
 from ipt_triton.tiling import KEEP, STRIDE, Tiler
-from ipt_triton.train.model.checkpoint import Checkpoint, CheckpointError
-from ipt_triton.train.model.ipt import IPT
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ipt_triton.train.model.checkpoint import Checkpoint
 
 SERVED = PRECISIONS["openvino"]
 CHUNK = 8
@@ -184,24 +183,15 @@ def ready_made(
         batches = [batch for batch in batches if len(batch) == size]
     step = min(step, len(batches))
     sizes = tuple(len(batch) for batch in batches)
-    return Contender(
-        name, rule, count or tiler.count, sizes, step, lambda: run(batches[:step]), lambda n: run(batches[:n])
-    )
+    warm_up, first = (lambda: run(batches[:step])), (lambda n: run(batches[:n]))
+    return Contender(name, rule, count or tiler.count, sizes, step, warm_up, first)
 
 
 def through_server(name: str, url: str, photo: np.ndarray, tiler: Tiler, task: str, stack: ExitStack) -> Contender:
     """The contender that gets the photograph."""
     client = stack.enter_context(RestorationClient(url))
-    corner = photo[:200, :200]
-    return Contender(
-        name,
-        (STRIDE, KEEP),
-        tiler.count,
-        (tiler.count,),
-        1,
-        lambda: client.restore(corner, task),
-        lambda _: client.restore(photo, task),
-    )
+    warm_up, run = (lambda: client.restore(photo[:200, :200], task)), (lambda _: client.restore(photo, task))
+    return Contender(name, (STRIDE, KEEP), tiler.count, (tiler.count,), 1, warm_up, run)
 
 
 PYTORCH: dict[str, dict[str, bool]] = {
@@ -210,18 +200,7 @@ PYTORCH: dict[str, dict[str, bool]] = {
     "eager-bf16": {"bf16": True},
     "compile": {"compiled": True},
 }
-NAMES = (
-    *PYTORCH,
-    "onnxruntime",
-    *(f"{way}-{precision}" for way in ("openvino", "served") for precision in SERVED),
-)
-
-
-def of_one_task(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """The same weights without the other tasks, which nobody asks here. Raises TaskError for an unknown task."""
-    model = IPT(replace(checkpoint.model.config, tasks=(checkpoint.model.task(name),)))
-    model.load_state_dict({n: v for n, v in checkpoint.model.state_dict().items() if n in model.state_dict()})
-    return checkpoint_of(model)
+NAMES = (*PYTORCH, "onnxruntime", *(f"{way}-{precision}" for way in ("openvino", "served") for precision in SERVED))
 
 
 def contenders(
@@ -272,41 +251,41 @@ def batches_to_measure(contender: Contender, part: float) -> int:
     contender.warm_up()
     if contender.step == len(contender.sizes):
         return contender.step
-    started = time.perf_counter()
-    contender.run(contender.step)
-    seconds = time.perf_counter() - started
+    seconds = seconds_of(lambda: contender.run(contender.step))
     whole = seconds * contender.count / sum(contender.sizes[: contender.step])
     if whole <= WHOLE * part:
         return len(contender.sizes)
     return min(len(contender.sizes), max(1, round(part / seconds)) * contender.step)
 
 
-def measure(
-    checkpoint: Checkpoint, task: str, side: int, names: Sequence[str], rounds: int, part: float
-) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a record; progress on stderr.
 
     Raises:
-        TaskError: the checkpoint has no such task.
+        BenchmarkError: the checkpoint does not know the task.
     """
+    model, checkpoint = source_of(arguments)
+    try:
+        task = checkpoint.model.task(arguments.task).name
+    except TaskError as error:
+        raise BenchmarkError(str(error)) from None
+    names = [name for name in NAMES if name in arguments.only]
     failures: dict[str, str] = {}
     chosen: list[tuple[Contender, int]] = []
     with ExitStack() as stack:
-        for contender in contenders(checkpoint, task, side, names, stack, failures):
+        for contender in contenders(checkpoint, task, arguments.side, names, stack, failures):
             print(f"{contender.name}: getting ready", file=sys.stderr)
             try:
-                chosen.append((contender, batches_to_measure(contender, part)))
+                chosen.append((contender, batches_to_measure(contender, arguments.part)))
             except RuntimeError as error:  # torch.compile without a working C++ compiler
                 failures[contender.name] = str(error).strip().splitlines()[0]
         times: dict[str, list[float]] = {contender.name: [] for contender, _ in chosen}
-        for number in range(rounds):
+        for number in range(arguments.rounds):
             for contender, count in chosen:
                 time.sleep(PAUSE)
-                started = time.perf_counter()
-                contender.run(count)
-                seconds = time.perf_counter() - started
+                seconds = seconds_of(partial(contender.run, count))
                 times[contender.name].append(seconds * contender.count / sum(contender.sizes[:count]))
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+            print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     rows = [
         {
             "name": contender.name,
@@ -320,8 +299,9 @@ def measure(
     ]
     pairs = {p: (f"openvino-{p}", f"served-{p}") for p in SERVED}
     return {
-        "task": task,
-        "side": side,
+        "model": model,
+        "task": arguments.task,
+        "side": arguments.side,
         "contenders": rows,
         "failures": failures,
         "served_over_direct": {p: ratio(times[a], times[b]) for p, (a, b) in pairs.items() if {a, b} <= times.keys()},
@@ -333,10 +313,6 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, Any]:
     return asdict(Spread.of([a / b for a, b in zip(slow, fast, strict=True)]))
 
 
-def _cell(spread: dict[str, Any]) -> str:
-    return f"{spread['median']:.3g} [{spread['low']:.3g}, {spread['high']:.3g}]"
-
-
 def markdown(record: Record) -> str:
     """A row for each contender; the ratio of served to direct calls below."""
     figures = record.figures
@@ -345,9 +321,9 @@ def markdown(record: Record) -> str:
             row["name"],
             row["rule"],
             f"{row['measured']} of {row['patches']}",
-            _cell(row["seconds"]),
+            quartiles(row["seconds"]),
             f"{row['patches'] / row['seconds']['median']:.3g}",
-            _cell(row["times_first"]),
+            quartiles(row["times_first"]),
         ]
         for row in figures["contenders"]
     ]
@@ -359,7 +335,7 @@ def markdown(record: Record) -> str:
     ]
     lines += [f"\nNot measured: {name}: {reason}" for name, reason in figures["failures"].items()]
     if pairs := figures["served_over_direct"]:
-        what = ", ".join(f"{precision} {_cell(spread)}" for precision, spread in pairs.items())
+        what = ", ".join(f"{precision} {quartiles(spread)}" for precision, spread in pairs.items())
         lines.append(f"\nServed against direct calls of OpenVINO (1: as fast): {what}.")
     return "\n".join(lines)
 
@@ -405,17 +381,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=f"some of {', '.join(NAMES)}"
     )
     arguments = parser.parse_args(argv)
-    session = Session.start("baselines", argv, ("torch", "onnxruntime", "openvino", "nvidia-pytriton"))
-    try:
-        model, checkpoint = source_of(arguments)
-        names = [name for name in NAMES if name in arguments.only]
-        figures = measure(checkpoint, arguments.task, arguments.side, names, arguments.rounds, arguments.part)
-    except (CheckpointError, RestorationError, ServeError, TaskError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(session.record({"model": model, **figures}), arguments, markdown, draw)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    packages = ("torch", "onnxruntime", "openvino", "nvidia-pytriton")
+    return run_benchmark("baselines", argv, arguments, measure, markdown, draw, packages)

@@ -24,95 +24,33 @@ from __future__ import annotations
 import argparse
 import hashlib
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
+from ipt_triton.benchmarks.compute.measurement import FEWEST_RUNS, OPENVINO, WARM_UP, WAYS, Measurement, repeat, runs_in
+from ipt_triton.benchmarks.presentation import Figure, figure, powers_of_two, quartiles, table
+from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, publish
+from ipt_triton.cli import run_command
 from ipt_triton.export.engines.build import apply_precision, explain_failure, make_logger, network_flags
 from ipt_triton.export.engines.cuda import GpuSession, require_tensorrt
 from ipt_triton.export.engines.inputs import choose_parts, plan_precision, random_inputs
 from ipt_triton.export.engines.metadata import BuildFacts, EngineError, read_metadata, version_numbers
 from ipt_triton.export.engines.runner import EngineRunner
-from ipt_triton.manifest import ManifestError, read_manifest
+from ipt_triton.manifest import read_manifest
 
 if TYPE_CHECKING:
     import tensorrt as trt
-    from matplotlib.figure import Figure
 
 BATCHES = (1, 2, 4, 8, 16)
-WARM_UP = 3
-FEWEST_RUNS = 5
-OPENVINO, PYTORCH, COMPILED = WAYS = ("openvino", "pytorch", "torch.compile")
 MATMUL_SIZE = {"cpu": 1024, "gpu": 8192}
 """Side of the square matrices: large enough for the processor's best rate, and still quick."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One part at one batch size.
-
-    Attributes:
-        through: what ran it, one of `WAYS` or `tensorrt`.
-        flops: per patch; None where they are not known.
-        matmul_rate: FLOP/s of one large matrix multiplication of this precision; None if it was not measured.
-    """
-
-    part: str
-    precision: str
-    batch: int
-    latency: Spread
-    compute: Spread
-    flops: int | None
-    matmul_rate: float | None = None
-    through: str = OPENVINO
-
-    @property
-    def patches_per_second(self) -> float:
-        return self.batch / self.latency.median
-
-    @property
-    def rate(self) -> float | None:
-        """Achieved FLOP/s."""
-        return None if self.flops is None else self.flops * self.batch / self.compute.median
-
-    @classmethod
-    def of(cls, entry: dict[str, Any]) -> Measurement:
-        """The measurement that `asdict` made an entry of a record of."""
-        return cls(**{**entry, "latency": Spread(**entry["latency"]), "compute": Spread(**entry["compute"])})
-
-
-def repeat(call: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of each call, for about `seconds` in all and at least `FEWEST_RUNS` times, after `WARM_UP` calls."""
-    for _ in range(WARM_UP):
-        call()
-    times: list[float] = []
-    while len(times) < FEWEST_RUNS or sum(times) < seconds:
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return times
-
-
-def runs_in(seconds: float, once: float) -> int:
-    """How many runs of `once` seconds take about `seconds`."""
-    return max(FEWEST_RUNS, min(10_000, int(seconds / once)))
-
-
-def check_preset(name: str) -> None:
-    """Raises EngineError: there is no such architecture."""
-    from ipt_triton.train.model.ipt import PRESETS
-
-    if name not in PRESETS:
-        raise EngineError(f"--preset {name} is not one of {', '.join(PRESETS)}")
 
 
 def measure_cpu(
@@ -136,7 +74,7 @@ def measure_cpu(
     done = []
     for precision in precisions:
         if precision.upper() not in able:
-            raise EngineError(f"this CPU computes no {precision.upper()}: leave it out of --precision")
+            raise EngineError(f"this CPU does not compute {precision.upper()}: leave it out of --precision")
         options = {"INFERENCE_PRECISION_HINT": hints[precision], "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
         matmul = _cpu_matmul(core, options, size)
         matmul_times = repeat(matmul, seconds)
@@ -204,17 +142,8 @@ def measure_gpu(
                     }
                     latency = repeat(partial(runner.run, inputs), seconds)
                     compute = _gpu_seconds(runner, batch, seconds)
-                    found.append(
-                        Measurement(
-                            path.stem,
-                            precision,
-                            batch,
-                            Spread.of(latency),
-                            Spread.of(compute),
-                            metadata.flops,
-                            through="tensorrt",
-                        )
-                    )
+                    spreads = Spread.of(latency), Spread.of(compute)
+                    found.append(Measurement(path.stem, precision, batch, *spreads, metadata.flops, None, "tensorrt"))
         if matmul is not None:
             rates += _gpu_seconds(matmul, size, seconds)
             matmul.close()
@@ -297,9 +226,7 @@ def markdown(record: Record) -> str:
     found = measurements(record)
     fastest = matmul_rates(found)
     for m in found:
-        latency, compute = (
-            f"{1e3 * s.median:.3g} [{1e3 * s.low:.3g}, {1e3 * s.high:.3g}]" for s in (m.latency, m.compute)
-        )
+        latency, compute = (quartiles(asdict(spread), scale=1e3) for spread in (m.latency, m.compute))
         rate = "–" if m.rate is None else f"{m.rate / 1e9:.1f}"
         share = "–" if m.rate is None or m.precision not in fastest else f"{100 * m.rate / fastest[m.precision]:.0f} %"
         speed = f"{m.patches_per_second:.3g}" if m.patches_per_second < 1000 else f"{m.patches_per_second:.0f}"
@@ -327,8 +254,7 @@ def draw(record: Record) -> Figure:
         if precision in matmul_rates(found):
             ax.axhline(matmul_rates(found)[precision] / 1e9, color="0.3", linestyle="--", label="matrix rate")
         batches = sorted({m.batch for m in found})
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(batches, [str(batch) for batch in batches])
+        powers_of_two(ax, batches)
         ax.set(title=precision, xlabel="batch, patches")
     grid.flat[0].set(ylabel="achieved rate, GFLOP/s", ylim=(0, None))  # last, or the shared axis stops growing
     grid.flat[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
@@ -342,6 +268,7 @@ def parts_of(preset: str) -> Iterator[Path]:
     Raises:
         EngineError: there is no such architecture.
     """
+    from ipt_triton.benchmarks.compute.engines_pytorch import check_preset
     from ipt_triton.benchmarks.served import random_checkpoint
     from ipt_triton.export.parts.split import export_parts
     from ipt_triton.tasks import OFFICIAL_TASKS
@@ -351,29 +278,6 @@ def parts_of(preset: str) -> Iterator[Path]:
         parts = Path(name) / "parts"
         export_parts([random_checkpoint(preset, OFFICIAL_TASKS[-1:])], parts)
         yield parts
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line("engines", __doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
-    source.add_argument("--preset", metavar="NAME", help="parts of ipt, ipt-small or ipt-tiny, exported for this")
-    source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
-    parser.add_argument("--through", nargs="+", choices=WAYS, default=[OPENVINO], help="(default openvino)")
-    parser.add_argument(
-        "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="not of plans (default fp32)"
-    )
-    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="(default 1 2 4 8 16)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these parts alone")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure (default %(default)s)")
-    parser.add_argument("--matmul-size", type=int, metavar="N", help="side of the matrices (default 1024; GPU 8192)")
-    parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
-    arguments = parser.parse_args(argv)
-    if arguments.through != [OPENVINO] and not arguments.preset:
-        parser.error(
-            f"--through {' '.join(arguments.through)} needs --preset: PyTorch runs modules, not exported parts"
-        )
-    return arguments
 
 
 def _measure_parts(arguments: argparse.Namespace, argv: Sequence[str] | None) -> tuple[Session, list[Measurement]]:
@@ -396,12 +300,8 @@ def _measure_parts(arguments: argparse.Namespace, argv: Sequence[str] | None) ->
             where, device = "gpu", torch.device("cuda", arguments.device)
             facts["gpu"] = torch.cuda.get_device_name(device)
     session = Session.start("engines", argv, packages, **facts)
-    common = (
-        arguments.precision,
-        arguments.batch,
-        arguments.seconds,
-        arguments.matmul_size or MATMUL_SIZE[where],
-    )
+    size = arguments.matmul_size or MATMUL_SIZE[where]
+    common = (arguments.precision, arguments.batch, arguments.seconds, size)
     found: list[Measurement] = []
     if through_openvino:
         with parts_of(arguments.preset) if arguments.preset else nullcontext(arguments.parts) as parts:
@@ -411,27 +311,41 @@ def _measure_parts(arguments: argparse.Namespace, argv: Sequence[str] | None) ->
     return session, found
 
 
+def _measure_plans(arguments: argparse.Namespace, argv: Sequence[str] | None) -> tuple[Session, list[Measurement]]:
+    """Plans on a GPU, as the arguments say."""
+    size = arguments.matmul_size or MATMUL_SIZE["gpu"]
+    tensorrt = f"TensorRT {require_tensorrt()}"
+    gpu = GpuSession(arguments.device).gpu
+    name = f"{gpu.name} (compute capability {gpu.compute_capability})"
+    session = Session.start("engines", argv, ("numpy",), gpu=name, tensorrt=tensorrt)
+    found = measure_gpu(arguments.plans, arguments.only, arguments.batch, arguments.seconds, size, arguments.device)
+    return session, found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 refused, 2 wrong arguments."""
-    arguments = parse_arguments(argv)
-    try:
-        if arguments.plans:
-            size = arguments.matmul_size or MATMUL_SIZE["gpu"]
-            tensorrt = f"TensorRT {require_tensorrt()}"
-            gpu = GpuSession(arguments.device).gpu
-            name = f"{gpu.name} (compute capability {gpu.compute_capability})"
-            session = Session.start("engines", argv, ("numpy",), gpu=name, tensorrt=tensorrt)
-            found = measure_gpu(
-                arguments.plans, arguments.only, arguments.batch, arguments.seconds, size, arguments.device
-            )
-        else:
-            session, found = _measure_parts(arguments, argv)
-    except (EngineError, ManifestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(session.record({"measurements": [asdict(m) for m in found]}), arguments, markdown, draw)
-    return 0
+    parser = command_line("engines", __doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--parts", type=Path, metavar="DIR", help="ONNX parts, through OpenVINO on the CPU")
+    source.add_argument("--preset", metavar="NAME", help="parts of ipt, ipt-small or ipt-tiny, exported for this")
+    source.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans, on a GPU")
+    parser.add_argument("--through", nargs="+", choices=WAYS, default=[OPENVINO], help="(default openvino)")
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="not of plans (default fp32)"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="(default 1 2 4 8 16)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these parts alone")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure (default %(default)s)")
+    parser.add_argument("--matmul-size", type=int, metavar="N", help="side of the matrices (default 1024; GPU 8192)")
+    parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
+    arguments = parser.parse_args(argv)
+    if arguments.through != [OPENVINO] and not arguments.preset:
+        parser.error(
+            f"--through {' '.join(arguments.through)} needs --preset: PyTorch runs modules, not exported parts"
+        )
 
+    def work() -> None:
+        session, found = (_measure_plans if arguments.plans else _measure_parts)(arguments, argv)
+        publish(session.record({"measurements": [asdict(m) for m in found]}), arguments, markdown, draw)
 
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(work)

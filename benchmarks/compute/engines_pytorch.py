@@ -16,22 +16,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ipt_triton.benchmarks.compute.engines import (
-    COMPILED,
-    FEWEST_RUNS,
-    WARM_UP,
-    Measurement,
-    check_preset,
-    repeat,
-    runs_in,
-)
+from ipt_triton.benchmarks.compute.measurement import COMPILED, FEWEST_RUNS, WARM_UP, Measurement, repeat, runs_in
 from ipt_triton.benchmarks.record import Spread
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.tasks import OFFICIAL_TASKS
-from ipt_triton.train.model.ipt import IPT, preset
+from ipt_triton.train.model.ipt import IPT, PRESETS, preset
 from ipt_triton.train.model.start import identity_start
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_preset(name: str) -> None:
+    """Raises EngineError: there is no such architecture."""
+    if name not in PRESETS:
+        raise EngineError(f"--preset {name} is not one of {', '.join(PRESETS)}")
 
 
 @torch.inference_mode()
@@ -45,7 +43,7 @@ def measure_pytorch(
     size: int,
     device: torch.device,
 ) -> list[Measurement]:
-    """Parts of the preset `name` with one task, through each of `ways` (`engines.PYTORCH`, `engines.COMPILED`).
+    """Parts of the preset `name` with one task, through each of `ways` (`PYTORCH`, `COMPILED`).
 
     Args:
         seconds: per part, precision and batch.

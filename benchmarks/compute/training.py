@@ -10,17 +10,19 @@ run; the figure is the ratio of the medians. `--contrastive` adds that loss to t
 
 from __future__ import annotations
 
-import sys
-import time
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
+from ipt_triton.benchmarks.presentation import Figure, error_bars, figure, quartiles, table
+from ipt_triton.benchmarks.record import Record, Spread, command_line, run_benchmark, seconds_of
+from ipt_triton.benchmarks.served import add_precision
 from ipt_triton.train.data.feed import MemoryFeed, Part, Store, parts_from
 from ipt_triton.train.data.pool import Pool
 from ipt_triton.train.fit.loop import Trainer
@@ -29,9 +31,6 @@ from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.model.ipt import IPT, PRESETS, preset
 from ipt_triton.train.model.start import identity_start
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LOOPS = {"trainer": "ipt-train's trainer", "bare": "bare loop"}
 PHOTOGRAPHS, SIDE = 16, 512  # of the pool that the trainer cuts crops from
@@ -85,15 +84,14 @@ def bare_steps(recipe: Recipe, name: str, device: torch.device, compiled: bool) 
     return run
 
 
-def measure(runs: dict[str, Callable[[int], None]], steps: int, rounds: int) -> dict[str, list[float]]:
+def time_loops(runs: dict[str, Callable[[int], None]], steps: int, rounds: int) -> dict[str, list[float]]:
     """Seconds for `steps` steps of each, `rounds` times in turns, after a round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
-            started = time.perf_counter()
-            run(steps)
+            seconds = seconds_of(partial(run, steps))
             if number:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(seconds)
     return times
 
 
@@ -101,9 +99,7 @@ def markdown(record: Record) -> str:
     """Patches per second of both loops, and their ratio."""
     figures = record.figures
     rates = {name: figures["patches_per_s"][name] for name in LOOPS}
-    rows = [
-        (LOOPS[name], f"{rate['median']:.3g} [{rate['low']:.3g}, {rate['high']:.3g}]") for name, rate in rates.items()
-    ]
+    rows = [(LOOPS[name], quartiles(rate)) for name, rate in rates.items()]
     ratio = rates["trainer"]["median"] / rates["bare"]["median"]
     return (
         f"{_setting(figures)}, {figures['device']}, {figures['threads']} threads; {rates['bare']['runs']} rounds of "
@@ -117,8 +113,7 @@ def draw(record: Record) -> Figure:
     drawn, ax = figure(6, 2.4)
     rates = [record.figures["patches_per_s"][name] for name in LOOPS]
     medians = [rate["median"] for rate in rates]
-    spread = [[abs(rate[name] - rate["median"]) for rate in rates] for name in ("low", "high")]
-    ax.barh(list(LOOPS.values()), medians, 0.6, xerr=spread, capsize=4, color=["C0", "C7"])
+    ax.barh(list(LOOPS.values()), medians, 0.6, xerr=error_bars(rates), capsize=4, color=["C0", "C7"])
     ax.invert_yaxis()
     ax.set(xlabel="training patches per second", title=_setting(record.figures))
     return drawn
@@ -130,6 +125,25 @@ def _setting(figures: dict[str, Any]) -> str:
     return f"{figures['preset']} in {figures['precision']}, batch {figures['batch']}{extra}{compiled}"
 
 
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a record."""
+    device = torch.device(arguments.device)
+    recipe = Recipe(
+        steps=10**9, batch=arguments.batch, precision=arguments.precision, contrastive=arguments.contrastive, lr=1e-6
+    )
+    common = (recipe, arguments.preset, device, arguments.compile)
+    loops = {"trainer": trainer_steps(*common), "bare": bare_steps(*common)}
+    times = time_loops(loops, arguments.steps, arguments.rounds)
+    patches = arguments.steps * arguments.batch
+    return {
+        **{name: getattr(arguments, name) for name in ("preset", "batch", "steps", "precision", "contrastive")},
+        "compiled": arguments.compile,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "patches_per_s": {name: asdict(Spread.of([patches / t for t in values])) for name, values in times.items()},
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = command_line("training", __doc__)
@@ -137,29 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=16, help="(default %(default)s)")
     parser.add_argument("--steps", type=int, default=12, help="in a round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="(default %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="(default %(default)s)")
+    add_precision(parser, "bf16")
     parser.add_argument("--contrastive", type=float, default=0.0, metavar="λ", help="for the trainer (default 0)")
     parser.add_argument("--compile", action="store_true", help="torch.compile both bodies")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
-    device = torch.device(arguments.device)
-    session = Session.start("training", argv, packages=("torch", "numpy"))
-    recipe = Recipe(
-        steps=10**9, batch=arguments.batch, precision=arguments.precision, contrastive=arguments.contrastive, lr=1e-6
-    )
-    common = (recipe, arguments.preset, device, arguments.compile)
-    times = measure({"trainer": trainer_steps(*common), "bare": bare_steps(*common)}, arguments.steps, arguments.rounds)
-    patches = arguments.steps * arguments.batch
-    figures = {
-        **{name: getattr(arguments, name) for name in ("preset", "batch", "steps", "precision", "contrastive")},
-        "compiled": arguments.compile,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "threads": torch.get_num_threads(),
-        "patches_per_s": {name: asdict(Spread.of([patches / t for t in values])) for name, values in times.items()},
-    }
-    publish(session.record(figures), arguments, markdown, draw)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_benchmark("training", argv, arguments, measure, markdown, draw, ("torch", "numpy"))

@@ -31,24 +31,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ipt_triton.benchmarks.errors import ArgumentError, EvaluationError
+from ipt_triton.benchmarks.presentation import table
 from ipt_triton.benchmarks.quality.classical import baseline
-from ipt_triton.benchmarks.quality.pictures import side_by_side
-from ipt_triton.cli import make_parser
-from ipt_triton.errors import IptError
+from ipt_triton.benchmarks.quality.pictures import cut_to_scale, side_by_side
+from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 from ipt_triton.images import SUFFIXES, read_rgb
-from ipt_triton.metrics import psnr, psnr_y, ssim_y, to_uint8
-from ipt_triton.tasks import Task, TaskError
+from ipt_triton.metrics import border_of, figure_of, psnr, psnr_y, ssim_y, to_uint8
+from ipt_triton.tasks import Task
 from ipt_triton.tiling import KEEP, STRIDE, check_rule
 from ipt_triton.train.data.degradations import degrade_image, seed_of
-from ipt_triton.train.model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from ipt_triton.train.model.checkpoint import Checkpoint, load_checkpoint
 from ipt_triton.train.model.infer import restore_image
 
 logger = logging.getLogger(__name__)
-
-
-class EvaluationError(IptError, RuntimeError):
-    """A test set, an image or a server that cannot be evaluated."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def load_sample(clean_path: Path, degraded_path: Path | None, task: Task) -> Sam
     """Read a clean image and read or make its degraded version.
 
     Raises:
-        EvaluationError: naming a file that cannot be read, is smaller than the scale, or is no pair with the other.
+        EvaluationError: naming a file that cannot be read, is smaller than the scale, or does not match the other.
     """
     clean = read_rgb(clean_path)
     if degraded_path is not None:
@@ -137,13 +134,17 @@ def load_sample(clean_path: Path, degraded_path: Path | None, task: Task) -> Sam
                 f"{clean.shape[1]}x{clean.shape[0]}"
             )
         return Sample(clean_path.name, clean, degraded.astype(np.float32))
-    height, width = (side // task.scale * task.scale for side in clean.shape[:2])
-    if not height or not width:
+    whole = cut_to_scale(clean, task.scale)
+    if not whole.size:
         raise EvaluationError(
             f"{clean_path} is {clean.shape[1]}x{clean.shape[0]}, smaller than the scale {task.scale} of {task.name}"
         )
-    clean = clean[:height, :width]
-    return Sample(clean_path.name, clean, degrade_image(clean, task, seed_of(clean_path.name)))
+    return Sample(clean_path.name, whole, degrade_image(whole, task, seed_of(clean_path.name)))
+
+
+def _how(sha256: str, runtime: str, precision: str, stride: int, keep: int) -> dict[str, Any]:
+    rule = {"stride": stride, "keep": keep, "tta": False}
+    return {"checkpoint_sha256": sha256, "runtime": runtime, "precision": precision, **rule}
 
 
 def by_pytorch(
@@ -154,14 +155,7 @@ def by_pytorch(
     return Restorer(
         lambda image, task: restore_image(model, image, task.name, stride, keep, precision=precision),
         takes_floats=True,
-        how={
-            "checkpoint_sha256": checkpoint.sha256,
-            "runtime": "pytorch",
-            "precision": precision,
-            "stride": stride,
-            "keep": keep,
-            "tta": False,
-        },
+        how=_how(checkpoint.sha256, "pytorch", precision, stride, keep),
     )
 
 
@@ -170,12 +164,9 @@ def by_server(url: str, tasks: Sequence[Task], stride: int | None, keep: int | N
     """Restore through a server, which must offer the tasks; stride and keep None mean the server's own.
 
     Raises:
-        EvaluationError: the server does not answer, fails, or knows a task not or otherwise.
+        EvaluationError: the server does not answer, fails, or does not know a task, or knows it otherwise.
     """
-    from ipt_triton import (  # here, so that PyTorch alone needs no tritonclient
-        RestorationClient,
-        RestorationError,
-    )
+    from ipt_triton import RestorationClient, RestorationError  # PyTorch alone needs no tritonclient
 
     try:
         with RestorationClient(url) as client:
@@ -188,14 +179,7 @@ def by_server(url: str, tasks: Sequence[Task], stride: int | None, keep: int | N
             yield Restorer(
                 lambda image, task: client.restore(to_uint8(image), task.name, *chosen),
                 takes_floats=False,
-                how={
-                    "checkpoint_sha256": info.checkpoint_sha256,
-                    "runtime": info.runtime,
-                    "precision": info.precision,
-                    "stride": chosen[0],
-                    "keep": chosen[1],
-                    "tta": False,
-                },
+                how=_how(info.checkpoint_sha256, info.runtime, info.precision, *chosen),
             )
     except RestorationError as error:
         raise EvaluationError(str(error)) from error
@@ -222,8 +206,7 @@ def score(image: np.ndarray, sample: Sample, task: Task) -> Score:
     Raises:
         ValueError: the images are equal (their PSNR is infinite) or too small for SSIM.
     """
-    border = task.scale if task.kind == "sr" else 0
-    return Score(*(measure(image, sample.clean, border) for measure in (psnr_y, psnr, ssim_y)))
+    return Score(*(measure(image, sample.clean, border_of(task)) for measure in (psnr_y, psnr, ssim_y)))
 
 
 def evaluate_image(sample: Sample, task: Task, restorer: Restorer) -> tuple[dict[str, Any], Image.Image]:
@@ -235,7 +218,7 @@ def evaluate_image(sample: Sample, task: Task, restorer: Restorer) -> tuple[dict
         input, baseline, restored and original.
 
     Raises:
-        EvaluationError: naming the image, for a score that is no number or a network that returns none.
+        EvaluationError: naming the image, whose score or restoration is not a number.
     """
     quantised = to_uint8(sample.degraded)
     inputs = {"": quantised.astype(np.float32)}
@@ -252,10 +235,10 @@ def evaluate_image(sample: Sample, task: Task, restorer: Restorer) -> tuple[dict
                 values |= {f"{kind}{name}": value for name, value in measured.items()}
         except (ValueError, FloatingPointError) as error:
             raise EvaluationError(f"{sample.name} cannot be measured for {task.name}: {error}") from error
-    judged = "psnr_rgb" if task.kind == "denoise" else "psnr_y"
+    figure = figure_of(task)
     versions = [] if values["baseline"] == "input" else [("input", quantised)]
-    versions.append((f"{values['baseline']} {values[f'baseline_{judged}']:.2f} dB", results["baseline_"]))
-    versions.append((f"restored {values[judged]:.2f} dB", results[""]))
+    versions.append((f"{values['baseline']} {values[f'baseline_{figure}']:.2f} dB", results["baseline_"]))
+    versions.append((f"restored {values[figure]:.2f} dB", results[""]))
     return values, side_by_side([*versions, ("original", sample.clean)])
 
 
@@ -286,40 +269,63 @@ def evaluate(
     return {**row, "per_image": [{k: v for k, v in i.items() if k != "baseline"} for i in images]}
 
 
+SCORES = {"psnr_y": "PSNR Y", "psnr_rgb": "PSNR RGB", "ssim_y": "SSIM Y"}
 HEADERS = {
-    "task": "task",
-    "set": "set",
-    "images": "images",
-    "psnr_y": "PSNR Y",
-    "psnr_rgb": "PSNR RGB",
-    "ssim_y": "SSIM Y",
+    **{name: name for name in ("task", "set", "images")},
+    **SCORES,
     "baseline": "baseline",
-    "baseline_psnr_y": "baseline PSNR Y",
-    "baseline_psnr_rgb": "baseline PSNR RGB",
-    "baseline_ssim_y": "baseline SSIM Y",
-    "float_psnr_y": "float PSNR Y",
-    "float_psnr_rgb": "float PSNR RGB",
-    "float_ssim_y": "float SSIM Y",
-    "float_baseline_psnr_y": "float baseline PSNR Y",
-    "float_baseline_psnr_rgb": "float baseline PSNR RGB",
-    "float_baseline_ssim_y": "float baseline SSIM Y",
+    **{
+        f"{prefix}_{name}": f"{prefix.replace('_', ' ')} {header}"
+        for prefix in ("baseline", "float", "float_baseline")
+        for name, header in SCORES.items()
+    },
 }
+"""Columns of the table, by the key of a row."""
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table, with the columns that any of them fills; PSNR in dB."""
     columns = [key for key in HEADERS if any(key in row for row in rows)]
-    lines = [
-        [HEADERS[key] for key in columns],
-        ["---" if key in ("task", "set", "baseline") else "---:" for key in columns],
-    ]
-    for row in rows:
-        values = ((key, row.get(key, "–")) for key in columns)
-        lines.append([f"{v:.{4 if 'ssim' in k else 2}f}" if isinstance(v, float) else str(v) for k, v in values])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def cell(key: str, value: object) -> object:
+        return f"{value:.{4 if 'ssim' in key else 2}f}" if isinstance(value, float) else value
+
+    return table([HEADERS[key] for key in columns], ([cell(key, row.get(key, "–")) for key in columns] for row in rows))
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate as the arguments say, and write and print the rows."""
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    tasks = [checkpoint.model.task(key) for key in arguments.task]
+    stride = STRIDE if arguments.stride is None else arguments.stride
+    keep = KEEP if arguments.keep is None else arguments.keep
+    try:
+        check_rule(stride, keep, checkpoint.model.config.patch_size)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from None
+    found = [find_images(arguments.data, task)[: arguments.limit] for task in tasks]
+    with ExitStack() as stack:
+        if arguments.url:
+            restorer = stack.enter_context(by_server(arguments.url, tasks, arguments.stride, arguments.keep))
+        else:
+            device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            restorer = by_pytorch(checkpoint, stride, keep, arguments.precision or "fp32", device)
+        if restorer.how["checkpoint_sha256"] != checkpoint.sha256:
+            logger.warning("note: the server serves other weights than %s", arguments.checkpoint)
+        if arguments.tta:
+            restorer = self_ensemble(restorer)
+        name = arguments.data.resolve().name
+        rows = [
+            evaluate(paths, name, task, restorer, arguments.pictures) for task, paths in zip(tasks, found, strict=True)
+        ]
+    if arguments.json:
+        with atomic_file(arguments.json) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    print(markdown(rows))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status, see the module's docstring."""
     parser = make_parser("ipt-train evaluate", __doc__ or "")
     parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the test set")
@@ -340,48 +346,5 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--limit {arguments.limit} is not allowed: it must be at least 1")
     if arguments.url and (arguments.precision or arguments.device):
         parser.error("--precision and --device are PyTorch's; a server has chosen its own")
-    return arguments
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, see the module's docstring."""
-    arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        checkpoint = load_checkpoint(arguments.checkpoint)
-        try:
-            tasks = [checkpoint.model.task(key) for key in arguments.task]
-            stride = STRIDE if arguments.stride is None else arguments.stride
-            keep = KEEP if arguments.keep is None else arguments.keep
-            check_rule(stride, keep, checkpoint.model.config.patch_size)
-        except (TaskError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        found = [find_images(arguments.data, task)[: arguments.limit] for task in tasks]
-        with ExitStack() as stack:
-            if arguments.url:
-                restorer = stack.enter_context(by_server(arguments.url, tasks, arguments.stride, arguments.keep))
-            else:
-                device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-                restorer = by_pytorch(checkpoint, stride, keep, arguments.precision or "fp32", device)
-            if restorer.how["checkpoint_sha256"] != checkpoint.sha256:
-                logger.warning("note: the server serves other weights than %s", arguments.checkpoint)
-            if arguments.tta:
-                restorer = self_ensemble(restorer)
-            name = arguments.data.resolve().name
-            rows = [
-                evaluate(paths, name, task, restorer, arguments.pictures)
-                for task, paths in zip(tasks, found, strict=True)
-            ]
-        if arguments.json:
-            with atomic_file(arguments.json) as temporary:
-                temporary.write_text(json.dumps(rows, indent=2) + "\n")
-    except (CheckpointError, EvaluationError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(markdown(rows))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(lambda: run(arguments))

@@ -1,4 +1,4 @@
-"""Side-by-side pictures: the same detail of several versions of one photograph."""
+"""Cutting, enlarging and showing pictures: the same detail of several versions of one photograph side by side."""
 
 from __future__ import annotations
 
@@ -26,12 +26,22 @@ def side_by_side(versions: Sequence[tuple[str, np.ndarray]], side: int = 144, zo
     sheet = Image.new("RGB", (len(versions) * (cell + MARGIN) + MARGIN, cell + CAPTION + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (caption, image) in enumerate(versions):
-        factor = original.shape[0] // image.shape[0]
-        detail = image.repeat(factor, axis=0).repeat(factor, axis=1)[y : y + side, x : x + side]
+        detail = enlarged(image, original.shape[0] // image.shape[0])[y : y + side, x : x + side]
         left = MARGIN + column * (cell + MARGIN)
         sheet.paste(Image.fromarray(detail).resize((cell, cell), Image.Resampling.NEAREST), (left, MARGIN + CAPTION))
         draw.text((left, MARGIN), caption, fill="black")
     return sheet
+
+
+def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
+    """An image whose pixels are repeated, [height, width, 3] -> [height * factor, width * factor, 3]."""
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def cut_to_scale(image: np.ndarray, scale: int) -> np.ndarray:
+    """An image without the last rows and columns that exceed a multiple of the scale."""
+    height, width = (side // scale * scale for side in image.shape[:2])
+    return image[:height, :width]
 
 
 def busiest_square(image: np.ndarray, side: int, step: int = 12) -> tuple[int, int]:

@@ -14,35 +14,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ipt_triton.benchmarks.quality.evaluate import (
-    EvaluationError,
-    Restorer,
-    by_pytorch,
-    by_server,
-    find_images,
-    load_sample,
-    score,
-)
-from ipt_triton.benchmarks.record import Record, Session, command_line, figure, publish, table
+from ipt_triton.benchmarks.errors import EvaluationError
+from ipt_triton.benchmarks.presentation import Figure, figure, grouped, table
+from ipt_triton.benchmarks.quality.evaluate import Restorer, by_pytorch, by_server, find_images, load_sample, score
+from ipt_triton.benchmarks.record import Record, command_line, run_benchmark
 from ipt_triton.benchmarks.served import serving
-from ipt_triton.export.serving.errors import ServeError
 from ipt_triton.manifest import PRECISIONS
-from ipt_triton.metrics import to_uint8
+from ipt_triton.metrics import figure_of, to_uint8
 from ipt_triton.tasks import Task
 from ipt_triton.tiling import KEEP, PATCH, STRIDE, check_rule, plan_axis
 from ipt_triton.train.model.checkpoint import Checkpoint, load_checkpoint
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SERVED = PRECISIONS["openvino"]
 KINDS = ("sr", "denoise", "derain")
@@ -53,7 +43,7 @@ MARKERS = "osD*^vPX<>"
 Paths = Sequence[tuple[Path, Path | None]]
 
 
-def measure(restorers: Sequence[Restorer], task: Task, set_name: str, paths: Paths) -> list[dict[str, Any]]:
+def measure_task(restorers: Sequence[Restorer], task: Task, set_name: str, paths: Paths) -> list[dict[str, Any]]:
     """One row for each restorer: means over the images, cost, and what is needed to compare image by image.
 
     Args:
@@ -62,7 +52,7 @@ def measure(restorers: Sequence[Restorer], task: Task, set_name: str, paths: Pat
     Raises:
         EvaluationError: naming an image that cannot be restored or measured.
     """
-    judged = "psnr_rgb" if task.kind == "denoise" else "psnr_y"
+    judged = figure_of(task)
     scores: list[list[dict[str, float]]] = [[] for _ in restorers]
     patches, seconds, pixels = [0] * len(restorers), [0.0] * len(restorers), 0
     for restorer in restorers:  # the first patches of a task take longer
@@ -115,7 +105,7 @@ def measure_all(
 
     Raises:
         EvaluationError: nothing can be measured.
-        ValueError: export refuses a precision.
+        IptError: export refuses a precision, or a server fails.
     """
     tasks = [task for task in checkpoint.model.config.tasks if task.kind in sets]
     if not tasks:
@@ -130,15 +120,8 @@ def measure_all(
             restorers += [stack.enter_context(by_server(url, tasks, *rule)) for rule in wanted]
         for task, paths in found.items():
             print(f"{task.name}: {len(paths)} images", file=sys.stderr)
-            rows += measure(restorers, task, sets[task.kind].resolve().name, paths)
+            rows += measure_task(restorers, task, sets[task.kind].resolve().name, paths)
     return rows
-
-
-def _by_task(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        tasks.setdefault(row["task"], []).append(row)
-    return tasks
 
 
 def _rule(row: dict[str, Any]) -> str:
@@ -153,7 +136,7 @@ def _evaluations(rows: Sequence[dict[str, Any]]) -> float:
 def by_precision(record: Record) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Per task the row of PyTorch FP32 and, with the same rule, one row for each served precision."""
     result = []
-    for rows in _by_task(record.figures["rows"]).values():
+    for rows in grouped(record.figures["rows"], lambda row: row["task"]).values():
         oracle = next(row for row in rows if row["runtime"] == "pytorch")
         result.append((oracle, [row for row in rows if row is not oracle and _rule(row) == _rule(oracle)]))
     return result
@@ -162,10 +145,7 @@ def by_precision(record: Record) -> list[tuple[dict[str, Any], list[dict[str, An
 def by_rule(record: Record) -> dict[str, list[dict[str, Any]]]:
     """Per rule the rows of all tasks in the first served precision; the dearest rule first."""
     rows = [row for row in record.figures["rows"] if row["runtime"] != "pytorch"]
-    rules: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["precision"] == rows[0]["precision"]:
-            rules.setdefault(_rule(row), []).append(row)
+    rules = grouped((row for row in rows if row["precision"] == rows[0]["precision"]), _rule)
     return dict(sorted(rules.items(), key=lambda item: -_evaluations(item[1])))
 
 
@@ -182,16 +162,11 @@ def markdown(record: Record) -> str:
         return f"{row[row['judged']]:.2f} / {row['ssim_y']:.4f}"
 
     served = [row["precision"] for row in precisions[0][1]]
+    named = {"psnr_y": "Y", "psnr_rgb": "RGB"}
     first = table(
         ["task", "set", "images", "PSNR of", "PyTorch fp32", *(f"served {name}" for name in served)],
         (
-            [
-                oracle["task"],
-                oracle["set"],
-                oracle["images"],
-                {"psnr_y": "Y", "psnr_rgb": "RGB"}[oracle["judged"]],
-                *map(cell, (oracle, *rows)),
-            ]
+            [*(oracle[key] for key in ("task", "set", "images")), named[oracle["judged"]], *map(cell, (oracle, *rows))]
             for oracle, rows in precisions
         ),
     )
@@ -204,25 +179,12 @@ def markdown(record: Record) -> str:
             for a, b in zip(oracle["per_image"], rows[i]["per_image"], strict=True)
         )
         remarks.append(f"{name} {mean:.4f} dB (of a single image {single:.4f} dB)")
-    second = table(
-        [
-            "rule",
-            "patches",
-            "evaluations per pixel",
-            "s per megapixel",
-            *(row["task"] for row in next(iter(rules.values()))),
-        ],
-        (
-            [
-                rule,
-                sum(row["patches"] for row in rows),
-                f"{_evaluations(rows):.2f}",
-                f"{sum(row['seconds'] for row in rows) / sum(row['pixels'] for row in rows) * 1e6:.1f}",
-                *map(cell, rows),
-            ]
-            for rule, rows in rules.items()
-        ),
-    )
+    lines = []
+    for rule, rows in rules.items():
+        patches, seconds, pixels = (sum(row[key] for row in rows) for key in ("patches", "seconds", "pixels"))
+        lines.append([rule, patches, f"{_evaluations(rows):.2f}", f"{seconds / pixels * 1e6:.1f}", *map(cell, rows)])
+    tasks = [row["task"] for row in next(iter(rules.values()))]
+    second = table(["rule", "patches", "evaluations per pixel", "s per megapixel", *tasks], lines)
     rule, precision = _rule(precisions[0][0]), next(iter(rules.values()))[0]["precision"]
     return (
         f"{record.figures['model']}: PSNR in dB / SSIM of Y, by precision with the rule {rule}:\n\n{first}\n\n"
@@ -261,8 +223,16 @@ def tiling_rule(text: str) -> tuple[int, int]:
         stride, keep = map(int, text.split("/"))
         check_rule(stride, keep)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no rule STRIDE/KEEP: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rule STRIDE/KEEP: {error}") from None
     return stride, keep
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a record."""
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    sets = {kind: getattr(arguments, kind) for kind in KINDS if getattr(arguments, kind)}
+    rows = measure_all(checkpoint, sets, arguments.precision, arguments.rules, arguments.images)
+    return {"model": arguments.checkpoint.name, "checkpoint_sha256": checkpoint.sha256, "rows": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -282,31 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"beside {STRIDE}/{KEEP} (default {' '.join(f'{s}/{k}' for s, k in RULES)})",
     )
     arguments = parser.parse_args(argv)
-    sets = {kind: getattr(arguments, kind) for kind in KINDS if getattr(arguments, kind)}
-    if not sets:
+    if not any(getattr(arguments, kind) for kind in KINDS):
         parser.error("give at least one test set: " + ", ".join(f"--{kind}" for kind in KINDS))
     if arguments.images < 1:
         parser.error(f"--images {arguments.images} is not allowed: it must be at least 1")
-    session = Session.start("quality", argv, ("torch", "openvino", "nvidia-pytriton", "numpy"))
-    try:
-        checkpoint = load_checkpoint(arguments.checkpoint)
-        rows = measure_all(checkpoint, sets, arguments.precision, arguments.rules, arguments.images)
-    except (
-        EvaluationError,
-        ServeError,
-        ValueError,
-        OSError,
-    ) as error:  # ValueError: what checkpoints and export refuse
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(
-        session.record({"model": arguments.checkpoint.name, "checkpoint_sha256": checkpoint.sha256, "rows": rows}),
-        arguments,
-        markdown,
-        draw,
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    packages = ("torch", "openvino", "nvidia-pytriton", "numpy")
+    return run_benchmark("quality", argv, arguments, measure, markdown, draw, packages)

@@ -11,30 +11,27 @@ after the other, alone and while the large job runs with the model given (the jo
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import tritonclient.grpc as triton
 
 from ipt_triton import RestorationClient
-from ipt_triton.benchmarks.record import Record, Session, command_line, figure, publish, table
-from ipt_triton.benchmarks.served import FAILURES, add_source, checkpoint_of, photograph, serving, source_of
+from ipt_triton.benchmarks.presentation import Figure, figure, table
+from ipt_triton.benchmarks.record import Record, command_line, run_benchmark, seconds_of
+from ipt_triton.benchmarks.served import add_precision, add_source, checkpoint_of, photograph, serving, source_of
 from ipt_triton.benchmarks.serving.memory import MIB, Watch
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.train.model.checkpoint import Checkpoint
 from ipt_triton.train.model.ipt import IPT, IPTConfig
 from ipt_triton.train.model.start import identity_start
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 SIDE, SMALL_SIDE = 8000, 128
 DERAIN = OFFICIAL_TASKS[3]
-SETTLE_S = 3  # until the large job keeps the cores busy
+UNDER_WAY_S = 3  # until the large job keeps the cores busy
 
 
 def random_photograph(side: int) -> np.ndarray:
@@ -69,11 +66,7 @@ def measure_latency(checkpoint: Checkpoint, precision: str, side: int, requests:
     with serving([checkpoint], precision) as served, RestorationClient(served.server.grpc_url) as client:
 
         def percentiles() -> dict[str, float]:
-            times = []
-            for _ in range(requests):
-                started = time.perf_counter()
-                client.restore(small, task)
-                times.append(time.perf_counter() - started)
+            times = [seconds_of(lambda: client.restore(small, task)) for _ in range(requests)]
             return {f"p{q}": float(np.percentile(times, q)) for q in (25, 50, 75, 95)}
 
         percentiles()
@@ -83,7 +76,7 @@ def measure_latency(checkpoint: Checkpoint, precision: str, side: int, requests:
             name = triton.InferInput("TASK", [1], "BYTES").set_data_from_numpy(np.array([task.encode()], object))
             output = triton.InferRequestedOutput("RESTORED")
             job = connection.async_infer("restore", [image, name], lambda result, error: None, outputs=[output])
-            time.sleep(SETTLE_S)
+            time.sleep(UNDER_WAY_S)
             under = percentiles()
             job.cancel()
     return {
@@ -148,35 +141,27 @@ def draw(record: Record) -> Figure:
     return drawn
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a record: memory, latency, or both."""
+    name, checkpoint = source_of(arguments)
+    figures: dict[str, Any] = {"precision": arguments.precision, "model": name}
+    if arguments.only != "latency":
+        figures["memory"] = measure_memory(arguments.side)
+    if arguments.only != "memory":
+        figures["latency"] = measure_latency(checkpoint, arguments.precision, arguments.side, arguments.requests)
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     parser = command_line("large_image", __doc__)
     add_source(parser)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
+    add_precision(parser)
     parser.add_argument(
         "--side", type=int, default=SIDE, help="of the large photograph in pixels (default %(default)s)"
     )
     parser.add_argument("--requests", type=int, default=40, help="small photographs (default %(default)s)")
     parser.add_argument("--only", choices=("memory", "latency"))
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
-    arguments = parse_arguments(argv)
-    figures: dict[str, Any] = {"precision": arguments.precision}
-    try:
-        figures["model"], checkpoint = source_of(arguments)
-        session = Session.start("large_image", argv, packages=("openvino", "nvidia-pytriton", "tritonclient"))
-        if arguments.only != "latency":
-            figures["memory"] = measure_memory(arguments.side)
-        if arguments.only != "memory":
-            figures["latency"] = measure_latency(checkpoint, arguments.precision, arguments.side, arguments.requests)
-    except FAILURES as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(session.record(figures), arguments, markdown, draw)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    arguments = parser.parse_args(argv)
+    packages = ("openvino", "nvidia-pytriton", "tritonclient")
+    return run_benchmark("large_image", argv, arguments, measure, markdown, draw, packages)

@@ -17,22 +17,17 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from ipt_triton.client.errors import RestorationError
+from ipt_triton.benchmarks.errors import LoadError
 from ipt_triton.client.protocol import CHANNEL_ARGS, ROUTER, ServerInfo, Task, explain
 from ipt_triton.tiling import Tiler, plan_axis
 
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
-
-
-class LoadError(RestorationError):
-    """A request failed under load, or was answered with something else than it should be."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +145,7 @@ class ClosedLoop:
             thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._stopping = True
         if error is not None:
             self._channel.close()  # cancels what is under way

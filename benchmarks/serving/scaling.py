@@ -16,15 +16,14 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ipt_triton import RestorationClient
-from ipt_triton.benchmarks.record import Session, Spread, command_line, publish
-from ipt_triton.benchmarks.served import FAILURES, photograph, random_checkpoint, serving_parts
+from ipt_triton.benchmarks.record import Spread, command_line, run_benchmark, seconds_of
+from ipt_triton.benchmarks.served import add_precision, photograph, random_checkpoint, serving_parts
 from ipt_triton.benchmarks.serving.load import ClosedLoop, latency_ms, restore_request
 from ipt_triton.benchmarks.serving.memory import MIB, Watch, proportional
 from ipt_triton.benchmarks.serving.scaling_report import draw, markdown
@@ -55,9 +54,7 @@ def restore_times(client: RestorationClient, side: int, seconds: float) -> list[
     photo = photograph(side, side)
     times: list[float] = []
     while not times or (sum(times) < seconds and len(times) < MOST_RUNS):
-        started = time.perf_counter()
-        client.restore(photo, TASK.name)
-        times.append(time.perf_counter() - started)
+        times.append(seconds_of(lambda: client.restore(photo, TASK.name)))
     return times
 
 
@@ -152,62 +149,42 @@ def _progress(part: str, row: dict[str, Any]) -> None:
     print(f"{part}: {row}", file=sys.stderr)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One way in which cost grows: how it is measured, and at which points unless others are asked for."""
-
-    measure: Callable[[Deployment, Sequence[int]], list[dict[str, Any]]]
-    points: tuple[int, ...]
-
-
-PARTS = {
-    "side": Part(measure_sides, (64, 128, 256, 512, 1024, 2048, 4096)),
-    "concurrency": Part(measure_concurrency, (1, 2, 4, 8, 16, 32)),
-    "tasks": Part(measure_tasks, (1, 2, 4, 8, 12)),
-    "instances": Part(measure_instances, (1, 2)),
+PARTS: dict[str, tuple[Callable[[Deployment, Sequence[int]], list[dict[str, Any]]], tuple[int, ...]]] = {
+    "side": (measure_sides, (64, 128, 256, 512, 1024, 2048, 4096)),
+    "concurrency": (measure_concurrency, (1, 2, 4, 8, 16, 32)),
+    "tasks": (measure_tasks, (1, 2, 4, 8, 12)),
+    "instances": (measure_instances, (1, 2)),
 }
+"""Ways in which cost grows: how each is measured, and at which points unless others are asked for."""
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a record: the rows of each part."""
+    parts = [arguments.only] if arguments.only else list(PARTS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "parts"
+        manifest = export_parts([random_checkpoint(arguments.preset, [TASK])], folder, arguments.precision)
+        deployment = Deployment(folder, manifest, arguments.seconds)
+        rows = {}
+        for part in parts:
+            measure_part, points = PARTS[part]
+            rows[part] = measure_part(deployment, sorted(arguments.points or points))
+    return {"preset": arguments.preset, "precision": arguments.precision, "task": TASK.name, "parts": rows}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     parser = command_line("scaling", __doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="ipt-tiny", help="(default %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
+    add_precision(parser)
     parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument("--points", type=int, nargs="+", metavar="N", help="with --only: where to measure it")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=8.0,
-        help="for each point (default %(default)s); what takes longer is measured once",
-    )
+    once = "for each point (default %(default)s); what takes longer is measured once"
+    parser.add_argument("--seconds", type=float, default=8.0, help=once)
     arguments = parser.parse_args(argv)
     if arguments.points and not arguments.only:
         parser.error("--points belongs to a part: name it with --only")
     if arguments.points and min(arguments.points) < 1:
         parser.error(f"--points {min(arguments.points)} is not allowed; give whole numbers above 0")
-    return arguments
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
-    arguments = parse_arguments(argv)
-    session = Session.start("scaling", argv, packages=("openvino", "nvidia-pytriton", "tritonclient"))
-    chosen = [arguments.only] if arguments.only else list(PARTS)
-    figures: dict[str, Any] = {"preset": arguments.preset, "precision": arguments.precision, "task": TASK.name}
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            parts = Path(name) / "parts"
-            manifest = export_parts([random_checkpoint(arguments.preset, [TASK])], parts, arguments.precision)
-            deployment = Deployment(parts, manifest, arguments.seconds)
-            figures["parts"] = {
-                name: PARTS[name].measure(deployment, sorted(arguments.points or PARTS[name].points)) for name in chosen
-            }
-    except FAILURES as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(session.record(figures), arguments, markdown, draw)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    packages = ("openvino", "nvidia-pytriton", "tritonclient")
+    return run_benchmark("scaling", argv, arguments, measure, markdown, draw, packages)

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ipt_triton.benchmarks.record import Record, figure, table
+from ipt_triton.benchmarks.presentation import Figure, error_bars, figure, powers_of_two, quartiles, table
+from ipt_triton.benchmarks.record import Record
 from ipt_triton.benchmarks.serving.memory import MIB
+from ipt_triton.tiling import PATCH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Rows = Sequence[dict[str, Any]]
+SPREAD = ("median", "low", "high")
 ROLES = ("router", "server", "client")
 
 
-def _spread(values: dict[str, Any], digits: int = 3) -> str:
+def _spread(values: dict[str, Any]) -> str:
     """Median, and the quartiles where there are any."""
-    median, low, high = (f"{values[name]:.{digits}g}" for name in ("median", "low", "high"))
-    return median if values["runs"] == 1 else f"{median} [{low}, {high}]"
+    return quartiles(values, pattern="{}" if values["runs"] == 1 else "{} [{}, {}]")
 
 
 def _per_task(rows: Rows, name: str) -> float:
@@ -28,22 +29,15 @@ def _per_task(rows: Rows, name: str) -> float:
 
 
 def side_table(rows: Rows) -> str:
-    header = (
-        "side",
-        "evaluations per pixel",
-        "seconds",
-        "seconds per megapixel",
-        "runs",
-        *(f"{r}, MiB" for r in ROLES),
-    )
+    memory = (f"{role}, MiB" for role in ROLES)
+    header = ("side", "evaluations per pixel", "seconds", "seconds per megapixel", "runs", *memory)
     lines = []
     for row in rows:
         pixels, seconds = row["side"] ** 2, row["seconds"]
-        evaluations = f"{row['patches'] * 48**2 / pixels:.2f}"
+        evaluations = f"{row['patches'] * PATCH**2 / pixels:.2f}"
         cost = f"{seconds['median'] / pixels * 1e6:.3g}"
-        lines.append(
-            (row["side"], evaluations, _spread(seconds), cost, seconds["runs"], *(row["growth_mib"][r] for r in ROLES))
-        )
+        growth = (row["growth_mib"][role] for role in ROLES)
+        lines.append((row["side"], evaluations, _spread(seconds), cost, seconds["runs"], *growth))
     return (
         "One photograph at a time by its side in pixels; memory: peak above idle of the router that holds it, of "
         "tritonserver (regions that both see count in both) and of the client.\n\n" + table(header, lines)
@@ -76,11 +70,16 @@ def instances_table(rows: Rows) -> str:
     return "Bodies side by side, one photograph at a time.\n\n" + table(header, lines)
 
 
+def _band(ax: Axes, at: Sequence[int], spreads: Rows) -> None:
+    """Medians as a line within their quartiles."""
+    median, low, high = ([spread[name] for spread in spreads] for name in SPREAD)
+    ax.plot(at, median, "o-")
+    ax.fill_between(at, low, high, alpha=0.25)
+
+
 def draw_sides(left: Axes, right: Axes, rows: Rows) -> None:
     sides = [row["side"] for row in rows]
-    cost = {name: [row["seconds"][name] / row["side"] ** 2 * 1e6 for row in rows] for name in ("median", "low", "high")}
-    left.plot(sides, cost["median"], "o-")
-    left.fill_between(sides, cost["low"], cost["high"], alpha=0.25)
+    _band(left, sides, [{name: row["seconds"][name] / row["side"] ** 2 * 1e6 for name in SPREAD} for row in rows])
     left.set(title="One photograph at a time", ylabel="seconds per megapixel", ylim=(0, None))
     for role in ROLES:
         right.plot(sides, [row["growth_mib"][role] or float("nan") for row in rows], "o-", label=role)
@@ -88,15 +87,13 @@ def draw_sides(left: Axes, right: Axes, rows: Rows) -> None:
     right.set(title="Memory for it", ylabel="peak above idle, MiB", yscale="log", ylim=(0.8, None))
     right.legend(fontsize="small")
     for ax in (left, right):
-        _powers(ax, sides)
+        powers_of_two(ax, sides)
         ax.set(xlabel="side of the photograph, pixels")
 
 
 def draw_concurrency(left: Axes, right: Axes, rows: Rows) -> None:
     levels = [row["concurrency"] for row in rows]
-    rate = {name: [row["photos_per_s"][name] for row in rows] for name in ("median", "low", "high")}
-    left.plot(levels, rate["median"], "o-")
-    left.fill_between(levels, rate["low"], rate["high"], alpha=0.25)
+    _band(left, levels, [row["photos_per_s"] for row in rows])
     side = f"{rows[0]['side']}x{rows[0]['side']}"
     left.set(title=f"Photographs of {side} under way", ylabel="photographs per second", ylim=(0, None))
     for quantile in ("p50", "p95"):
@@ -106,7 +103,7 @@ def draw_concurrency(left: Axes, right: Axes, rows: Rows) -> None:
     right.set(title="Their latency", ylabel="seconds")
     right.legend()
     for ax in (left, right):
-        _powers(ax, levels)
+        powers_of_two(ax, levels)
         ax.set(xlabel="requests under way")
 
 
@@ -123,8 +120,7 @@ def draw_tasks(left: Axes, right: Axes, rows: Rows) -> None:
 def draw_instances(left: Axes, right: Axes, rows: Rows) -> None:
     names = [f"{row['instances']} × {row['threads']}" for row in rows]
     medians = [row["seconds"]["median"] for row in rows]
-    spread = [[abs(row["seconds"][name] - row["seconds"]["median"]) for row in rows] for name in ("low", "high")]
-    left.bar(names, medians, 0.6, yerr=spread, capsize=4)
+    left.bar(names, medians, 0.6, yerr=error_bars(row["seconds"] for row in rows), capsize=4)
     side = rows[0]["side"]
     left.set(title=f"One photograph of {side}x{side}", ylabel="seconds")
     right.bar(names, [row["memory_mib"] for row in rows], 0.6)
@@ -133,22 +129,11 @@ def draw_instances(left: Axes, right: Axes, rows: Rows) -> None:
         ax.set(xlabel="bodies × threads of each")
 
 
-def _powers(ax: Axes, values: Sequence[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(list(values), [str(value) for value in values])
-
-
-TABLES: dict[str, Callable[[Rows], str]] = {
-    "side": side_table,
-    "concurrency": concurrency_table,
-    "tasks": tasks_table,
-    "instances": instances_table,
-}
-PLOTS: dict[str, Callable[[Axes, Axes, Rows], None]] = {
-    "side": draw_sides,
-    "concurrency": draw_concurrency,
-    "tasks": draw_tasks,
-    "instances": draw_instances,
+PARTS: dict[str, tuple[Callable[[Rows], str], Callable[[Axes, Axes, Rows], None]]] = {
+    "side": (side_table, draw_sides),
+    "concurrency": (concurrency_table, draw_concurrency),
+    "tasks": (tasks_table, draw_tasks),
+    "instances": (instances_table, draw_instances),
 }
 
 
@@ -156,7 +141,7 @@ def markdown(record: Record) -> str:
     """A table for each part that was measured."""
     figures = record.figures
     intro = f"{figures['preset']} in {figures['precision']}, task {figures['task']}."
-    return "\n\n".join([intro, *(TABLES[name](rows) for name, rows in figures["parts"].items())])
+    return "\n\n".join([intro, *(PARTS[name][0](rows) for name, rows in figures["parts"].items())])
 
 
 def draw(record: Record) -> Figure:
@@ -164,5 +149,5 @@ def draw(record: Record) -> Figure:
     parts = record.figures["parts"]
     drawn, grid = figure(9, 3.2 * len(parts), nrows=len(parts), ncols=2, squeeze=False)
     for (name, rows), (left, right) in zip(parts.items(), grid, strict=True):
-        PLOTS[name](left, right, rows)
+        PARTS[name][1](left, right, rows)
     return drawn

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
+from dataclasses import astuple, dataclass
 from typing import Any
 
+import psutil
 import tritonclient.grpc as triton
 
 from ipt_triton import service
@@ -18,7 +18,6 @@ from ipt_triton.benchmarks.serving.memory import process_name
 PARTS = ("head", "body", "tail")
 ROUTER, SERVER, LOAD = "router", "tritonserver", "load"
 WARM_UP_S = 1.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,10 @@ class Times:
     busy: int = 0
 
     def __add__(self, other: Times) -> Times:
-        return Times(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
+        return Times(*map(operator.add, astuple(self), astuple(other)))
 
     def __sub__(self, other: Times) -> Times:
-        return Times(*(a - b for a, b in zip(self._values(), other._values(), strict=True)))
-
-    def _values(self) -> tuple[int, ...]:
-        return self.requests, self.samples, self.executions, self.queue, self.compute, self.busy
+        return Times(*map(operator.sub, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -83,9 +79,7 @@ class ObservedServer:
     def __enter__(self) -> ObservedServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *ended: object) -> None:
         self._connection.close()
 
     def measure(
@@ -153,8 +147,7 @@ def _times(stats: Any) -> Times:
 def _cpu_seconds(pid: int) -> float:
     """User and system time of a process and all its threads so far; 0 when it has ended."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
         return 0.0
-    fields = stat.rpartition(")")[2].split()  # what stands before may hold spaces
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return float(times.user + times.system)

@@ -7,24 +7,22 @@ alone, on average over the tasks, should it take in the mix: the rate to reach i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from statistics import harmonic_mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ipt_triton.benchmarks.record import Spread, figure, table
-from ipt_triton.benchmarks.served import checkpoint_of
+from ipt_triton.benchmarks.presentation import Figure, error_bars, figure, quartiles, table
+from ipt_triton.benchmarks.record import Spread
+from ipt_triton.benchmarks.served import checkpoint_of, of_one_task
 from ipt_triton.benchmarks.serving.load import Request, Window, latency_ms
 from ipt_triton.benchmarks.serving.memory import MIB, proportional
 from ipt_triton.benchmarks.serving.server_statistics import ObservedServer
 from ipt_triton.train.model.checkpoint import Checkpoint
-from ipt_triton.train.model.ipt import IPT
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ROUNDS = 3
+QUARTILES = "{} ({}–{})"
 COLORS = {"shared": "C2", "separate": "C1"}
 NAMES = {"shared": "one shared body", "separate": "a body per task"}
 
@@ -33,8 +31,7 @@ def one_body_each(checkpoint: Checkpoint) -> list[Checkpoint]:
     """A checkpoint per task, their bodies just so far apart that export does not make them one again."""
     checkpoints = []
     for number, task in enumerate(checkpoint.model.config.tasks, 1):
-        model = IPT(replace(checkpoint.model.config, tasks=(task,)))
-        model.load_state_dict({n: v for n, v in checkpoint.model.state_dict().items() if n in model.state_dict()})
+        model = of_one_task(checkpoint, task.name).model
         with torch.no_grad():
             next(model.body.parameters()).view(-1)[0] += number * 1e-5
         checkpoints.append(checkpoint_of(model))
@@ -92,38 +89,21 @@ def markdown(levels: dict[str, list[dict[str, Any]]]) -> str:
     for level, cells in levels.items():
         for cell in cells:
             load = [level, cell["concurrency"]]
-            rows.append([*load, "one task at a time, mean", _quartiles(cell["single_mean_patches_per_s"]), *["–"] * 5])
+            alone = quartiles(cell["single_mean_patches_per_s"], ".1f", pattern=QUARTILES)
+            rows.append([*load, "one task at a time, mean", alone, *["–"] * 5])
             for name, mixed in cell["mixed"].items():
-                latency, server = mixed["latency_ms"], mixed["server"]
-                rows.append(
-                    [
-                        *load,
-                        f"all at once, {NAMES[name]}",
-                        _quartiles(mixed["patches_per_s"]),
-                        _quartiles(mixed["to_single"], ".3f"),
-                        *(f"{latency[q]:.0f}" for q in ("p50", "p95")),
-                        server["body_batch"],
-                        mixed["memory_mib"] or "–",
-                    ]
-                )
+                forms = {"patches_per_s": ".1f", "to_single": ".3f"}
+                rates = (quartiles(mixed[key], form, pattern=QUARTILES) for key, form in forms.items())
+                delays = (f"{mixed['latency_ms'][q]:.0f}" for q in ("p50", "p95"))
+                held = mixed["server"]["body_batch"], mixed["memory_mib"] or "–"
+                rows.append([*load, f"all at once, {NAMES[name]}", *rates, *delays, *held])
             singles = (f"{task} {rate['median']:.1f}" for task, rate in cell["single_patches_per_s"].items())
             notes.append(f"One at a time, `{level}`, {load[1]} under way: {', '.join(singles)} patches/s.")
     header = [
-        "level",
-        "under way",
-        "load",
-        "patches/s (quartiles)",
-        "to one at a time",
-        "p50 ms",
-        "p95 ms",
-        "body batch",
+        *("level", "under way", "load", "patches/s (quartiles)", "to one at a time", "p50 ms", "p95 ms", "body batch"),
         "server's memory, MiB",
     ]
     return "\n".join([table(header, rows), "", *notes])
-
-
-def _quartiles(spread: dict[str, float], form: str = ".1f") -> str:
-    return f"{spread['median']:{form}} ({spread['low']:{form}}–{spread['high']:{form}})"
 
 
 def draw(levels: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -140,7 +120,7 @@ def draw(levels: dict[str, list[dict[str, Any]]]) -> Figure:
         }
         spreads, colors = zip(*bars.values(), strict=True)
         medians = [s["median"] for s in spreads]
-        errors = [[s["median"] - s["low"] for s in spreads], [s["high"] - s["median"] for s in spreads]]
+        errors = error_bars(spreads)
         rate.bar_label(rate.bar(list(bars), medians, yerr=errors, color=colors, capsize=3), fmt="%.0f", fontsize=8)
         rate.set(ylabel="patches/s", title=f"{level}, {cell['concurrency']} requests under way")
         rate.tick_params(axis="x", labelsize=7)

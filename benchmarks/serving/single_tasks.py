@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ipt_triton.benchmarks.record import Spread, table
+from ipt_triton.benchmarks.presentation import error_bars, powers_of_two, quartiles, table
+from ipt_triton.benchmarks.record import Spread
 from ipt_triton.benchmarks.serving.load import Request, latency_ms
 from ipt_triton.benchmarks.serving.server_statistics import LOAD, PARTS, ROUTER, SERVER, ObservedServer
 
@@ -50,14 +51,12 @@ def _throughput_table(cells: list[dict[str, Any]], images: bool) -> str:
     tasks = [cell["task"] for cell in cells]
     for cell in sorted(cells, key=lambda cell: tasks.index(cell["task"])):
         rate, latency = cell["requests_per_s"], cell["latency_ms"]
-        patches = cell["patches_per_s"] / rate["median"]
-        low, high = rate["low"] * patches, rate["high"] * patches
         rows.append(
             [
                 cell["task"],
                 cell["concurrency"],
                 *([f"{rate['median']:.2f}"] if images else []),
-                f"{cell['patches_per_s']:.1f} ({low:.1f}–{high:.1f})",
+                quartiles(rate, ".1f", cell["patches_per_s"] / rate["median"], "{} ({}–{})"),
                 f"{cell['input_mp_per_s']:.3f}",
                 f"{cell['output_mp_per_s']:.3f}",
                 *(f"{latency[q]:.0f}" if cell["requests"] >= least else "–" for q, least in PERCENTILES.items()),
@@ -99,10 +98,9 @@ def draw(axes: Any, cells: list[dict[str, Any]], title: str) -> None:
         up = [b - a for a, b in zip(p50, p95, strict=True)]
         style = {"color": f"C{i}", "marker": "o", "markersize": 4, "linewidth": 1.2, "capsize": 2, "label": task}
         delay.errorbar(at, p50, yerr=[[0] * len(up), up], **style)
-        rate.errorbar(at, [cell["patches_per_s"] for cell in mine], yerr=_quartiles(mine), **style)
+        rate.errorbar(at, [cell["patches_per_s"] for cell in mine], yerr=_rate_bars(mine), **style)
     for ax in (delay, rate):
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(steps, [str(step) for step in steps])
+        powers_of_two(ax, steps)
         ax.minorticks_off()
         ax.set_xlabel("requests under way")
         ax.set_ylim(0)
@@ -112,7 +110,7 @@ def draw(axes: Any, cells: list[dict[str, Any]], title: str) -> None:
     last = [cell for cell in cells if cell["concurrency"] == steps[-1]]
     colors = [f"C{tasks.index(cell['task'])}" for cell in last]
     heights = [cell["patches_per_s"] for cell in last]
-    drawn_bars = bars.bar([cell["task"] for cell in last], heights, yerr=_quartiles(last), color=colors, capsize=3)
+    drawn_bars = bars.bar([cell["task"] for cell in last], heights, yerr=_rate_bars(last), color=colors, capsize=3)
     labels = [f"{cell['input_mp_per_s']:.2f} → {cell['output_mp_per_s']:.2f}" for cell in last]
     bars.bar_label(drawn_bars, labels, label_type="center", fontsize=7, color="white", rotation=90)
     bars.set(ylabel="patches/s", title=f"{steps[-1]} under way; in the bars MP/s in → out")
@@ -120,10 +118,7 @@ def draw(axes: Any, cells: list[dict[str, Any]], title: str) -> None:
     bars.grid(axis="x", visible=False)
 
 
-def _quartiles(cells: list[dict[str, Any]]) -> list[list[float]]:
-    """Distances of the quartiles from the median, in patches/s, as matplotlib's error bars want them."""
-    spreads = [(cell["requests_per_s"], cell["patches_per_s"] / cell["requests_per_s"]["median"]) for cell in cells]
-    return [
-        [(s["median"] - s["low"]) * patches for s, patches in spreads],
-        [(s["high"] - s["median"]) * patches for s, patches in spreads],
-    ]
+def _rate_bars(cells: list[dict[str, Any]]) -> list[list[float]]:
+    """Error bars of the rates in patches/s, whose spreads are of requests/s."""
+    rates = [cell["requests_per_s"] for cell in cells]
+    return error_bars(rates, [cell["patches_per_s"] / rate["median"] for cell, rate in zip(cells, rates, strict=True)])

@@ -18,29 +18,27 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, figure, publish, table
-from ipt_triton.benchmarks.served import FAILURES, add_source, source_of
+from ipt_triton.benchmarks.presentation import Figure, error_bars, figure, quartiles, table
+from ipt_triton.benchmarks.record import Record, Spread, command_line, run_benchmark
+from ipt_triton.benchmarks.served import add_precision, add_source, source_of
 from ipt_triton.benchmarks.serving.memory import MIB, process_name, proportional
 from ipt_triton.export.parts.split import export_parts
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving.server import TritonServer
-from ipt_triton.train.model.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 KINDS = {"tritonserver": "tritonserver", "restore": "routers", "body": "bodies", "head": "heads", "tail": "tails"}
 
 
-def measure(checkpoint: Checkpoint, precision: str, runs: int) -> dict[str, Any]:
-    """Seconds to ready of first and later starts; processes and their memory in MiB by kind, of the last start."""
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a record: seconds to ready, and processes and their memory in MiB by kind, of the last start."""
+    model, checkpoint = source_of(arguments)
     seconds: dict[str, list[float]] = {"first": [], "later": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = export_parts([checkpoint], folder / "parts", precision)
-        for run in range(runs):
+        manifest = export_parts([checkpoint], folder / "parts", arguments.precision)
+        for run in range(arguments.runs):
             repository = folder / f"models_{run}"
             write_repository(folder / "parts", manifest, repository, ServingOptions())
             for which, times in seconds.items():
@@ -49,8 +47,13 @@ def measure(checkpoint: Checkpoint, precision: str, runs: int) -> dict[str, Any]
                     times.append(time.perf_counter() - started)
                     processes = memory_by_kind(server.pids)
                 print(f"{which} start {run + 1}: {times[-1]:.2f} s", file=sys.stderr)
-    spreads = {which: asdict(Spread.of(times)) for which, times in seconds.items()}
-    return {"seconds_to_ready": spreads, "processes": processes}
+    return {
+        "model": model,
+        "precision": arguments.precision,
+        "tasks": len(checkpoint.model.config.tasks),
+        "seconds_to_ready": {which: asdict(Spread.of(times)) for which, times in seconds.items()},
+        "processes": processes,
+    }
 
 
 def memory_by_kind(pids: Sequence[int]) -> dict[str, dict[str, int]]:
@@ -70,8 +73,8 @@ def markdown(record: Record) -> str:
     """Seconds to ready, and memory by kind of process."""
     figures = record.figures
     starts = [
-        (f"{which} start of a repository", f"{s['median']:.1f} [{s['low']:.1f}, {s['high']:.1f}]", s["runs"])
-        for which, s in figures["seconds_to_ready"].items()
+        (f"{which} start of a repository", quartiles(spread, ".1f"), spread["runs"])
+        for which, spread in figures["seconds_to_ready"].items()
     ]
     processes = [(kind, p["count"], p["memory_mib"]) for kind, p in figures["processes"].items()]
     count, memory = (sum(p[name] for p in figures["processes"].values()) for name in ("count", "memory_mib"))
@@ -90,8 +93,7 @@ def draw(record: Record) -> Figure:
     drawn, (left, right) = figure(9, 3.2, ncols=2)
     seconds, processes = figures["seconds_to_ready"], figures["processes"]
     medians = [s["median"] for s in seconds.values()]
-    spread = [[abs(s[name] - s["median"]) for s in seconds.values()] for name in ("low", "high")]
-    left.bar([f"{which} start" for which in seconds], medians, 0.5, yerr=spread, capsize=4)
+    left.bar([f"{which} start" for which in seconds], medians, 0.5, yerr=error_bars(seconds.values()), capsize=4)
     left.set(ylabel="seconds to ready", title=f"{figures['model']}, {figures['tasks']} tasks")
     right.bar(
         [f"{kind}\n({p['count']})" for kind, p in processes.items()], [p["memory_mib"] for p in processes.values()]
@@ -100,31 +102,14 @@ def draw(record: Record) -> Figure:
     return drawn
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     parser = command_line("startup", __doc__)
     add_source(parser)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
+    add_precision(parser)
     parser.add_argument("--runs", type=int, default=3, help="of first and later starts (default %(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.runs < 1:
         parser.error(f"--runs {arguments.runs} is not allowed; give 1 or more")
-    return arguments
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
-    arguments = parse_arguments(argv)
-    try:
-        name, checkpoint = source_of(arguments)
-        session = Session.start("startup", argv, packages=("openvino", "nvidia-pytriton", "numpy"))
-        figures = {"model": name, "precision": arguments.precision, "tasks": len(checkpoint.model.config.tasks)}
-        figures.update(measure(checkpoint, arguments.precision, arguments.runs))
-    except FAILURES as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(session.record(figures), arguments, markdown, draw)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    packages = ("openvino", "nvidia-pytriton", "numpy")
+    return run_benchmark("startup", argv, arguments, measure, markdown, draw, packages)

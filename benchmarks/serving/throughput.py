@@ -25,11 +25,13 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ipt_triton import RestorationClient
-from ipt_triton.benchmarks.record import Record, Session, command_line, figure, publish
-from ipt_triton.benchmarks.served import FAILURES, add_source, photograph, serving, source_of
+from ipt_triton.benchmarks.errors import ArgumentError
+from ipt_triton.benchmarks.presentation import Figure, figure
+from ipt_triton.benchmarks.record import Record, command_line, run_benchmark
+from ipt_triton.benchmarks.served import add_source, photograph, serving, source_of
 from ipt_triton.benchmarks.serving import shared_body, single_tasks
 from ipt_triton.benchmarks.serving.load import Request, patch_request, restore_request
 from ipt_triton.benchmarks.serving.server_statistics import ObservedServer
@@ -37,9 +39,6 @@ from ipt_triton.client.errors import InvalidRequest, ServerUnavailable
 from ipt_triton.client.protocol import ServerInfo
 from ipt_triton.manifest import PRECISIONS
 from ipt_triton.train.model.checkpoint import Checkpoint, CheckpointError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LEVELS = ("restore", "patches")
 
@@ -73,13 +72,20 @@ def observed(checkpoints: Sequence[Checkpoint], precision: str) -> Iterator[Obse
         yield server
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Start the servers that are needed and measure all that the command asks for; the record's figures.
 
     Raises:
-        RestorationError: no server, an argument that it refuses, or a failure under load.
-        CheckpointError, ExportError, GraphError, ParityError, ServeError: no server of our own came up.
+        ArgumentError: no server, an argument that it refuses, or no checkpoint.
+        IptError: no server of our own came up, or a failure under load.
     """
+    try:
+        return _measure(arguments)
+    except (InvalidRequest, ServerUnavailable, CheckpointError) as error:
+        raise ArgumentError(str(error)) from None
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         separate = None
         if arguments.url is None:
@@ -165,7 +171,7 @@ def size(text: str) -> tuple[int, int]:
     """WIDTHxHEIGHT in pixels."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give WIDTHxHEIGHT in pixels, such as 512x512")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give WIDTHxHEIGHT in pixels, such as 512x512")
     return int(width), int(height)
 
 
@@ -173,7 +179,7 @@ def counts(text: str) -> list[int]:
     """Whole numbers from 1, separated by commas; sorted, each once."""
     words = text.split(",")
     if not all(word.isdecimal() and int(word) for word in words):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 1; give for example 1,2,4,8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from 1; give for example 1,2,4,8")
     return sorted({int(word) for word in words})
 
 
@@ -219,18 +225,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = arguments.checkpoint is not None or arguments.preset is not None
     if own == (arguments.url is not None):
         parser.error("give a server: either --url, or --checkpoint or --preset")
-    session = Session.start("throughput", argv, ("tritonclient", *(("nvidia-pytriton", "openvino") if own else ())))
-    try:
-        figures = run(arguments)
-    except (InvalidRequest, ServerUnavailable, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FAILURES as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    publish(session.record(figures), arguments, markdown, draw)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    packages = ("tritonclient", *(("nvidia-pytriton", "openvino") if own else ()))
+    return run_benchmark("throughput", argv, arguments, measure, markdown, draw, packages)

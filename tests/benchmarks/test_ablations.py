@@ -12,8 +12,9 @@ import torch
 from helpers.training import write_photographs
 from PIL import Image
 
-from ipt_triton.benchmarks.ablations.report import ReportError, markdown, summarise
+from ipt_triton.benchmarks.ablations.report import markdown, summarise
 from ipt_triton.benchmarks.ablations.run import EXPERIMENTS, SIZES, Settings, Variant, main, megamacs, variants
+from ipt_triton.benchmarks.errors import ReportError
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.train.fit.command import HELD_OUT
 from ipt_triton.train.model.ipt import POSITIONS
@@ -54,6 +55,7 @@ def test_every_setting_is_run_once_and_the_first_seed_first():
     assert {v.position for v in variants(["position"], 1)} == set(POSITIONS)
 
 
+@pytest.mark.slow
 def test_runs_are_kept_and_reported(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     output, report = tmp_path / "runs", tmp_path / "results" / "ablations"
     common = ["--data", str(photos), "--output", str(output), "--batch", "2", "--device", "cpu"]
@@ -106,7 +108,6 @@ def test_differences_are_judged_by_those_between_seeds():
     assert summary["experiments"]["contrastive"][1]["psnr"] == {"sr_x2": 31.15}
     small, large = summary["conclusions"]
     assert "λ 0.1 is 0.05 dB above λ 0, which may be noise (standard error 0.26 dB)." in small
-    assert noise * math.sqrt(1 / 2 + 1) == pytest.approx(0.26, abs=0.005)
     assert "learned is 1.15 dB above none, more than noise (standard error 0.26 dB)." in large
     assert "| λ 0.1 | 9 | 2 | 31.15 (0.30) |" in markdown(summary)
     assert "the noise is not known" in summarise(runs[1:], {"torch": "2"})["conclusions"][0]

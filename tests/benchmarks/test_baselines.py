@@ -69,6 +69,7 @@ def test_what_takes_long_is_measured_in_part(
     assert baselines.batches_to_measure(contender, part=10) == measured
 
 
+@pytest.mark.server
 def test_the_command_measures_in_turns_and_scales_parts_to_the_photograph(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from helpers.support import SMALL, read_image, small_model
 from PIL import Image
 
@@ -17,6 +18,7 @@ from ipt_triton.tasks import OPTIONAL_TASKS
 from ipt_triton.train.data.degradations import degrade_image, seed_of
 
 
+@pytest.mark.server
 def test_the_demo_makes_jpegs_of_the_quality_that_the_served_task_repairs(tmp_path: Path) -> None:
     dejpeg = OPTIONAL_TASKS[0]
     photo = tmp_path / "dog.png"

@@ -12,8 +12,8 @@ from helpers.small_parts import small_parts
 from helpers.support import SMALL
 
 from ipt_triton.benchmarks.compute import engines
-from ipt_triton.benchmarks.compute.engines import Measurement
 from ipt_triton.benchmarks.compute.engines_pytorch import measure_pytorch
+from ipt_triton.benchmarks.compute.measurement import Measurement
 from ipt_triton.benchmarks.record import Record, Spread
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.parts.flops import count_flops

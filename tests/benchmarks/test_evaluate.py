@@ -17,24 +17,22 @@ from PIL import Image
 
 import ipt_triton.train.__main__
 from ipt_triton import commands
+from ipt_triton.benchmarks.errors import EvaluationError
 from ipt_triton.benchmarks.quality.classical import bicubic_up
 from ipt_triton.benchmarks.quality.evaluate import (
-    EvaluationError,
     Restorer,
     Sample,
     by_server,
-    degrade_image,
     evaluate_image,
     find_images,
     load_sample,
     main,
-    seed_of,
     self_ensemble,
 )
 from ipt_triton.metrics import psnr, psnr_y, ssim_y, to_uint8
 from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, find_task
 from ipt_triton.tiling import Tiler
-from ipt_triton.train.data.degradations import degrade
+from ipt_triton.train.data.degradations import degrade, degrade_image, seed_of
 from ipt_triton.train.model.infer import restore_image
 
 

@@ -15,8 +15,11 @@ from helpers.benchmarks import MACHINE
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ipt_triton.benchmarks import record
+from ipt_triton.benchmarks import presentation, record
 from ipt_triton.benchmarks.record import Record, Session, Spread
+from ipt_triton.benchmarks.serving import startup
+from ipt_triton.export.parts.calibration import CalibrationError
+from ipt_triton.export.repository.plans import RepositoryError
 
 
 @pytest.mark.parametrize("values", [[5.0, 1.0, 2.0, 4.0, 3.0], [2.0, 4.0], [0.3, 0.1, 0.2, 0.7]])
@@ -40,7 +43,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_file_that_is_no_record_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "wrong.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"wrong\.json is no record of a benchmark"):
+    with pytest.raises(ValueError, match=r"wrong\.json is not a record of a benchmark"):
         Record.load(path)
 
 
@@ -81,13 +84,13 @@ def test_work_of_others_is_seen() -> None:
 
 
 def test_columns_of_numbers_stand_to_the_right() -> None:
-    lines = record.table(("name", "value", "share"), [("a1", "3.5 [3, 4]", "–"), ("b", 12, "5 %")]).splitlines()
+    lines = presentation.table(("name", "value", "share"), [("a1", "3.5 [3, 4]", "–"), ("b", 12, "5 %")]).splitlines()
     assert lines == ["| name | value | share |", "| --- | --: | --: |", "| a1 | 3.5 [3, 4] | – |", "| b | 12 | 5 % |"]
 
 
 def test_publishing_prints_and_writes_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def draw(shown: Record) -> Figure:
-        drawn, ax = record.figure()
+        drawn, ax = presentation.figure()
         ax.plot([1, 2], shown.figures["y"])
         return drawn
 
@@ -100,3 +103,16 @@ def test_publishing_prints_and_writes_what_is_asked_for(tmp_path: Path, capsys: 
     assert Record.load(tmp_path / "r.json") == made
     assert Image.open(tmp_path / "plots" / "r.png").size == (910, 520)
     assert "an example" in parser.format_help()
+
+
+@pytest.mark.parametrize("error", [RepositoryError("two plans for the part body"), CalibrationError("no photographs")])
+def test_what_the_export_refuses_ends_a_benchmark_with_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: argparse.Namespace) -> dict[str, object]:
+        raise error
+
+    monkeypatch.setattr(startup, "measure", refuse)
+    assert startup.main(["--preset", "ipt-tiny"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and err.splitlines()[-1] == f"error: {error}"

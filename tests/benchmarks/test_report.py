@@ -13,7 +13,7 @@ from PIL import Image
 
 from ipt_triton.benchmarks import report
 from ipt_triton.benchmarks.__main__ import BENCHMARKS
-from ipt_triton.benchmarks.compute.engines import Measurement
+from ipt_triton.benchmarks.compute.measurement import Measurement
 from ipt_triton.benchmarks.record import Record, Spread
 
 RATES = {name: asdict(Spread(rate, rate - 1, rate + 1, 7)) for name, rate in (("trainer", 20.0), ("bare", 25.0))}
@@ -81,20 +81,20 @@ def test_a_page_that_a_benchmark_wrote_itself_is_linked(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"ratio": 0.9}', "is no record of a benchmark"),
-        ("{", "is no record of a benchmark"),
+        ('{"ratio": 0.9}', "is not a record of a benchmark"),
+        ("{", "is not a record of a benchmark"),
         (json.dumps(asdict(TRAINING) | {"benchmark": "serving2"}), "there is no benchmark 'serving2'; there are thr"),
         (
             json.dumps(asdict(TRAINING) | {"figures": {}}),
-            "is not what ipt_triton.benchmarks.compute.training writes (KeyError(",
+            "is not what ipt-benchmark training writes (KeyError(",
         ),
         (
             json.dumps(asdict(TRAINING) | {"machine": {}}),
-            "is not what ipt_triton.benchmarks.compute.training writes (KeyError(",
+            "is not what ipt-benchmark training writes (KeyError(",
         ),
         (
             json.dumps(asdict(ENGINES) | {"figures": {"measurements": [{"part": 1}]}}),
-            "is not what ipt_triton.benchmarks.compute.engines",
+            "is not what ipt-benchmark engines",
         ),
     ],
 )

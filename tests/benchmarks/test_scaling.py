@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.support import small_model
 
@@ -42,6 +43,7 @@ def measured(path: Path, *arguments: str) -> list[dict]:
     return record.figures["parts"][part]
 
 
+@pytest.mark.server
 def test_the_cost_of_sides_is_measured_from_the_smallest_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = measured(tmp_path / "r.json", "side", "200", "48")
     assert [(row["side"], row["patches"]) for row in rows] == [(48, 1), (200, 25)]
@@ -54,6 +56,7 @@ def test_the_cost_of_sides_is_measured_from_the_smallest_on(tmp_path: Path, caps
     assert float(cells[3]) == pytest.approx(rows[1]["seconds"]["median"] / 0.04, rel=0.01)
 
 
+@pytest.mark.server
 def test_every_level_of_concurrency_is_kept_up(tmp_path: Path) -> None:
     rows = measured(tmp_path / "r.json", "concurrency", "1", "3")
     assert [row["concurrency"] for row in rows] == [1, 3]
@@ -63,6 +66,7 @@ def test_every_level_of_concurrency_is_kept_up(tmp_path: Path) -> None:
         assert under_way == pytest.approx(row["concurrency"], rel=0.35)
 
 
+@pytest.mark.server
 def test_a_task_more_adds_a_head_a_tail_and_their_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = measured(tmp_path / "r.json", "tasks", "1", "2")
     assert rows[1]["processes"] - rows[0]["processes"] == 2
@@ -77,6 +81,7 @@ def test_points_need_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--points belongs to a part" in capsys.readouterr().err
 
 
+@pytest.mark.server
 def test_start_up_is_timed_and_every_process_counted(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     assert startup.main(["--checkpoint", str(checkpoint), "--runs", "1", "--json", str(path)]) == 0
@@ -94,6 +99,7 @@ def test_start_up_is_timed_and_every_process_counted(checkpoint: Path, tmp_path:
     assert len(startup.draw(record).axes) == 2
 
 
+@pytest.mark.server
 def test_small_photographs_are_timed_beside_a_large_one(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,9 +135,10 @@ def test_processes_are_named_by_their_program_and_ended_ones_are_gone() -> None:
         while memory.process_name(sleeper.pid) == "":  # it has no command line yet
             time.sleep(0.01)
         assert memory.process_name(sleeper.pid) == Path(sys.executable).name
-        assert 0 < memory.proportional([sleeper.pid]) <= memory.resident(sleeper.pid)[0]
+        process = psutil.Process(sleeper.pid)
+        assert 0 < memory.proportional([sleeper.pid]) <= memory.resident(process)[0]
     finally:
         sleeper.kill()
         sleeper.wait()
     assert memory.process_name(sleeper.pid) == "gone"
-    assert memory.proportional([sleeper.pid]) == 0 and memory.resident(sleeper.pid) == (0, 0)
+    assert memory.proportional([sleeper.pid]) == 0 and memory.resident(process) == (0, 0)

@@ -18,11 +18,11 @@ from helpers.fake_repository import write_fake_repository
 from helpers.support import Served, read_image, small_model
 
 from ipt_triton import RestorationClient
+from ipt_triton.benchmarks.errors import LoadError
 from ipt_triton.benchmarks.record import Record
 from ipt_triton.benchmarks.serving import shared_body, single_tasks, throughput
 from ipt_triton.benchmarks.serving.load import (
     ClosedLoop,
-    LoadError,
     Request,
     Window,
     latency_ms,
@@ -92,6 +92,7 @@ def test_rate_and_latency_are_those_of_a_server_whose_speed_is_known(slow_server
         assert window.rate * latency_ms([window])["mean"] / 1e3 == pytest.approx(concurrency, rel=0.05)
 
 
+@pytest.mark.server
 def test_server_that_goes_away_under_load_ends_it_with_an_error(tmp_path: Path):
     with TritonServer(write_fake_repository(tmp_path / "models")) as server:
         request = slow_request(server)
@@ -209,6 +210,7 @@ def test_mixed_load_of_a_running_server_is_compared_with_its_single_tasks(
     assert "a body per task" not in out
 
 
+@pytest.mark.server
 def test_shared_body_is_compared_with_a_body_per_task_on_servers_of_our_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -247,8 +249,8 @@ def test_one_body_each_is_exported_as_that_many_bodies_and_restores_the_same(sma
         (["--tasks", "derain,3"], "names a task twice"),
         (["--patches", "9", "--levels", "patches"], "must be <= 8 for 'ipt_sr_x2'"),
         (["--size", "2000x600", "--levels", "restore"], "1000000 are allowed"),
-        (["--size", "512"], "'512' is no size; give WIDTHxHEIGHT"),
-        (["--concurrency", "1,0"], "'1,0' is no list of numbers from 1"),
+        (["--size", "512"], "'512' is not a size; give WIDTHxHEIGHT"),
+        (["--concurrency", "1,0"], "'1,0' is not a list of numbers from 1"),
         (["--levels", "images"], "'images' is not allowed; give one or both of restore,patches"),
         (["--seconds", "0"], "'0' is not allowed; give a number above 0"),
         (["--preset", "ipt-tiny"], "either --url, or --checkpoint or --preset"),

@@ -33,6 +33,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.server
 def test_the_command_measures_every_rule_and_precision_beside_pytorch(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,7 +95,7 @@ def test_a_rule_that_no_tiling_can_follow_is_refused(text: str, capsys: pytest.C
     with pytest.raises(SystemExit) as stopped:
         tradeoff.main(["--checkpoint", "x", "--sr", "y", "--rules", text])
     assert stopped.value.code == 2
-    assert f"'{text}' is no rule STRIDE/KEEP" in capsys.readouterr().err
+    assert f"'{text}' is not a rule STRIDE/KEEP" in capsys.readouterr().err
 
 
 def test_without_a_test_set_nothing_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -294,6 +294,7 @@ def test_the_asynchronous_client_does_the_same(server: TritonServer) -> None:
         asyncio.run(away())
 
 
+@pytest.mark.server
 def test_a_server_killed_under_a_request_is_waited_for_and_asked_again(tmp_path: Path) -> None:
     image = noise(20, 20, 3, first=15)
     with TritonServer(write_fake_repository(tmp_path / "models")) as server:
@@ -469,6 +470,7 @@ def test_tasks_are_listed_for_people_and_for_scripts(
     assert json.loads(capsys.readouterr().out) == TASKS
 
 
+@pytest.mark.server
 def test_a_server_that_goes_away_ends_the_command_with_2_and_a_summary(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

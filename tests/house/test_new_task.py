@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tritonclient.grpc as triton
 from helpers.support import SMALL, read_image, small_model
 from helpers.training import write_photographs
@@ -40,6 +41,7 @@ def processes_of(server: TritonServer, model: str) -> list[int]:
     return [pid for pid in server.pids if path in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.mark.server
 def test_a_new_task_is_served_after_a_reload_that_does_not_touch_the_body(tmp_path: Path):
     tasks = tuple(t for t in OFFICIAL_TASKS if t.name in OLD)
     config = replace(SMALL, encoder_layers=1, decoder_layers=1, tasks=tasks)
