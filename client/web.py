@@ -74,7 +74,7 @@ def build_page(client: RestorationClient, folder: Path) -> Any:
             raise gr.Error(str(error)) from None
         return (str(before), str(after)), str(after), line
 
-    with gr.Blocks(title="ipt-triton") as page:
+    with gr.Blocks(title="ipt-triton", analytics_enabled=False) as page:
         gr.Markdown("# ipt-triton\nRestore a photo through the server.")
         with gr.Row():
             with gr.Column(scale=1):
