@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.training import one_thread, write_photographs
 
+from ipt_triton.train.fit import validation
 from ipt_triton.train.fit.command import HELD_OUT
 
 
@@ -15,6 +16,12 @@ from ipt_triton.train.fit.command import HELD_OUT
 def repeatable() -> Iterator[None]:
     with one_thread():
         yield
+
+
+@pytest.fixture
+def few_held_out_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that do not read the figures of a validation."""
+    monkeypatch.setattr(validation, "VALIDATION_CROPS", 4)
 
 
 @pytest.fixture(scope="session")

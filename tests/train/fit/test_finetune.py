@@ -74,6 +74,7 @@ def test_without_a_frozen_body_the_task_gets_a_body_of_its_own(checkpoint: Path,
     assert not torch.equal(old.body.linear_encoding.weight, new.body.linear_encoding.weight)
 
 
+@pytest.mark.slow
 def test_fine_tuning_makes_its_task_better(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     more = ["--task", "denoise_30", "--data", str(photos), "--lr", "4e-3", "--ema", "0.8"]
     assert main(command(checkpoint, tmp_path, *more, "--steps", "1")) == 0

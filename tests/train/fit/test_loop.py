@@ -51,6 +51,7 @@ def step(trainer: Trainer, pool: Pool, count: int = 1) -> None:
         trainer.train_step(batches)
 
 
+@pytest.mark.slow
 def test_a_short_run_makes_every_task_better_than_the_degraded_input(
     pool: Pool, held_out: Store, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ class Interrupted(Trainer):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"sampling": "sample", "accumulate": 2, "schedule": "paper"}])
 def test_a_run_in_two_parts_gives_the_weights_of_a_run_in_one(
     pool: Pool, tmp_path: Path, settings: dict[str, str]
@@ -222,6 +224,7 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     make_trainer(9).load_state(read_state(tmp_path / "state.pt"))
 
 
+@pytest.mark.slow
 def test_pairs_are_trained_as_they_are(pool: Pool, tmp_path: Path) -> None:
     """The inputs are the clean pictures made darker; the model learns to make them brighter."""
     task = Task(0, "brighten", "paired")

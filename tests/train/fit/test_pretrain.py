@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,9 @@ from ipt_triton.train.fit.pretrain import main
 from ipt_triton.train.model.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[3]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.usefixtures("repeatable", "few_held_out_crops")
 
 
 def command(photos: Path, output: Path, *more: str) -> list[str]:
@@ -35,7 +40,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "ipt_triton.train", "pretrain", *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ONE_THREAD,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -47,6 +52,7 @@ def wait_for(path: Path, run: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feeding", [[], ["--workers", "2"]])
 def test_sigterm_saves_and_ends_with_status_0(photos: Path, tmp_path: Path, feeding: list[str]) -> None:
     arguments = command(photos, tmp_path / "run", "--steps", "1000000", "--interval", "1s", "--report", "0.5s")
@@ -66,6 +72,7 @@ def test_sigterm_saves_and_ends_with_status_0(photos: Path, tmp_path: Path, feed
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoint", "state.pt"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_save(photos: Path, tmp_path: Path) -> None:
     arguments = command(photos, tmp_path / "run", "--interval", "0.2s")
     run = start(*arguments, "--steps", "1000000")
@@ -101,12 +108,21 @@ def test_wrong_resumes_are_refused(photos: Path, tmp_path: Path, capsys: pytest.
     assert load_checkpoint(output / "checkpoint").provenance["steps"] == 2
 
 
+@pytest.fixture(scope="module")
+def first_step(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`state.pt` after one step."""
+    folder = tmp_path_factory.mktemp("run")
+    assert main(command(photos, folder, "--steps", "1")) == 0
+    return folder / "state.pt"
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "other", "old"])
 def test_a_damaged_state_is_one_sentence(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+    photos: Path, tmp_path: Path, first_step: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     path = tmp_path / "run" / "state.pt"
-    assert main(command(photos, tmp_path / "run", "--steps", "1")) == 0
+    path.parent.mkdir()
+    shutil.copyfile(first_step, path)
     whole = path.read_bytes()
     if damage in ("cut", "empty", "text"):
         path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not a state"}[damage])
@@ -140,18 +156,20 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_a_machine_with_torch_and_numpy_alone_trains_on_a_packed_pool(photos: Path, tmp_path: Path) -> None:
     packed = tmp_path / "pool.npz"
     assert pack([str(photos), "--output", str(packed), "--min-side", "48"]) == 0
     missing = "PIL,cv2,lightning_fabric,safetensors,scipy,skimage,tensorboard,tqdm,tritonclient"
     bare = [sys.executable, "-c", BARE, missing]
+    settings: dict[str, Any] = {"cwd": ROOT, "env": ONE_THREAD, "capture_output": True, "text": True, "timeout": 240}
     arguments = command(packed, tmp_path / "run", "--steps", "2")
-    ended = subprocess.run([*bare, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run([*bare, *arguments], **settings)
     assert ended.returncode == 0, ended.stderr
     assert "ipt-train checkpoint" in ended.stderr
     assert state.read_state(tmp_path / "run" / "state.pt")["step"] == 2
     arguments = command(photos, tmp_path / "other", "--steps", "2")
-    ended = subprocess.run([*bare, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run([*bare, *arguments], **settings)
     assert ended.returncode == 2
     assert "error: photographs are read with Pillow: pip install pillow, or pack them elsewhere" in ended.stderr
 

@@ -23,6 +23,7 @@ def arguments(photos: Path, output: Path) -> list[str]:
     return ["--data", str(photos), "--output", str(output), *fixed, "--batch", "2", "--device", "cpu", "--steps", "3"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains_with_twice_the_batch(photos: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(

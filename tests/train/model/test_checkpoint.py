@@ -64,6 +64,7 @@ def test_what_was_saved_is_loaded_in_every_storage_type(model: IPT, tmp_path: Pa
     assert loaded.sha256 == content_hash(stored)
 
 
+@pytest.mark.slow
 def test_the_shards_of_the_paper_size_are_at_most_16_mib_and_hold_everything(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = IPT(preset("ipt", OFFICIAL_TASKS[3:4]))

@@ -28,6 +28,8 @@ from ipt_triton.train.model.ipt import ConfigError, IPTConfig
 
 NAMES = [t.name for t in OFFICIAL_TASKS]
 
+pytestmark = pytest.mark.usefixtures("repeatable")
+
 
 def official(*tasks: str) -> OfficialIPT:
     return OfficialIPT(4, 2, 1, 3, [SCALES[NAMES.index(t)] for t in tasks or NAMES])
@@ -203,6 +205,7 @@ def test_files_that_torch_cannot_read_are_named(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "absent.pt")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_command_writes_a_checkpoint_that_tells_its_source(tmp_path: Path) -> None:
     source = official("sr_x3")

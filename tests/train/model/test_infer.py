@@ -16,6 +16,8 @@ from ipt_triton.train.model.infer import main, restore_image
 from ipt_triton.train.model.ipt import IPT, PRESETS
 from ipt_triton.train.model.start import identity_start
 
+pytestmark = pytest.mark.usefixtures("repeatable")
+
 
 def test_result_does_not_depend_on_the_batch_size():
     model, photo = small_model(), read_image("kitten")[:100, :140]

@@ -35,7 +35,12 @@ def reference(name: str, scales: tuple[int, ...]) -> OfficialIPT:
 
 @pytest.mark.parametrize(
     ("name", "tasks"),
-    [("ipt-tiny", NAMES), ("ipt-tiny", ["denoise_50"]), ("ipt-small", NAMES), ("ipt", ["sr_x3"])],
+    [
+        ("ipt-tiny", NAMES),
+        ("ipt-tiny", ["denoise_50"]),
+        pytest.param("ipt-small", NAMES, marks=pytest.mark.slow),
+        pytest.param("ipt", ["sr_x3"], marks=pytest.mark.slow),
+    ],
 )
 @torch.no_grad()
 def test_every_preset_computes_what_the_official_code_computes(name: str, tasks: list[str]) -> None:
