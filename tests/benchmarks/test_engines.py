@@ -26,6 +26,7 @@ def parts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_parts(tmp_path_factory)
 
 
+@pytest.mark.slow
 def test_the_command_measures_parts_on_the_cpu(
     parts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,6 +49,7 @@ def test_the_command_measures_parts_on_the_cpu(
     assert list(plot.lines[0].get_ydata()) == [pytest.approx(m.rate / 1e9) for m in found if m.rate]
 
 
+@pytest.mark.slow
 def test_the_manifests_flops_come_before_counting(parts_folder: Path) -> None:
     body = next(part for part in read_manifest(parts_folder) if part.name == "body")
     counted = engines.part_flops(parts_folder, body)
@@ -68,6 +70,7 @@ def test_rates_follow_from_times_and_operations() -> None:
     assert engines.markdown(record_of(figure, faster)).count("| 200 | 400.0 | 40 % |") == 2
 
 
+@pytest.mark.slow
 def test_pytorch_runs_the_same_work_beside_openvino(
     parts_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +91,7 @@ def test_pytorch_runs_the_same_work_beside_openvino(
     ]
 
 
+@pytest.mark.slow
 def test_compiled_modules_are_measured_too() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "ipt-tiny", SMALL)
@@ -101,9 +105,9 @@ def test_compiled_modules_are_measured_too() -> None:
         measure_pytorch("huge", [], ["pytorch"], ["fp32"], [1], 0.01, 64, cpu)
 
 
-def test_pytorch_needs_a_preset(parts_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pytorch_needs_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        engines.main(["--parts", str(parts_folder), "--through", "pytorch"])
+        engines.main(["--parts", str(tmp_path), "--through", "pytorch"])
     assert ended.value.code == 2
     assert "--through pytorch needs --preset" in capsys.readouterr().err
 
@@ -130,6 +134,7 @@ def test_calls_repeat_at_least_the_fewest_times() -> None:
     assert len(calls) == engines.WARM_UP + engines.FEWEST_RUNS
 
 
+@pytest.mark.slow
 def test_a_folder_without_plans_and_an_unknown_part_are_refused(
     parts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
