@@ -30,6 +30,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("way", ["openvino", "onnxruntime", "pytorch"])
+@pytest.mark.slow
 def test_every_rival_restores_the_patches_and_keeps_their_order(parts: Path, way: str) -> None:
     tiler = Tiler(read_image("dog")[:130, :100], 2)
     batches = [tiler.patches(*bounds) for bounds in tiler.batches(5)]
@@ -116,6 +117,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert (spread["median"], spread["low"], spread["high"]) == (4, 3, 7)
 
 
+@pytest.mark.slow
 def test_a_rival_that_cannot_run_is_named_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(MODEL, tmp_path / "small")
     arguments = ["--checkpoint", str(tmp_path / "small"), "--task", TASK, "--side", "48", "--rounds", "1"]

@@ -25,6 +25,7 @@ def parts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_parts(tmp_path_factory)
 
 
+@pytest.mark.slow
 def test_the_command_measures_parts_on_the_cpu(
     parts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +61,7 @@ def test_rates_follow_from_times_and_operations() -> None:
     assert engines.markdown(record_of(figure, faster)).count("| 200 | 400.0 | 40 % |") == 2
 
 
+@pytest.mark.slow
 def test_pytorch_runs_the_same_work_beside_openvino(
     parts_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +82,7 @@ def test_pytorch_runs_the_same_work_beside_openvino(
     ]
 
 
+@pytest.mark.slow
 def test_compiled_modules_are_measured_too() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "ipt-tiny", SMALL)
@@ -93,9 +96,9 @@ def test_compiled_modules_are_measured_too() -> None:
         measure_pytorch("huge", [], ["pytorch"], ["fp32"], [1], 0.01, 64, cpu)
 
 
-def test_pytorch_needs_a_preset(parts_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pytorch_needs_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        engines.main(["--parts", str(parts_folder), "--through", "pytorch"])
+        engines.main(["--parts", str(tmp_path), "--through", "pytorch"])
     assert ended.value.code == 2
     assert "--through pytorch needs --preset" in capsys.readouterr().err
 
@@ -122,6 +125,7 @@ def test_calls_repeat_at_least_the_fewest_times() -> None:
     assert len(calls) == engines.WARM_UP + engines.FEWEST_RUNS
 
 
+@pytest.mark.slow
 def test_a_folder_without_plans_and_an_unknown_part_are_refused(
     parts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def test_page_restores_an_uploaded_photo(served: Served, tmp_path: Path, monkeyp
     assert "100×80 → 200×160" in line
 
 
+@pytest.mark.slow
 def test_page_without_a_server_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         "ipt_triton.client.connection.RestorationClient.__init__.__defaults__", ("", None, 0)
