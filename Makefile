@@ -27,7 +27,7 @@ BUILD_ENGINES ?= $(bin)/python export/engines/build.py
 bin := $(VENV)/bin
 pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
-sources := $(wildcard train/*.py export/*.py triton_models/restore/1/model.py)
+sources := $(shell find train export src -name '*.py') triton_models/restore/1/model.py
 
 .PHONY: demo serve export engines check test lint docs clean
 
