@@ -1,4 +1,4 @@
-"""Photos: reading files into arrays, what is sent to the network, and writing files whole or not at all.
+"""Photos: image files with their orientation, alpha, ICC profile and EXIF, read into arrays and written back whole.
 
 Pillow reads and writes. It reduces 16-bit colour to 8 bits on reading, so OpenCV reads those files. Neither library
 writes 16-bit colour together with ICC profile and EXIF, and Pillow fails at a compressed TIFF with EXIF, so TIFF and

@@ -1,1 +1,1 @@
-"""Export room: a checkpoint becomes ONNX parts and a Triton model repository; the server launcher."""
+"""Export room: a checkpoint becomes ONNX parts, TensorRT engines, a Triton model repository and a running server."""

@@ -1,1 +1,1 @@
-"""Training room: the IPT model, its tasks, checkpoints, degradations, tiling and plain PyTorch inference."""
+"""Training room: photographs become a checkpoint. The model, its data, training runs, and CNNs to compare with."""

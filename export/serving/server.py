@@ -1,4 +1,4 @@
-"""A Triton server as an object: started, warmed up, watched, and gone without a trace.
+"""Starts tritonserver, warms it up, watches it, and ends it without a trace: a Triton server as an object.
 
     with TritonServer("triton_models") as server:
         client = tritonclient.grpc.InferenceServerClient(server.grpc_url)

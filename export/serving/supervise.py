@@ -1,4 +1,4 @@
-"""The process that owns a Triton server: nothing of the server outlives it.
+"""The process between the launcher and tritonserver: nothing of the server outlives it.
 
 `export.serving.server` runs this file as a script between itself and `tritonserver`:
 

@@ -1,4 +1,4 @@
-"""What all commands share: a parser whose help is the module's docstring, and errors as one sentence."""
+"""What all commands share: a parser whose help is the docstring, and errors as one sentence and an exit code."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a step is trained on: photographs, degradations, random crops."""
+"""Training data: photographs, degradations, random crops."""

@@ -1,8 +1,8 @@
-"""The router: Triton model `restore`, whole image and task in, restored image out (Python backend, async BLS).
+"""The router: Triton model `restore`. Whole image and task in, tiles in chunks to the ensembles, restored image out.
 
 It cuts the image into patches (`tiling.py` beside this file, copied there by `ipt-export`), sends them in bounded
 chunks, several at a time, to the ensemble `ipt_<task>` and joins the answers. The tasks and limits are parameters of
-its configuration. Python 3.9 syntax; imports only numpy and the tiling module.
+its configuration. Python backend with asynchronous BLS; Python 3.9 syntax; imports only numpy and the tiling module.
 
 Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
 A server that is told to stop refuses further patches, even those of a photograph that it has begun; so `ipt-serve`
