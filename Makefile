@@ -1,6 +1,6 @@
 # make demo     sets up, exports, serves, restores real photographs for every task, writes build/demo/report.html
 # make serve    the same server, staying up
-# make check    lint, types and the tests that take no time: without servers, without GPUs; within a minute
+# make check    lint, types and the quick tests, without servers and GPUs: about a minute on two cores
 # make test     lint, types and all tests
 # make docs     the pages of docs/, into build/docs
 # make engines  on a GPU machine: FP16 parts, TensorRT engines of them, and build/tensorrt_models for ipt-serve
@@ -51,8 +51,9 @@ engines: $(VENV)/.installed
 	$(BUILD_ENGINES) $(PARTS) --output $(ENGINES) --timing-cache $(ENGINES)/timing.cache
 	$(bin)/ipt-export repository --parts $(PARTS) --engines $(ENGINES) --repository $(REPOSITORY)
 
+# Threads of one process cost small tensors more than they bring: a process per core instead.
 check: $(VENV)/.installed lint
-	$(bin)/python -m pytest -m 'not slow and not server and not gpu'
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
 test: $(VENV)/.installed lint
 	$(bin)/python -m pytest

@@ -231,7 +231,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a record."""
     checkpoint = load_checkpoint(arguments.checkpoint)
     sets = {kind: getattr(arguments, kind) for kind in KINDS if getattr(arguments, kind)}
-    rows = measure_all(checkpoint, sets, arguments.precision, arguments.rules, arguments.images)
+    try:
+        rows = measure_all(checkpoint, sets, arguments.precision, arguments.rules, arguments.images)
+    except ValueError as error:  # what export or the tiling of this patch size refuses
+        raise EvaluationError(str(error)) from error
     return {"model": arguments.checkpoint.name, "checkpoint_sha256": checkpoint.sha256, "rows": rows}
 
 
