@@ -24,6 +24,8 @@ PARTS ?= build/parts
 ENGINES ?= build/engines
 BUILD_ENGINES ?= $(bin)/python export/engines/build.py
 
+BINDINGS := build/tensorrt-bindings
+
 bin := $(VENV)/bin
 pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
@@ -55,8 +57,15 @@ engines: $(VENV)/.installed
 check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
-test: $(VENV)/.installed lint
+test: $(VENV)/.installed lint $(BINDINGS)
 	$(bin)/python -m pytest
+
+# TensorRT's own Python bindings, 1 MB a version and without its libraries; tests that need them are left out where they
+# are not to be had.
+$(BINDINGS): $(VENV)/.installed
+	mkdir -p $@
+	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==10.13.3.9
+	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==11.4.0.106
 
 lint: $(VENV)/.installed
 	$(bin)/ruff check

@@ -1,1 +1,16 @@
 """Benchmarks room: the demo and the measurements."""
+
+BENCHMARKS = {
+    "throughput": "serving.throughput",
+    "scaling": "serving.scaling",
+    "startup": "serving.startup",
+    "large_image": "serving.large_image",
+    "engines": "compute.engines",
+    "baselines": "compute.baselines",
+    "training": "compute.training",
+    "quality": "quality.tradeoff",
+    "ablations": "ablations.run",
+    "demo": "demo",
+    "report": "report",
+}
+"""Modules of this room by the benchmark's name, as records have it."""

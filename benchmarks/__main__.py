@@ -13,22 +13,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from ipt_triton.benchmarks import BENCHMARKS
 from ipt_triton.cli import run_subcommand
-
-BENCHMARKS = {
-    "throughput": "serving.throughput",
-    "scaling": "serving.scaling",
-    "startup": "serving.startup",
-    "large_image": "serving.large_image",
-    "engines": "compute.engines",
-    "baselines": "compute.baselines",
-    "training": "compute.training",
-    "quality": "quality.tradeoff",
-    "ablations": "ablations.run",
-    "demo": "demo",
-    "report": "report",
-}
-"""Modules of this room by the benchmark's name, as records have it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

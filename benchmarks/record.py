@@ -78,7 +78,7 @@ class Record:
 
     @property
     def footnote(self) -> str:
-        """Machine, load, versions and command, to stand below a table."""
+        """Machine, load, versions, and the command that measures again, as it is called today."""
         facts = dict(self.machine)
         before, after = facts.pop("busy_cores_before"), facts.pop("busy_cores_after")
         quiet = max(before, after) <= QUIET_CORES
@@ -86,7 +86,8 @@ class Record:
         versions = ", ".join(f"{k} {v}" for k, v in facts.pop("versions").items())
         commit = facts.pop("commit")
         rest = ", ".join(f"{v} {k}" if k == "cores" else f"{v}" for k, v in facts.items())
-        return f"{rest}; {load}; {versions}; commit {commit}.\n\n    {' '.join(self.command)}"
+        command = " ".join(self.command).replace("python -m benchmarks.", "ipt-benchmark ")
+        return f"{rest}; {load}; {versions}; commit {commit}.\n\n    {command}"
 
 
 @dataclass

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ipt_triton.benchmarks.__main__ import BENCHMARKS
+from ipt_triton.benchmarks import BENCHMARKS
 from ipt_triton.benchmarks.errors import ReportError
 from ipt_triton.benchmarks.presentation import save_plot
 from ipt_triton.benchmarks.record import ROOT, Record

@@ -1,4 +1,4 @@
-"""Batches: which files are restored, and where each result goes, settled before any work."""
+"""Batches: which files are restored, and where each result goes, decided before any work."""
 
 from __future__ import annotations
 

@@ -231,9 +231,8 @@ def write_photo(photo: Photo, path: Path | str) -> None:
         raise UnsupportedFormat(
             f"{path}: {width}x{height} pixels cannot be written as {fmt.pillow} ({error}); choose png or tiff"
         ) from error
-    if not path.parent.is_dir():
-        raise ImageError(f"{path} cannot be written: No such file or directory")
     try:
+        (path.parent / ".").stat()  # the folder is not made here
         with atomic_file(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:

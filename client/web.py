@@ -90,7 +90,7 @@ def build_page(client: RestorationClient, folder: Path) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 stopped, 2 no server, no gradio or wrong arguments."""
+    """The command; returns its exit status: 0 stopped, 2 no server or wrong arguments."""
     parser = make_parser("ipt-web", __doc__ or "")
     parser.add_argument(
         "--url", default="localhost:8001", help="HOST:PORT of the server's gRPC port (default %(default)s)"

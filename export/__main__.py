@@ -28,6 +28,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ipt_triton.cli import make_parser, run_command
+from ipt_triton.cpu import cpu_flags, cpu_notes
 from ipt_triton.export.errors import ExportError
 from ipt_triton.export.parts.calibration import read_photos
 from ipt_triton.export.parts.split import check_combination, export_parts
@@ -35,6 +36,8 @@ from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.images import PHOTOS
 from ipt_triton.manifest import PRECISIONS, RESIDUALS, read_manifest
 from ipt_triton.train.model.checkpoint import load_checkpoint
+
+logger = logging.getLogger(__name__)
 
 PARTS, REPOSITORY = STEPS = ("parts", "repository")
 USAGE = """\
@@ -92,7 +95,7 @@ def _add_parts_arguments(parser: argparse.ArgumentParser) -> None:
     )
     help = "tensors between fp16 or bf16 parts in FP32 (default: FP16, unless their values do not fit)"
     parser.add_argument("--fp32-io", action="store_true", help=help)
-    help = "clean photographs that int8 is calibrated and judged on (default: the project's own)"
+    help = "clean photographs that int8 is calibrated and measured on (default: the project's own)"
     parser.add_argument("--calibration", type=Path, metavar="DIR", help=help)
 
 
@@ -127,6 +130,8 @@ def export(arguments: argparse.Namespace) -> None:
         )
     else:
         manifest = read_manifest(arguments.parts)
+    for note in cpu_notes(manifest.precision, cpu_flags()) if manifest.runtime == "openvino" else ():
+        logger.warning("note: %s", note)
     models = []
     if REPOSITORY in arguments.steps and (manifest.runtime == "openvino" or PARTS not in arguments.steps):
         options = ServingOptions(**{option.name: getattr(arguments, option.name) for option in fields(ServingOptions)})

@@ -1,4 +1,4 @@
-"""The base of the errors of exporting."""
+"""The base of the errors of parts and repositories; engines and serving have their own below IptError."""
 
 from __future__ import annotations
 

@@ -41,12 +41,12 @@ from ipt_triton.benchmarks.record import Record, Spread, command_line, run_bench
 from ipt_triton.benchmarks.served import Serving, add_source, of_one_task, photograph, serving, source_of
 from ipt_triton.export.parts.parity import inference_type
 from ipt_triton.manifest import PRECISIONS
+from ipt_triton.service import MAX_BATCH
 from ipt_triton.tasks import TaskError
 from ipt_triton.tiling import KEEP, STRIDE, Tiler
 from ipt_triton.train.model.checkpoint import Checkpoint
 
 SERVED = PRECISIONS["openvino"]
-CHUNK = 8
 """Patches in one request of the router."""
 TORCH_BATCH = 16
 """Patches in one call of PyTorch, as `train.model.infer` has it."""
@@ -243,7 +243,7 @@ def contenders(
             run, step = DirectPipeline(parts, task, precision), os.cpu_count() or 1
         else:
             run, step = by_onnxruntime(parts, task), 1
-        yield ready_made(name, tiler, (STRIDE, KEEP), CHUNK, run, step)
+        yield ready_made(name, tiler, (STRIDE, KEEP), MAX_BATCH, run, step)
 
 
 def batches_to_measure(contender: Contender, part: float) -> int:

@@ -24,6 +24,7 @@ from ipt_triton.benchmarks.presentation import Figure, figure, table
 from ipt_triton.benchmarks.record import Record, command_line, run_benchmark, seconds_of
 from ipt_triton.benchmarks.served import add_precision, add_source, checkpoint_of, photograph, serving, source_of
 from ipt_triton.benchmarks.serving.memory import MIB, Watch
+from ipt_triton.service import ROUTER
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.train.model.checkpoint import Checkpoint
 from ipt_triton.train.model.ipt import IPT, IPTConfig
@@ -75,7 +76,7 @@ def measure_latency(checkpoint: Checkpoint, precision: str, side: int, requests:
             image = triton.InferInput("IMAGE", list(large.shape), "UINT8").set_data_from_numpy(large)
             name = triton.InferInput("TASK", [1], "BYTES").set_data_from_numpy(np.array([task.encode()], object))
             output = triton.InferRequestedOutput("RESTORED")
-            job = connection.async_infer("restore", [image, name], lambda result, error: None, outputs=[output])
+            job = connection.async_infer(ROUTER, [image, name], lambda result, error: None, outputs=[output])
             time.sleep(UNDER_WAY_S)
             under = percentiles()
             job.cancel()

@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ipt_triton.benchmarks.errors import LoadError
 from ipt_triton.client.protocol import CHANNEL_ARGS, ROUTER, ServerInfo, Task, explain
+from ipt_triton.service import ensemble_name
 from ipt_triton.tiling import Tiler, plan_axis
 
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -68,7 +69,7 @@ def patch_request(info: ServerInfo, task: Task, image: np.ndarray, patches: int)
     tiles = np.resize(tiler.patches(0, min(patches, tiler.count)), (patches, 3, side, side))
     pixels = patches * side * side
     answer = (patches, 3, side * task.scale, side * task.scale)
-    message = _serialised(f"ipt_{task.name}", IMAGE=tiles)
+    message = _serialised(ensemble_name(task.name), IMAGE=tiles)
     return Request(task.name, patches, pixels, pixels * task.scale**2, answer, message)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from ipt_triton.service import ROUTER
+
 MIB = 2**20
 _INTERVAL_S = 0.05
 
@@ -60,7 +62,7 @@ class Watch:
     """
 
     def __init__(self, pids: Iterable[int]) -> None:
-        roles = {"restore": "router", "tritonserver": "server"}
+        roles = {ROUTER: "router", "tritonserver": "server"}
         named = {pid: roles.get(process_name(pid)) for pid in pids} | {os.getpid(): "client"}
         self._roles = {psutil.Process(pid): role for pid, role in named.items() if role}
         self._before = {process: resident(process) for process in self._roles}

@@ -70,7 +70,7 @@ class ObservedServer:
         self._connection = triton.InferenceServerClient(url)
         self._roles = {service.ROUTER: ROUTER}
         for task in tasks:
-            steps = self._connection.get_model_config(f"ipt_{task}").config.ensemble_scheduling.step
+            steps = self._connection.get_model_config(service.ensemble_name(task)).config.ensemble_scheduling.step
             self._roles.update(zip((step.model_name for step in steps), PARTS, strict=True))
         self._processes = {pid: self._roles.get(process_name(pid), SERVER) for pid in self.pids}
         if self._processes:

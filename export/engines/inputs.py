@@ -65,7 +65,7 @@ def plan_precision(version: tuple[int, ...], asked: str | None, graph: str) -> P
     if precision == "fp32":
         return PrecisionPlan(precision, ("EXPLICIT_BATCH",), (), cleared, pin_types=False)
     pin = graph == "fp16"
-    # Preferred, not obeyed: where no kernel fits, a slower or less exact one serves, and the parity check judges it.
+    # Preferred, not obeyed: where no kernel fits, a slower or less exact one serves, and the parity check measures it.
     flags = ("FP16", "PREFER_PRECISION_CONSTRAINTS") if pin else ("FP16",)
     return PrecisionPlan(precision, ("EXPLICIT_BATCH",), flags, cleared, pin)
 

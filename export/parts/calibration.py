@@ -1,6 +1,6 @@
 """Tiles for INT8: photographs, degraded for each task, as the task's head hands them to the body.
 
-The left half of each photograph calibrates and the right half judges, so that no pixel does both.
+The left half of each photograph calibrates and the right half measures, so that no pixel does both.
 
     photos = read_photos(PHOTOS)
     samples = calibration_samples(model, model.config.tasks, photos)
@@ -92,7 +92,7 @@ def calibration_samples(
 
 @torch.inference_mode()
 def held_out(model: IPT, task: Task, photos: Sequence[np.ndarray]) -> HeldOut:
-    """Tiles to judge a task by. Raises CalibrationError as `calibration_samples` does."""
+    """Tiles to measure a task on. Raises CalibrationError as `calibration_samples` does."""
     clean, degraded = _pairs(model, task, [p[:, p.shape[1] // 2 :] for p in photos], HELD_OUT_TILES, seed=2)
     features, embedding = model.heads[task.name](degraded)
     tensors = {"FEATURES": features.numpy(), "TASK_EMBEDDING": embedding.contiguous().numpy()}

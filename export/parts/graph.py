@@ -62,7 +62,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, str]:
     """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
-    del bare.graph.value_info[:]  # what an exporter noted down is no proof
+    del bare.graph.value_info[:]  # what an exporter noted down proves nothing
     try:
         graph = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True).graph
     except onnx.shape_inference.InferenceError as error:

@@ -45,6 +45,7 @@ from ipt_triton.export.parts.layer_names import MOVING, groups_of, layer_names, 
 from ipt_triton.export.parts.parity import inference_type
 from ipt_triton.manifest import Parity
 from ipt_triton.parity import TOLERANCES, measure
+from ipt_triton.service import MAX_BATCH
 
 logger = logging.getLogger(__name__)
 
@@ -318,7 +319,7 @@ def served(model: onnx.ModelProto, precision: ov.Type) -> _Body:
     return _in_batches(lambda batch: compiled(batch)["BODY_FEATURES"])
 
 
-def _in_batches(run: Callable[[dict[str, np.ndarray]], np.ndarray], size: int = 8) -> _Body:
+def _in_batches(run: Callable[[dict[str, np.ndarray]], np.ndarray], size: int = MAX_BATCH) -> _Body:
     def body(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         starts = range(0, len(inputs["FEATURES"]), size)
         return np.concatenate([run({name: x[i : i + size] for name, x in inputs.items()}) for i in starts])

@@ -28,6 +28,7 @@ from ipt_triton.images import read_rgb
 from ipt_triton.manifest import IR_VERSION, OPSET, ImageParity, Parity
 from ipt_triton.metrics import psnr_of_error, psnr_y, to_uint8
 from ipt_triton.parity import ParityError, compare
+from ipt_triton.service import MAX_BATCH
 from ipt_triton.tasks import Task
 from ipt_triton.tiling import PATCH, STRIDE, Tiler
 from ipt_triton.train.data.degradations import DEGRADATIONS, degrade_image
@@ -185,7 +186,7 @@ def check_image(
     return parity
 
 
-def _restore(image: np.ndarray, scale: int, network: Network, patch: int, batch: int = 8) -> np.ndarray:
+def _restore(image: np.ndarray, scale: int, network: Network, patch: int, batch: int = MAX_BATCH) -> np.ndarray:
     """A whole image in floating values, neither rounded nor clipped."""
     tiler = Tiler(image, scale, patch, floating=True)
     for first, last in tiler.batches(batch):

@@ -117,7 +117,7 @@ def export_parts(
         precision: how the parts will be run, one of `PRECISIONS` for the runtime; the parity gate uses it.
         residual: type of the residual stream of FP16 parts, one of `RESIDUALS`.
         fp32_io: keep the tensors between typed parts FP32; otherwise they are FP16 unless their values do not fit.
-        photos: clean photographs, uint8 RGB, for INT8 alone, which is calibrated and judged on them.
+        photos: clean photographs, uint8 RGB, for INT8 alone, which is calibrated and measured on them.
 
     Raises:
         ExportError, ParityError: nothing is written then.

@@ -187,7 +187,7 @@ def typed_graph(model: onnx.ModelProto, options: TypedOptions) -> onnx.ModelProt
     Weights of low layers are stored in the low type.
 
     Raises:
-        GraphError: a name in `keep` that is no node, or a weight of a low layer beyond the type's range.
+        GraphError: a name in `keep` that is not a node, or a weight of a low layer beyond the type's range.
     """
     floats = {name for name, kind in tensor_types(model).items() if kind == FP32}
     graph = gs.import_onnx(model).toposort()

@@ -98,7 +98,7 @@ def ensemble_config(route: Route, parts: Sequence[pb.ModelConfig]) -> pb.ModelCo
     """
     head, _, tail = parts
     config = pb.ModelConfig(
-        name=ensemble_name(route.task),
+        name=ensemble_name(route.task.name),
         platform="ensemble",
         max_batch_size=min(part.max_batch_size for part in parts),
         input=head.input,

@@ -72,7 +72,7 @@ def write_repository(
         raise RepositoryError("the runtime tensorrt-python takes engines of one GPU: name one folder with --engines")
     plans = {} if runtime == "openvino" else read_plans(parts_folder, manifest, engines)
     repository.mkdir(parents=True, exist_ok=True)
-    models = {part.name for part in manifest.parts} | {ensemble_name(route.task) for route in manifest.routes}
+    models = {part.name for part in manifest.parts} | {ensemble_name(route.task.name) for route in manifest.routes}
     for name in sorted(models):
         if (repository / name).exists() and not _is_generated(repository / name):
             raise RepositoryError(
@@ -96,7 +96,7 @@ def write_repository(
                 _add_engine_runner(folder / "1")
             _write(folder / "config.pbtxt", config)
     for route in manifest.routes:
-        with atomic_directory(repository / ensemble_name(route.task)) as folder:
+        with atomic_directory(repository / ensemble_name(route.task.name)) as folder:
             (folder / "1").mkdir()  # Triton wants a version folder, and an ensemble has nothing to put there
             steps = [configs[name] for name in (route.head, route.body, route.tail)]
             _write(folder / "config.pbtxt", ensemble_config(route, steps))

@@ -13,7 +13,7 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from ipt_triton.export.serving.errors import WarmUpError
-from ipt_triton.service import ROUTER, ServiceError, ServiceInfo
+from ipt_triton.service import ROUTER, ServiceError, served_tasks
 from ipt_triton.tasks import Task
 
 _SIDE = 64
@@ -23,7 +23,7 @@ def read_tasks(client: triton.InferenceServerClient) -> tuple[Task, ...]:
     """Read the task table from the router's configuration; raise WarmUpError when there is none."""
     try:
         router = client.get_model_config(ROUTER, client_timeout=30).config
-        return ServiceInfo.from_parameters({name: p.string_value for name, p in router.parameters.items()}).tasks
+        return served_tasks({name: p.string_value for name, p in router.parameters.items()})
     except (triton.InferenceServerException, ServiceError) as error:
         raise WarmUpError(
             f"the router's configuration tells no tasks ({error}): run ipt-export CHECKPOINT again"

@@ -32,18 +32,17 @@ def run_subcommand(prog: str, description: str, modules: Mapping[str, str], argv
     return status
 
 
-def run_command(work: Callable[[], int | None], *expected: type[Exception], name: str = "error") -> int:
+def run_command(work: Callable[[], int | None], *expected: type[Exception]) -> int:
     """Run a command's work and return its exit status; what goes wrong is printed in a sentence.
 
     Args:
         work: returns the exit status, None for 0.
         expected: errors to print beside IptError and OSError; their exit status is 1.
-        name: printed before the sentence.
     """
     try:
         return work() or 0
     except Exception as error:
         if not isinstance(error, (IptError, OSError, *expected)):
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.status if isinstance(error, IptError) else 1

@@ -19,7 +19,7 @@ PHOTOS = Path(__file__).with_name("photos")
 
 
 class UnreadableImage(IptError, ValueError):
-    """A file that is no image, or a damaged one."""
+    """A file that is not an image, or a damaged one."""
 
 
 def read_rgb(path: Path) -> np.ndarray:

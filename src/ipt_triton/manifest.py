@@ -108,7 +108,7 @@ class Int8:
     Attributes:
         share: of its multiplications, how many are INT8, 0 to 1.
         loss: PSNR in dB that each task loses in exact arithmetic, which is the same on every CPU.
-        confirmed_with: instructions of the CPU that computed it at export and stayed within the bounds.
+        confirmed_with: best INT8 instructions that the CPU of the export lists, whose kernels stayed within the bounds.
     """
 
     share: float

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from .errors import IptError
-from .tasks import KINDS, Task
+from .tasks import Task
 
 ROUTER = "restore"
 """Name of the model that takes whole images."""
@@ -34,9 +34,9 @@ class ServiceError(IptError, ValueError):
     """A router's configuration that does not describe its tasks."""
 
 
-def ensemble_name(task: Task) -> str:
-    """Name of the ensemble that restores patches of a task."""
-    return f"ipt_{task.name}"
+def ensemble_name(task: str) -> str:
+    """Name of the ensemble that restores patches of a task, by the task's name."""
+    return f"ipt_{task}"
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,23 @@ class ServiceInfo:
         """
         try:
             values: dict[str, Any] = {field.name: parameters[field.name] for field in fields(cls)}
-            values["tasks"] = tuple(map(_served_task, json.loads(values["tasks"])))
+            values["tasks"] = served_tasks(parameters)
             for name in ("patch_size", "stride", "keep", "max_input_pixels", "max_output_pixels"):
                 values[name] = int(values[name])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ServiceError):
+                raise
             raise ServiceError(f"the model {ROUTER!r} does not describe its tasks ({error!r})") from error
 
 
-def _served_task(entry: Mapping[str, Any]) -> Task:
-    """A task of a router that may be newer: unknown fields are left out, an unknown kind is as good as `paired`."""
-    if entry["kind"] not in KINDS:
-        return Task(entry["id"], entry["name"], "paired", entry["scale"])
-    return Task(**{field.name: entry[field.name] for field in fields(Task) if field.name in entry})
+def served_tasks(parameters: Mapping[str, str]) -> tuple[Task, ...]:
+    """The task table of a router's parameters, of this or a newer version.
+
+    Raises:
+        ServiceError: it is missing or unreadable.
+    """
+    try:
+        return tuple(Task.of_server(entry) for entry in json.loads(parameters["tasks"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServiceError(f"the model {ROUTER!r} does not describe its tasks ({error!r})") from error

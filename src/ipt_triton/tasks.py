@@ -7,8 +7,8 @@ its own table, so a file with `denoise_50` alone still calls it task 5, and noth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .errors import IptError
@@ -67,6 +67,15 @@ class Task:
         """The task as plain JSON values."""
         return asdict(self)
 
+    @classmethod
+    def of_server(cls, entry: Mapping[str, Any]) -> Task:
+        """A task as a server describes it, unchecked: a newer one may have kinds, scales and fields unknown here."""
+        task = object.__new__(cls)
+        values = {"scale": 1, "sigma": 0.0, "quality": 0, **entry}
+        for field in fields(cls):
+            object.__setattr__(task, field.name, values[field.name])
+        return task
+
 
 OFFICIAL_TASKS: tuple[Task, ...] = (
     Task(0, "sr_x2", "sr", scale=2),
@@ -88,7 +97,7 @@ def task_table(tasks: Iterable[Task | dict[str, Any]]) -> tuple[Task, ...]:
     """Check a table (ids and names unique, not empty) and return it sorted by id.
 
     Raises:
-        TaskError: naming the id or name that occurs twice, or an entry that is no task.
+        TaskError: naming the id or name that occurs twice, or an entry that is not a task.
     """
     try:
         table = sorted((t if isinstance(t, Task) else Task(**t) for t in tasks), key=lambda t: t.id)
@@ -111,7 +120,7 @@ def find_task(tasks: Sequence[Task], key: int | str) -> Task:
         TaskError: naming the key and every task there is.
     """
     for task in tasks:
-        if key == task.name or (isinstance(key, int) and key == task.id) or str(key) == str(task.id):
+        if str(key) in (task.name, str(task.id)):
             return task
     known = ", ".join(f"{t.id} {t.name}" for t in tasks)
     raise TaskError(f"unknown task {key!r}; there are: {known}")

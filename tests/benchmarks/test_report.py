@@ -11,8 +11,7 @@ import pytest
 from helpers.benchmarks import MACHINE
 from PIL import Image
 
-from ipt_triton.benchmarks import report
-from ipt_triton.benchmarks.__main__ import BENCHMARKS
+from ipt_triton.benchmarks import BENCHMARKS, report
 from ipt_triton.benchmarks.compute.measurement import Measurement
 from ipt_triton.benchmarks.record import Record, Spread
 

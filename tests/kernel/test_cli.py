@@ -25,8 +25,8 @@ def fail(error: Exception) -> int:
 def test_an_expected_error_is_a_sentence_and_an_exit_status(
     error: Exception, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(lambda: fail(error), KeyError, name="ipt-x") == status
-    assert capsys.readouterr().err == f"ipt-x: {error}\n"
+    assert run_command(lambda: fail(error), KeyError) == status
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_an_unexpected_error_is_a_traceback() -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ipt_triton.service import ServiceError, ServiceInfo, ensemble_name
-from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task
+from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS
 
 INFO = ServiceInfo((*OFFICIAL_TASKS, *OPTIONAL_TASKS), 48, 40, 46, 64_000_000, 256_000_000, "ab", "openvino", "bf16")
 
@@ -30,9 +30,11 @@ def test_parameters_that_lack_something_are_refused_by_name(name: str, value: st
 
 def test_tasks_of_a_newer_server_are_read_as_far_as_they_are_known() -> None:
     table = [
-        {"id": 9, "name": "dehaze", "kind": "dehaze", "scale": 1, "sigma": 0, "quality": 0, "haze": 0.5},
+        {"id": 9, "name": "dehaze", "kind": "dehaze", "scale": 8, "sigma": 0.5, "haze": 0.5},
         {"id": 3, "name": "derain", "kind": "derain", "scale": 1, "sigma": 0, "quality": 0, "drops": True},
     ]
     info = ServiceInfo.from_parameters({**INFO.to_parameters(), "tasks": json.dumps(table)})
-    assert info.tasks == (Task(9, "dehaze", "paired"), OFFICIAL_TASKS[3])
-    assert [ensemble_name(task) for task in info.tasks] == ["ipt_dehaze", "ipt_derain"]
+    assert info.tasks[1] == OFFICIAL_TASKS[3]
+    dehaze = info.tasks[0]
+    assert (dehaze.id, dehaze.name, dehaze.kind, dehaze.scale, dehaze.sigma) == (9, "dehaze", "dehaze", 8, 0.5)
+    assert [ensemble_name(task.name) for task in info.tasks] == ["ipt_dehaze", "ipt_derain"]

@@ -143,7 +143,7 @@ def git_commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def run_command(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Runtime], None]) -> int:
+def run_training(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Runtime], None]) -> int:
     """Run a training command; returns its status: 0 done or stopped and saved, 1 failed, 2 wrong arguments or data."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     return ipt_triton.cli.run_command(lambda: work(arguments, open_runtime(arguments.device, arguments.devices)))

@@ -25,7 +25,7 @@ import torch
 
 from ipt_triton.cli import make_parser
 from ipt_triton.tasks import KINDS, OFFICIAL_TASKS, OPTIONAL_TASKS, SCALES, Task, TaskError, find_task
-from ipt_triton.train.fit.command import add_arguments, check_arguments, read_parent, run, run_command
+from ipt_triton.train.fit.command import add_arguments, check_arguments, read_parent, run, run_training
 from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.model.ipt import IPT
 from ipt_triton.train.model.start import identity_start
@@ -122,4 +122,4 @@ def finetune(arguments: argparse.Namespace, runtime: Runtime) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done or stopped and saved, 1 failed, 2 wrong arguments or data."""
-    return run_command(parse_arguments(argv), finetune)
+    return run_training(parse_arguments(argv), finetune)

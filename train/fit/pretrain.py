@@ -28,7 +28,7 @@ import torch
 
 from ipt_triton.cli import make_parser
 from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, find_task
-from ipt_triton.train.fit.command import add_arguments, check_arguments, read_parent, run, run_command
+from ipt_triton.train.fit.command import add_arguments, check_arguments, read_parent, run, run_training
 from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, preset
@@ -96,4 +96,4 @@ def pretrain(arguments: argparse.Namespace, runtime: Runtime) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done or stopped and saved, 1 failed, 2 wrong arguments or data."""
-    return run_command(parse_arguments(argv), pretrain)
+    return run_training(parse_arguments(argv), pretrain)

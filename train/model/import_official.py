@@ -254,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = convert(read_state_dict(arguments.file), arguments.tasks, arguments.heads)
         digest = hashlib.sha256(arguments.file.read_bytes()).hexdigest()
         provenance = {
-            "importer": "ipt_triton.train.model.import_official",
+            "importer": "train.model.import_official",
             "source": {"file": arguments.file.name, "sha256": digest},
         }
         save_checkpoint(model, arguments.output, provenance)

@@ -149,7 +149,7 @@ def number(value: int) -> tuple[np.ndarray, str]:
     ("outputs", "inputs", "words"),
     [
         ((), {"IMAGE": IMAGE}, "give TASK_ID or TASK, one of: 0 sr_x2, 1 sr_x3"),
-        ((), {"IMAGE": IMAGE, "TASK_ID": number(17)}, "TASK_ID 17 is no task of this server; there are: 0 sr_x2"),
+        ((), {"IMAGE": IMAGE, "TASK_ID": number(17)}, "TASK_ID 17 is not a task of this server; there are: 0 sr_x2"),
         ((), {"IMAGE": IMAGE, "TASK": (np.array([b"sharpen"], object), "BYTES")}, "TASK 'sharpen' is no task"),
         (
             (),

@@ -26,12 +26,18 @@ class InvalidRequest(ValueError):
 class TritonPythonModel:
     def initialize(self, args):
         parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
-        self._tasks = json.loads(parameters["tasks"])
-        self._patch = int(parameters["patch_size"])
-        self._bodies, self._chunk = int(parameters["body_instances"]), int(parameters["chunk"])
-        self._in_flight = int(parameters["requests_in_flight"])
-        self._stride, self._keep = int(parameters["stride"]), int(parameters["keep"])
-        self._max_input, self._max_output = int(parameters["max_input_pixels"]), int(parameters["max_output_pixels"])
+        try:
+            self._tasks = json.loads(parameters["tasks"])
+            self._patch = int(parameters["patch_size"])
+            self._bodies, self._chunk = int(parameters["body_instances"]), int(parameters["chunk"])
+            self._in_flight = int(parameters["requests_in_flight"])
+            self._stride, self._keep = int(parameters["stride"]), int(parameters["keep"])
+            self._max_input = int(parameters["max_input_pixels"])
+            self._max_output = int(parameters["max_output_pixels"])
+        except KeyError as error:
+            raise pb_utils.TritonModelException(
+                f"the router's config.pbtxt lacks {error}, so it is of another version: run ipt-export CHECKPOINT"
+            ) from None
         self._family, self._under_way = _gauge(args["model_instance_name"])
 
     async def execute(self, requests):
@@ -120,7 +126,7 @@ class TritonPythonModel:
             found = [t for t in found if t["name"] == value]
             asked.append(f"TASK {value!r}")
         if not found:
-            raise InvalidRequest(f"{' with '.join(asked)} is no task of this server; there are: {known}")
+            raise InvalidRequest(f"{' with '.join(asked)} is not a task of this server; there are: {known}")
         return found[0]
 
     def _check_size(self, image, task):
