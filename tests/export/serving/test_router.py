@@ -150,11 +150,11 @@ def number(value: int) -> tuple[np.ndarray, str]:
     [
         ((), {"IMAGE": IMAGE}, "give TASK_ID or TASK, one of: 0 sr_x2, 1 sr_x3"),
         ((), {"IMAGE": IMAGE, "TASK_ID": number(17)}, "TASK_ID 17 is not a task of this server; there are: 0 sr_x2"),
-        ((), {"IMAGE": IMAGE, "TASK": (np.array([b"sharpen"], object), "BYTES")}, "TASK 'sharpen' is no task"),
+        ((), {"IMAGE": IMAGE, "TASK": (np.array([b"sharpen"], object), "BYTES")}, "TASK 'sharpen' is not a task"),
         (
             (),
             {"IMAGE": IMAGE, "TASK_ID": DERAIN, "TASK": (np.array([b"sr_x2"], object), "BYTES")},
-            "TASK_ID 3 with TASK 'sr_x2' is no task",
+            "TASK_ID 3 with TASK 'sr_x2' is not a task",
         ),
         ((), {"TASK_ID": DERAIN}, "no image given; give one of IMAGE and IMAGE16"),
         ((), {"IMAGE": IMAGE, "IMAGE16": IMAGE16, "TASK_ID": DERAIN}, "IMAGE and IMAGE16 given; give one"),

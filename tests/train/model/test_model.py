@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers.official_reference import SCALES, OfficialIPT
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError
 from ipt_triton.train.model.import_official import convert
@@ -226,3 +227,11 @@ def test_a_configuration_that_cannot_be_built_is_refused(change: dict[str, objec
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"'ipt-huge'.*ipt, ipt-small, ipt-tiny"):
         preset("ipt-huge")
+
+
+def test_the_paper_size_model_takes_33_g_multiply_adds_a_patch() -> None:
+    with torch.device("meta"):
+        model = IPT(preset("ipt", OFFICIAL_TASKS[3:4]))
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, 48, 48), "derain")
+    assert counter.get_total_flops() / 2 == pytest.approx(33e9, rel=0.01)
