@@ -22,7 +22,7 @@ class Measurement:
 
     Attributes:
         through: what ran it, one of `WAYS` or `tensorrt`.
-        flops: per patch; None if neither manifest nor plan gives them and onnx is not installed.
+        flops: per patch; None if the plan does not give them.
         matmul_rate: FLOP/s of one large matrix multiplication of this precision; None if it was not measured.
     """
 

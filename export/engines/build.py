@@ -3,7 +3,7 @@
     python export/engines/build.py build/parts --output build/engines
     python export/engines/build.py build/parts --output build/engines --only body --timing-cache build/timing
 
-Alone on a GPU machine with numpy, tensorrt and pycuda (Python 3.9 syntax, the files beside this one); one
+Alone on a GPU machine with numpy, tensorrt and pycuda (Python 3.9 syntax; a checkout, nothing installed); one
 code for TensorRT 8.6, 10 and 11. From TensorRT 10 on networks are strongly typed: the ONNX graph alone says what is
 computed in FP16, and `--precision` must agree with it. TensorRT 8.6 is told by flags, and the types of an FP16 graph
 are pinned layer by layer.
