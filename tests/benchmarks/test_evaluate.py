@@ -309,7 +309,7 @@ def test_a_set_that_cannot_be_evaluated_is_one_sentence(
         (["--task", "sharpen"], 2, "unknown task 'sharpen'; there are: 0 sr_x2"),
         (["--task", "derain", "--stride", "0"], 2, "STRIDE 0 is not allowed"),
         (["--task", "derain", "--keep", "50"], 2, "KEEP 50 is not allowed"),
-        (["--task", "derain", "--url", "127.0.0.1:1"], 1, "127.0.0.1:1"),
+        pytest.param(["--task", "derain", "--url", "127.0.0.1:1"], 1, "127.0.0.1:1", marks=pytest.mark.slow),
     ],
 )
 def test_wrong_arguments_have_a_status_of_their_own(

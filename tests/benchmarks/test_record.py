@@ -70,6 +70,7 @@ def _spin() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_work_of_others_is_seen() -> None:
     before = statistics.median(record.busy_cores(0.3) for _ in range(3))
     spinner = multiprocessing.get_context("spawn").Process(target=_spin)

@@ -98,6 +98,7 @@ def test_a_rule_that_no_tiling_can_follow_is_refused(text: str, capsys: pytest.C
     assert f"'{text}' is not a rule STRIDE/KEEP" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_test_set_nothing_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(MODEL, tmp_path / "small")
     with pytest.raises(SystemExit) as stopped:

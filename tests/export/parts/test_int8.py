@@ -46,6 +46,8 @@ from ipt_triton.train.model.checkpoint import save_checkpoint
 from ipt_triton.train.model.ipt import IPT
 from ipt_triton.train.model.start import identity_start
 
+pytestmark = pytest.mark.slow  # the calibration that most need
+
 needs_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="INT8 needs NNCF: pip install 'ipt-triton[int8]'")
 ONE_PHOTO = read_photos(PHOTOS)[:1]
 TASKS = (SMALL.tasks[0], SMALL.tasks[4])
