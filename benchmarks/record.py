@@ -26,6 +26,7 @@ from typing import Any
 from ipt_triton.benchmarks.errors import ReportError
 from ipt_triton.benchmarks.presentation import Figure, save_plot
 from ipt_triton.cli import make_parser, run_command
+from ipt_triton.cpu import cpu_facts, cpu_flags
 from ipt_triton.files import atomic_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,15 +178,11 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 def processor() -> str:
     """The processor's name and the matrix instructions that matter here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    facts, flags = cpu_facts(), cpu_flags()
+    if not facts:
         return platform.processor() or platform.machine()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    names = {key.strip(): value for key, value in facts.items()}
-    name = names.get("model name", platform.machine()).strip()
-    able = [f for f in ("avx512_bf16", "avx512_vnni", "amx_bf16") if f in names.get("flags", "").split()]
-    return " ".join([name, *able])
+    able = [f for f in ("avx512_bf16", "avx512_vnni", "amx_bf16") if f in flags]
+    return " ".join([facts.get("model name", platform.machine()), *able])
 
 
 def busy_cores(seconds: float = 1.0) -> float:

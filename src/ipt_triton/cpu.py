@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -12,13 +11,19 @@ _BF16 = frozenset({"amx_bf16", "avx512_bf16", "avx_ne_convert"})
 _EXPORT = "run ipt-export CHECKPOINT with --precision fp32"
 
 
+def cpu_facts() -> dict[str, str]:
+    """What Linux lists of the first core, by name (`model name`, `flags`, …); nothing on other systems."""
+    try:
+        first, _, _ = CPUINFO.read_text(encoding="utf-8").partition("\n\n")
+    except OSError:
+        return {}
+    entries = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {name.strip(): value.strip() for name, value in entries}
+
+
 def cpu_flags() -> frozenset[str]:
     """Flags of the first core of an x86-64 CPU; none where the system does not list them."""
-    try:
-        found = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        return frozenset()
-    return frozenset(found[1].split()) if found else frozenset()
+    return frozenset(cpu_facts().get("flags", "").split())
 
 
 def int8_instructions(flags: frozenset[str]) -> str:

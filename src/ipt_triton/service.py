@@ -7,7 +7,8 @@ Standard library only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -74,16 +75,11 @@ class ServiceInfo:
         Raises:
             ServiceError: one is missing or unreadable.
         """
-        try:
+        with _described():
             values: dict[str, Any] = {field.name: parameters[field.name] for field in fields(cls)}
-            values["tasks"] = served_tasks(parameters)
             for name in ("patch_size", "stride", "keep", "max_input_pixels", "max_output_pixels"):
                 values[name] = int(values[name])
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ServiceError):
-                raise
-            raise ServiceError(f"the model {ROUTER!r} does not describe its tasks ({error!r})") from error
+        return cls(**{**values, "tasks": served_tasks(parameters)})
 
 
 def served_tasks(parameters: Mapping[str, str]) -> tuple[Task, ...]:
@@ -92,7 +88,13 @@ def served_tasks(parameters: Mapping[str, str]) -> tuple[Task, ...]:
     Raises:
         ServiceError: it is missing or unreadable.
     """
-    try:
+    with _described():
         return tuple(Task.of_server(entry) for entry in json.loads(parameters["tasks"]))
+
+
+@contextmanager
+def _described() -> Iterator[None]:
+    try:
+        yield
     except (KeyError, TypeError, ValueError) as error:
         raise ServiceError(f"the model {ROUTER!r} does not describe its tasks ({error!r})") from error

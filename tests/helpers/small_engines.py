@@ -12,7 +12,7 @@ from helpers.support import SMALL, small_model
 from ipt_triton.export.engines.files import write_plan
 from ipt_triton.export.engines.metadata import EngineMetadata
 from ipt_triton.export.parts.split import export_parts
-from ipt_triton.manifest import Manifest, Parity
+from ipt_triton.manifest import Manifest, Parity, Port
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 
 TENSORRT = "10.13.3.9"
@@ -33,29 +33,42 @@ def typed_parts(factory: pytest.TempPathFactory) -> TypedParts:
     return TypedParts(checkpoint, folder, export_parts([checkpoint], folder, "fp16", "tensorrt"))
 
 
+def metadata(plan: bytes = b"plan", **changes: object) -> EngineMetadata:
+    """What `export/engines/build.py` would write of a plan, but for the changes."""
+    values = EngineMetadata(
+        part="body",
+        tensorrt=TENSORRT,
+        gpu="NVIDIA H200",
+        compute_capability="9.0",
+        precision="fp16",
+        evidence="inspector",
+        profile=(1, 8, 16),
+        level=3,
+        inputs=(Port("FEATURES", (8, 48, 48), "float16"),),
+        outputs=(Port("BODY_FEATURES", (8, 48, 48), "float16"),),
+        onnx_sha256="ab",
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=len(plan),
+        weight_count=100,
+        layers={"fp16": 10, "fp32": 2},
+        parity=(Parity("fp16", 0.5, 60.0, 1),),
+        build_seconds=1.5,
+        flops=1000,
+    )
+    return replace(values, **changes)  # type: ignore[arg-type]
+
+
 def write_engines(folder: Path, parts: TypedParts, **changes: object) -> Path:
     """Plans of random bytes with the description that `export/engines/build.py` would write, but for the changes."""
     for part in parts.manifest.parts:
         plan = f"plan of {part.name} for {folder.name}".encode()
-        metadata = EngineMetadata(
-            part=part.name,
-            tensorrt=TENSORRT,
-            gpu="NVIDIA H200",
-            compute_capability="9.0",
-            precision="fp16",
-            evidence="inspector",
-            profile=(1, 8, 16),
-            level=3,
-            inputs=part.inputs,
-            outputs=part.outputs,
-            onnx_sha256=hashlib.sha256((parts.folder / f"{part.name}.onnx").read_bytes()).hexdigest(),
-            plan_sha256=hashlib.sha256(plan).hexdigest(),
-            plan_bytes=len(plan),
-            weight_count=100,
-            layers={"fp16": 10},
-            parity=(Parity("fp16", 0.5, 60.0, 1),),
-            build_seconds=1.5,
-            flops=part.flops,
-        )
-        write_plan(folder, plan, replace(metadata, **changes))  # type: ignore[arg-type]
+        own = {
+            "part": part.name,
+            "inputs": part.inputs,
+            "outputs": part.outputs,
+            "onnx_sha256": hashlib.sha256((parts.folder / f"{part.name}.onnx").read_bytes()).hexdigest(),
+            "layers": {"fp16": 10},
+            "flops": part.flops,
+        }
+        write_plan(folder, plan, metadata(plan, **{**own, **changes}))
     return folder

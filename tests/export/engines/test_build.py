@@ -10,7 +10,6 @@ imported in a process of their own against stub libraries (every entry point ret
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import os
 import subprocess
@@ -29,6 +28,7 @@ import onnxruntime
 import pytest
 import torch
 from helpers import small_engines
+from helpers.small_engines import metadata
 from helpers.small_parts import MODEL, small_parts
 from helpers.support import SMALL, small_model
 from onnx import TensorProto, helper
@@ -37,7 +37,7 @@ from ipt_triton.export.engines import build, checks, cuda, files
 from ipt_triton.export.engines import inputs as engine_inputs
 from ipt_triton.export.engines import metadata as plan_metadata
 from ipt_triton.export.engines.files import BuildOptions
-from ipt_triton.export.engines.metadata import EngineError, EngineMetadata, Gpu, InputError, PlanMismatch
+from ipt_triton.export.engines.metadata import EngineError, Gpu, InputError, PlanMismatch
 from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.export.parts.parity import real_tiles
 from ipt_triton.export.parts.split import export_parts
@@ -47,7 +47,6 @@ from ipt_triton.manifest import (
     Layer,
     Manifest,
     ManifestError,
-    Parity,
     Port,
     read_manifest,
     tasks_of_parts,
@@ -73,30 +72,6 @@ ENTRY_POINTS = (
     "initLibNvInferPlugins",
 )
 H200 = Gpu("NVIDIA H200", "9.0")
-
-
-def metadata(plan: bytes = b"plan", **changes: object) -> EngineMetadata:
-    values = EngineMetadata(
-        part="body",
-        tensorrt="10.13.3.9",
-        gpu="NVIDIA H200",
-        compute_capability="9.0",
-        precision="fp16",
-        evidence="inspector",
-        profile=(1, 8, 16),
-        level=3,
-        inputs=(Port("FEATURES", (8, 48, 48), "float16"),),
-        outputs=(Port("BODY_FEATURES", (8, 48, 48), "float16"),),
-        onnx_sha256="ab",
-        plan_sha256=hashlib.sha256(plan).hexdigest(),
-        plan_bytes=len(plan),
-        weight_count=100,
-        layers={"fp16": 10, "fp32": 2},
-        parity=(Parity("fp16", 0.5, 60.0, 1),),
-        build_seconds=1.5,
-        flops=1000,
-    )
-    return replace(values, **changes)  # type: ignore[arg-type]
 
 
 # --- the bindings ---------------------------------------------------------------------------------------------------
