@@ -57,7 +57,7 @@ engines: $(VENV)/.installed
 check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
-test: $(VENV)/.installed lint $(BINDINGS)
+test: $(VENV)/.installed lint $(BINDINGS) $(VENV)/.installed-rtx
 	$(bin)/python -m pytest
 
 # TensorRT's own Python bindings, 1 MB a version and without its libraries; tests that need them are left out where they
@@ -66,6 +66,10 @@ $(BINDINGS): $(VENV)/.installed
 	mkdir -p $@
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==10.13.3.9
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==11.4.0.106
+
+# NVIDIA's parser and builder, which need no GPU; tests that need them are left out where they are not to be had.
+$(VENV)/.installed-rtx: $(VENV)/.installed
+	-$(bin)/python -m pip install $(pip_flags) --editable '.[rtx]' && touch $@
 
 lint: $(VENV)/.installed
 	$(bin)/ruff check

@@ -24,7 +24,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ipt_triton.cpu import cpu_flags, cpu_notes
-from ipt_triton.export.engines.cuda import require_tensorrt
+from ipt_triton.export.engines.library import library_of, load_library
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.serving import preflight_gpu
 from ipt_triton.service import ROUTER
@@ -36,7 +36,8 @@ _EXPORT_AGAIN = "run ipt-export CHECKPOINT again"
 _RUNTIME_MODULES = {
     "openvino": {"openvino": "pip install openvino"},
     "tensorrt": {},
-    "tensorrt-python": {"tensorrt": "pip install tensorrt", "pycuda": "pip install pycuda"},
+    "tensorrt-python": {"pycuda": "pip install pycuda"},
+    "tensorrt-rtx": {"pycuda": "pip install pycuda"},
 }
 # The files that a version folder must hold; the other backends are Triton's to judge.
 _MODEL_FILES = {"python": "model.py", "onnxruntime": "model.onnx"}
@@ -248,9 +249,9 @@ def _check_runtime(runtime: str, parts: Sequence[Path], server: ServerFiles | No
         return problems
     installed = None
     try:
-        if runtime == "tensorrt-python" and not problems:
-            installed = require_tensorrt()
-        elif runtime == "tensorrt" and server is not None:
+        if runtime != "tensorrt":
+            installed = load_library(library_of(runtime)).version
+        elif server is not None:
             installed = preflight_gpu.server_tensorrt(server.backends / runtime, server.environment())
     except EngineError as error:
         problems.append(str(error))

@@ -134,7 +134,7 @@ def check_plans(parts: Iterable[Path], installed: str | None) -> list[str]:
 
 def _check_versions(plans: Sequence[EngineMetadata], installed: str) -> list[str]:
     known = version_numbers(installed)
-    wrong = sorted({p.tensorrt for p in plans if version_numbers(p.tensorrt)[: len(known)] != known})
+    wrong = sorted({p.version for p in plans if version_numbers(p.version)[: len(known)] != known})
     return [
         f"the plans were built by TensorRT {version} and the server has {installed}: {_BUILD_AGAIN}, with {installed}"
         for version in wrong
