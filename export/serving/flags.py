@@ -20,8 +20,7 @@ from ipt_triton.service import MAX_INPUT_PIXELS, ROUTER
 EXIT_TIMEOUT_S = 10
 CHUNKS_ON_A_GPU = 8
 """Chunks of patches whose tensors the pool of a GPU's memory holds between their parts: two that the bodies compute,
-two that wait for them, two in heads, two in tails. What finds no room goes through the CPU's memory: slower, never wrong.
-"""
+two that wait for them, two in heads, two in tails. What finds no room takes the CPU's memory: slower, never wrong."""
 
 _POOL_FLAG = "--cuda-memory-pool-byte-size"
 _SMALLEST_POOL = 64 << 20  # Triton's own; holds some 70 patches of the paper's model in FP16
@@ -119,6 +118,12 @@ def server_flags(
 def is_given(flag: str, extra: Sequence[str]) -> bool:
     """Whether a flag is among the user's own."""
     return any(argument.partition("=")[0] == flag for argument in extra)
+
+
+def is_off(flag: str, extra: Sequence[str]) -> bool:
+    """Whether the user's own flags say no to what tritonserver does unless told otherwise, such as `--allow-http`."""
+    values = re.findall(rf"(?:^| ){flag}[= ](\S+)", " ".join(extra))
+    return bool(values) and values[-1].lower() in ("false", "off", "0")
 
 
 def _pool_flags(repository: Path) -> list[str]:

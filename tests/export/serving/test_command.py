@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -275,6 +276,25 @@ def test_a_signal_stops_the_command_with_exit_0_and_nothing_is_left(repository: 
     assert command.process.wait(20) == 0, command.output
     assert command.left() == []
     assert "CudaDriverHelper" not in command.output
+
+
+@pytest.mark.server
+def test_without_http_no_address_for_it_is_told_and_the_rest_works(repository: Path) -> None:
+    command = Command(repository, "--", "--allow-http=false")
+    line = command.ready()
+    assert line.startswith("ready: grpc 127.0.0.1:") and line.endswith("2 tasks: sr_x2, derain")
+    with urllib.request.urlopen(re.findall(r"metrics (\S+),", line)[0]) as page:
+        assert page.status == 200
+    command.process.terminate()
+    assert command.process.wait(20) == 0, command.output
+    assert command.left() == []
+
+
+@pytest.mark.parametrize(("word", "off"), [("=false", True), ("=OFF", True), ("=0", True), ("=true", False)])
+def test_an_address_is_told_unless_a_flag_turns_it_off(repository: Path, word: str, off: bool) -> None:
+    server = TritonServer(repository, extra_args=["--log-info=true", f"--allow-metrics{word}"])
+    assert ("metrics" not in server.addresses) == off
+    assert server.addresses.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.server
