@@ -25,7 +25,8 @@ from ipt_triton.export.serving.errors import BuildError, InterruptedStartError, 
 from ipt_triton.export.serving.preflight_gpu import Lack, check_plans, same_version
 from ipt_triton.manifest import ManifestError, read_manifest
 
-BUILDER = (sys.executable, "-m", "ipt_triton.export.engines.build")
+_BUILDER = "ipt_triton.export.engines.build"
+BUILDER = (sys.executable, "-m", _BUILDER)
 """Takes `--repository DIR --device N`, builds there what is missing for that GPU, and prints what it does."""
 
 MODULES = {
@@ -79,17 +80,17 @@ class GpuRepository:
             return _BUILD_AGAIN
         if not all((version / "model.onnx").is_file() for version in versions):
             return _BUILD_AGAIN
-        command = f"python -m {BUILDER[-1]} --repository {self.folder} --device {lacks[0].device}"
+        command = f"python -m {_BUILDER} --repository {self.folder} --device {lacks[0].device}"
         if build is False:
             return f"leave out --no-build, or run {command}"
         for module, way in MODULES[self.runtime].items():
             if importlib.util.find_spec(module) is None:
-                return f"building them needs the Python module {module}: run {way}, or where it is {command}"
+                return f"building them needs the Python module {module}: run {way}, or build elsewhere: {command}"
         if self.runtime == "tensorrt" and (other := self._other_tensorrt()):
             return other
         for version in versions:
             if not os.access(version, os.W_OK):
-                return f"{version} cannot be written: let ipt-serve write there, or elsewhere run {command}"
+                return f"{version} cannot be written: let ipt-serve write there, or build elsewhere: {command}"
         if build is None and weights > UNASKED_WEIGHTS:
             minutes = math.ceil(len(lacks) * weights / 1e6 * _SECONDS_PER_MILLION_WEIGHTS / 60)
             return f"building them takes some {minutes} minutes (estimated, not measured): run ipt-serve with --build"
