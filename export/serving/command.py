@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from ipt_triton.export.serving.errors import CheckError, InterruptedStartError, ServeError
+from ipt_triton.export.serving.missing_engines import UNASKED_WEIGHTS
 from ipt_triton.export.serving.output import output_logger
 from ipt_triton.export.serving.server import GRACE_S, TritonServer
 
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--build",
         action=argparse.BooleanOptionalAction,
-        help="engines that the GPUs at hand lack (by itself for models up to 20 million weights)",
+        help=f"engines that the GPUs at hand lack (by itself up to {UNASKED_WEIGHTS // 10**6} million weights)",
     )
     parser.add_argument(
         "--timeout",

@@ -1,8 +1,8 @@
 """Engines that a repository lacks for this machine's GPUs: whether they may be built before the start, and the build.
 
 A GPU repository holds what its engines are built from, so that it can be carried to any GPU: `manifest.json` and
-`samples.npz` at its root, `model.onnx` beside the plans of each part. The builder is a process of its own, because
-launchers import neither TensorRT's nor CUDA's Python modules and because a build can be stopped in the middle only so.
+`samples.npz` at its root, `model.onnx` beside the plans of each part. The builder is a process of its own, because only
+so can a build be stopped in the middle, and the memory that it took is free again when Triton starts.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ MODULES = {
 UNASKED_WEIGHTS = 20_000_000
 """Most weights whose engines are built unasked: ipt-tiny has 1.8 million, ipt-small 11, the paper's model 116."""
 
-# An estimate: 0.15 s for a million weights without timing kernels (NVIDIA's builder on two CPU cores, 17 s for the
-# paper's body), and TensorRT times a dozen or two of kernels for each layer.
+# An estimate: 0.15 s for a million weights without timing kernels was measured (NVIDIA's builder on two CPU cores, 17 s
+# for the paper's body); that timing them takes some fifteen times as long is a guess.
 _SECONDS_PER_MILLION_WEIGHTS = 2.5
 
 _BUILD_AGAIN = "build the engines again (make engines, or export/engines/build.py) and export the repository again"
