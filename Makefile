@@ -8,7 +8,7 @@
 # Engines run in the version of TensorRT alone that built them. This one builds with that of the virtual environment (pip
 # install 'ipt-triton[tensorrt]'), for ipt-serve in the same; the other in a container, for Triton in that of compose.yaml:
 #   make engines RUNTIME=tensorrt-python
-#   make engines BUILD_ENGINES='docker compose run --rm engines'
+#   make engines BUILD_ENGINES='docker compose run --rm --user "$$(id -u):$$(id -g)" engines'
 #
 # Elsewhere than on a machine with a CPU build of torch at hand, name an index that has one:
 #   make demo EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
