@@ -33,10 +33,11 @@ from pathlib import Path
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.cpu import cpu_flags, cpu_notes
 from ipt_triton.export.engines import build
+from ipt_triton.export.engines.metadata import plans_beside
 from ipt_triton.export.errors import ExportError
 from ipt_triton.export.parts.calibration import read_photos
 from ipt_triton.export.parts.split import check_batch, check_combination, export_parts
-from ipt_triton.export.repository.write import ServingOptions, write_repository
+from ipt_triton.export.repository.write import PLAN_STEM, ServingOptions, write_repository
 from ipt_triton.images import PHOTOS
 from ipt_triton.manifest import PRECISIONS, RESIDUALS, read_manifest
 from ipt_triton.train.model.checkpoint import load_checkpoint
@@ -149,11 +150,15 @@ def export(arguments: argparse.Namespace) -> None:
     if REPOSITORY in arguments.steps:
         options = ServingOptions(**{option.name: getattr(arguments, option.name) for option in fields(ServingOptions)})
         models = write_repository(arguments.parts, manifest, arguments.repository, options, arguments.engines)
+    engines = ""
+    if models and manifest.runtime != "openvino":
+        cards = plans_beside(arguments.repository / manifest.parts[0].name / "1" / PLAN_STEM)
+        engines = f", engines for compute capability {', '.join(cards)}" if cards else ", no engines yet"
     tasks = ", ".join(route.task.name for route in manifest.routes)
     if arguments.json:
         print(json.dumps(manifest.to_dict(), indent=2))
     elif models:
-        print(f"{arguments.repository}: {len(models)} models, tasks {tasks}")
+        print(f"{arguments.repository}: {len(models)} models, tasks {tasks}{engines}")
     else:
         print(f"{arguments.parts}: {len(manifest.parts)} parts in {manifest.precision}, tasks {tasks}")
     if not models:

@@ -41,7 +41,7 @@ from ipt_triton.export.engines.cuda import GpuSession
 from ipt_triton.export.engines.inputs import choose_parts, plan_precision, random_inputs
 from ipt_triton.export.engines.library import Library, load_library
 from ipt_triton.export.engines.messages import explain_failure, make_logger
-from ipt_triton.export.engines.metadata import BuildFacts, EngineError, plan_path, read_metadata
+from ipt_triton.export.engines.metadata import BuildFacts, EngineError, read_metadata
 from ipt_triton.export.engines.runner import EngineRunner
 from ipt_triton.manifest import read_manifest
 
@@ -115,16 +115,23 @@ def measure_gpu(
     Raises:
         EngineError: as `EngineRunner`; or the folder holds no plans for this GPU, or none of a name asked for.
     """
-    capability = GpuSession(device).gpu.compute_capability
-    found_here = {path: read_metadata(path) for path in sorted(plans.glob(plan_path(Path("*"), capability).name))}
-    names = [metadata.part for metadata in found_here.values()]
+    there = {path: read_metadata(path) for path in sorted(plans.glob("*.plan"))}
+    names = sorted({metadata.part for metadata in there.values()})
     if not names or set(only) - set(names):
         wanted = ", ".join(sorted(set(only) - set(names))) or "plan"
         raise EngineError(
-            f"{plans} holds no {wanted} for compute capability {capability}; it holds {', '.join(names) or 'none'}: "
-            "run ipt-export engines"
+            f"{plans} holds no {wanted}; it holds {', '.join(names) or 'nothing'}: run ipt-export engines"
         )
-    chosen = {path: metadata for path, metadata in found_here.items() if not only or metadata.part in only}
+    capability = GpuSession(device).gpu.compute_capability
+    chosen = {
+        path: metadata
+        for path, metadata in there.items()
+        if metadata.compute_capability == capability and (not only or metadata.part in only)
+    }
+    if not chosen:
+        raise EngineError(
+            f"{plans} holds no plan for compute capability {capability}, this GPU's: run ipt-export engines"
+        )
     done = []
     for library, precision in sorted({(m.library, m.precision) for m in chosen.values()}):
         matmul = None if precision == "bf16" else gpu_matmul(library, size, precision, device)  # numpy has no BF16

@@ -71,6 +71,7 @@ def write_engines(folder: Path, parts: TypedParts, **changes: object) -> Path:
             "onnx_sha256": hashlib.sha256((parts.folder / f"{part.name}.onnx").read_bytes()).hexdigest(),
             "layers": {"fp16": 10},
             "flops": part.flops,
+            "profile": (1, 8, parts.manifest.max_batch),
         }
         found = metadata(plan, **{**own, **changes})
         write_plan(plan_path(folder / part.name, found.compute_capability), plan, found)
