@@ -1,0 +1,131 @@
+"""A machine with a stand-in for a GPU: what child processes need so that PyCUDA and TensorRT find one.
+
+Three pieces, each there or the tests that need it are skipped: PyCUDA compiled from source (`build/pycuda`), TensorRT for
+RTX (`build/tensorrt-rtx`), both from `make test`, and a C compiler for the driver, `libcuda.c`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stand_in.build_pycuda import extension
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PYCUDA = ROOT / "build" / "pycuda"
+TENSORRT = ROOT / "build" / "tensorrt-rtx"
+TIMEOUT_S = 120
+
+
+class Missing(Exception):
+    """A piece that the stand-in needs is not there; the message says which."""
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """The stand-in GPU.
+
+    Attributes:
+        driver: the library libcuda.so.1, in a folder of its own.
+        packages: folders for Python's path: the project, the tests, TensorRT and PyCUDA.
+    """
+
+    driver: Path
+    packages: tuple[Path, ...]
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """The environment of a process that sees the GPU."""
+        return {
+            **os.environ,
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(self.driver.parent), os.getenv("LD_LIBRARY_PATH")])),
+            "PYTHONPATH": os.pathsep.join(map(str, self.packages)),
+            "OMP_NUM_THREADS": "1",
+            **variables,
+        }
+
+    def run(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run Python with these arguments on the machine."""
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            env=self.environment(**variables),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+
+    def play(self, scene: str, *arguments: object, **variables: str) -> Any:
+        """What a function of `scenes.py` returns, called in a process of its own."""
+        done = self.run("-m", "stand_in.scenes", scene, *arguments, **variables)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def environment_for_triton(self, folder: Path) -> Path:
+        """A virtual environment whose Python, and no other program, sees the GPU; returns that Python.
+
+        Triton's Python models look at no PYTHONPATH, and Triton itself must not find the driver: it would ask for more.
+        """
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        (packages,) = folder.glob("lib/python*/site-packages")
+        lines = [*self.packages, *(path for path in map(Path, sys.path) if path.name == "site-packages")]
+        load = f"import ctypes; ctypes.CDLL({str(self.driver)!r}, mode=ctypes.RTLD_GLOBAL)"
+        (packages / "stand_in.pth").write_text("\n".join([load, *map(str, lines)]) + "\n")
+        return folder / "bin" / "python"
+
+
+def make_stand_in(folder: Path) -> StandIn:
+    """Compile the driver into `folder`; raises Missing."""
+    pycuda = extension(PYCUDA, "_driver")
+    if not pycuda.is_file():
+        raise Missing(f"{pycuda} is missing: make build/pycuda")
+    for tool in ("cc", "nm"):
+        if shutil.which(tool) is None:
+            raise Missing(f"there is no C compiler ({tool})")
+    return StandIn(
+        _compile_driver(folder, pycuda),
+        (ROOT / "src", ROOT / "tests", HERE / "modules", PYCUDA, _unpack_tensorrt()),
+    )
+
+
+def _compile_driver(folder: Path, pycuda: Path) -> Path:
+    """The driver, with all functions of CUDA's that PyCUDA wants and `libcuda.c` does not have refusing to do anything."""
+    library, rest = folder / "libcuda.so.1", folder / "rest.c"
+    command = ["cc", "-std=c11", "-O1", "-shared", "-fPIC", "-pthread", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
+    source = str(HERE / "libcuda.c")
+    subprocess.run([*command, "-Wall", "-Wextra", "-Werror", source], check=True)
+    played = _functions(library, "--defined-only")
+    wanted = _functions(pycuda, "--undefined-only")
+    # 801 is CUDA_ERROR_NOT_SUPPORTED.
+    rest.write_text("".join(f"int {name}(void) {{ return 801; }}\n" for name in sorted(wanted - played)))
+    subprocess.run([*command, source, str(rest)], check=True)
+    return library
+
+
+def _functions(library: Path, which: str) -> set[str]:
+    listed = subprocess.run(["nm", "-D", which, str(library)], capture_output=True, text=True, check=True).stdout
+    return {name for name in (line.split()[-1] for line in listed.splitlines()) if name.startswith("cu")}
+
+
+def _unpack_tensorrt() -> Path:
+    """The folder with what the wheels of TensorRT for RTX hold, unpacked once."""
+    site = TENSORRT / "site"
+    if not site.is_dir():
+        tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+        wheels = [*TENSORRT.glob("tensorrt_rtx_*_libs-*.whl"), *TENSORRT.glob(f"tensorrt_rtx_*_bindings-*-{tag}-*.whl")]
+        if len(wheels) != 2:
+            raise Missing(f"{TENSORRT} lacks the wheels of TensorRT for RTX: make build/tensorrt-rtx")
+        with tempfile.TemporaryDirectory(dir=TENSORRT) as name:
+            for wheel in wheels:
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(Path(name) / "site")
+            if not site.is_dir():  # another test run was faster
+                (Path(name) / "site").rename(site)
+    return site
