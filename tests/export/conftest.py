@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from helpers.small_engines import TypedParts
 from helpers.support import SMALL, small_model
-from stand_in.machine import ROOT, Missing, StandIn, make_stand_in
+from stand_in.machine import BUILDER, BuiltEngines, Missing, StandIn, make_stand_in
 
 from ipt_triton.export.parts.split import export_parts
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
-
-BUILDER = ROOT / "export" / "engines" / "build.py"
-
-
-@dataclass(frozen=True)
-class BuiltEngines:
-    parts: TypedParts
-    folder: Path
-    build: subprocess.CompletedProcess[str]
-
-    def plan(self, name: str) -> Path:
-        return self.folder / f"{name}.plan"
-
-    @property
-    def descriptions(self) -> list[dict[str, object]]:
-        return json.loads(self.build.stdout)
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,9 @@
 
     python tests/stand_in/build_pycuda.py build/pycuda
 
-In the folder lie PyCUDA's source distribution and a wheel of CUDA's headers (see the Makefile). The package `pycuda` appears
-beside them, whole or not at all. It is made by the compiler alone and not by PyCUDA's own setup, because that optimises,
-and compiles a file at a time: three minutes instead of half a one.
+In the folder lie PyCUDA's source distribution and a wheel of CUDA's headers (see the Makefile). The package `pycuda`
+appears beside them, whole or not at all. The compiler alone makes it and not PyCUDA's own setup, which optimises and
+compiles one file after the other.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def build(folder: Path) -> None:
         driver += [path for path in others if "win32" not in path.parts and path.name != "once_atomic.cpp"]
         struct = wrapper / "_pvt_struct_v3.cpp"
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # the longest are first
-            objects = dict(zip([*driver, struct], pool.map(lambda path: _compile(path, flags), [*driver, struct]), strict=True))
+            objects = dict(
+                zip([*driver, struct], pool.map(lambda path: _compile(path, flags), [*driver, struct]), strict=True)
+            )
         # The driver's library that PyCUDA names is found when it is imported; here it is an empty one.
         stub = work / "libcuda.so"
         (work / "empty.c").touch()

@@ -104,6 +104,11 @@ result cuCtxPopCurrent_v2(void **context) {
     return SUCCESS;
 }
 
+/* What PyCUDA does with a primary context that it holds until the process ends. */
+result cuCtxDetach(void *context) {
+    return cuCtxPopCurrent_v2(&context);
+}
+
 result cuCtxGetDevice(int *device) {
     NEED_CONTEXT();
     *device = 0;

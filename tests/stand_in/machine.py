@@ -1,7 +1,7 @@
 """A machine with a stand-in for a GPU: what child processes need so that PyCUDA and TensorRT find one.
 
-Three pieces, each there or the tests that need it are skipped: PyCUDA compiled from source (`build/pycuda`), TensorRT for
-RTX (`build/tensorrt-rtx`), both from `make test`, and a C compiler for the driver, `libcuda.c`.
+Three pieces are needed, or the tests are skipped: PyCUDA compiled from source (`build/pycuda`) and TensorRT for RTX
+(`build/tensorrt-rtx`), which `make test` gets, and a C compiler for the driver (`libcuda.c`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.small_engines import TypedParts
 from stand_in.build_pycuda import extension
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYCUDA = ROOT / "build" / "pycuda"
 TENSORRT = ROOT / "build" / "tensorrt-rtx"
+BUILDER = ROOT / "export" / "engines" / "build.py"
 TIMEOUT_S = 120
 
 
@@ -81,6 +83,27 @@ class StandIn:
         return folder / "bin" / "python"
 
 
+@dataclass(frozen=True)
+class BuiltEngines:
+    """Engines that `export/engines/build.py` built on the stand-in.
+
+    Attributes:
+        build: the run of the command.
+    """
+
+    parts: TypedParts
+    folder: Path
+    build: subprocess.CompletedProcess[str]
+
+    def plan(self, part: str) -> Path:
+        return self.folder / f"{part}.plan"
+
+    @property
+    def descriptions(self) -> list[dict[str, Any]]:
+        """What the command printed of each."""
+        return json.loads(self.build.stdout)
+
+
 def make_stand_in(folder: Path) -> StandIn:
     """Compile the driver into `folder`; raises Missing."""
     pycuda = extension(PYCUDA, "_driver")
@@ -96,7 +119,7 @@ def make_stand_in(folder: Path) -> StandIn:
 
 
 def _compile_driver(folder: Path, pycuda: Path) -> Path:
-    """The driver, with all functions of CUDA's that PyCUDA wants and `libcuda.c` does not have refusing to do anything."""
+    """The driver; functions of CUDA's that PyCUDA wants and `libcuda.c` lacks are there and refuse."""
     library, rest = folder / "libcuda.so.1", folder / "rest.c"
     command = ["cc", "-std=c11", "-O1", "-shared", "-fPIC", "-pthread", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
     source = str(HERE / "libcuda.c")

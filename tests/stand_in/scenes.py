@@ -1,6 +1,6 @@
 """What tests have the engine runner do on the stand-in GPU, each in a process of its own: what happened, as JSON.
 
-    python -m stand_in.scenes changing_batches build/engines/body.plan
+python -m stand_in.scenes changing_batches build/engines/body.plan
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import tensorrt as trt
 
-from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.engines.runner import EngineRunner
 
 BATCHES = (1, 3, 2, 3, 1, 3)
@@ -167,21 +166,33 @@ def wrong_batches(path: str) -> dict[str, Any]:
         return {"messages": messages, "error": error_of(runner, plan, 2), "counts": count()}
 
 
-def out_of_memory(path: str) -> dict[str, Any]:
-    """Runners that find less memory than they need, at each of the places that ask for some, then enough."""
-    plan = Path(path)
+def out_of_memory(path: str, where: str) -> dict[str, Any]:
+    """Runners that find less memory than they need, at each of the places that ask for some, then enough.
+
+    Args:
+        where: `first` or `other`, the thread of this process that opens them.
+    """
+    plan, found = Path(path), {"messages": []}
     with EngineRunner.open(plan) as runner:
         needed = count()["device_bytes"]
     del runner
-    free = count()
-    messages = []
-    for share in (0.0, 0.3, 0.5, 0.7, 0.9, 0.999):
-        set_memory(int(share * needed))
-        messages.append(message(lambda: EngineRunner.open(plan)))
-    failed = count()
-    set_memory(needed)
+    found["free"] = count()
+
+    def fail() -> None:
+        for share in (0.0, 0.3, 0.5, 0.7, 0.9, 0.999):
+            set_memory(int(share * needed))
+            found["messages"].append(message(lambda: EngineRunner.open(plan)))
+
+    if where == "other":
+        worker = threading.Thread(target=fail)
+        worker.start()
+        worker.join()
+    else:
+        fail()
+    found["failed"] = count()
+    set_memory(1 << 30)
     with EngineRunner.open(plan) as runner:
-        return {"messages": messages, "free": free, "failed": failed, "error": error_of(runner, plan, 2)}
+        return {**found, "error": error_of(runner, plan, 2)}
 
 
 def refused_enqueue(path: str) -> dict[str, Any]:
@@ -204,7 +215,7 @@ def failing_kernel(path: str) -> dict[str, Any]:
     with EngineRunner.open(Path(path)) as runner:
         runner.run(batch_of(runner, 1))
         trt.fault = "compute"
-        messages = [message(lambda: runner.run(batch_of(runner, batch))) for batch in (1, 1)]
+        messages = [message(lambda: runner.run(batch_of(runner, 1))) for _ in range(2)]
         trt.fault = ""
         messages.append(message(lambda: runner.run(batch_of(runner, 1))))
         contexts = count()["contexts"]

@@ -1,8 +1,8 @@
 """A module `tensorrt` for a machine without a GPU: NVIDIA's parser and builder, and engines that ONNX Runtime computes.
 
-Parser and builder are those of TensorRT for RTX, which build ahead of time for a compute capability and need no GPU. The
-plan that they make is only looked at for being there: the plan that comes out holds the ONNX graph behind a header, and
-what runs it is ONNX Runtime, in the order of the stream and in the memory of the stand-in driver (`libcuda.c`). All
+Parser and builder are those of TensorRT for RTX, which build ahead of time for a compute capability and need no GPU.
+Of the plan that they make it only matters that there is one: the plan that comes out holds the ONNX graph behind a
+header. ONNX Runtime runs it, in the order of the stream and in the memory of the stand-in driver (`libcuda.c`). All
 other names are those of TensorRT for RTX. The environment sets what it says of itself:
 
     STAND_IN_TENSORRT  version, such as 10.13.3.9 (the default); from 11 on the inspector has other keys
@@ -48,21 +48,30 @@ def _capability() -> str:
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
-class OnnxParser(rtx.OnnxParser):
-    """NVIDIA's; remembers the graph, for the plan."""
+_graphs: dict[int, bytes] = {}  # by network
+_profiles: dict[int, Any] = {}  # by builder; one that held its profile would never end, nor would its logger
 
-    graphs: dict[int, bytes] = {}  # by network
+
+class _Subclass:
+    """What NVIDIA's classes need so that Python's subclasses of them end in silence."""
+
+    def __del__(self) -> None:
+        pass
+
+
+class OnnxParser(_Subclass, rtx.OnnxParser):
+    """NVIDIA's; remembers the graph, for the plan."""
 
     def __init__(self, network: Any, logger: Any) -> None:
         super().__init__(network, logger)
         self._network = id(network)
 
     def parse(self, model: bytes) -> bool:
-        self.graphs[self._network] = bytes(model)
+        _graphs[self._network] = bytes(model)
         return super().parse(model)
 
 
-class Builder(rtx.Builder):
+class Builder(_Subclass, rtx.Builder):
     """NVIDIA's, for the compute capability of the stand-in driver."""
 
     def create_builder_config(self) -> Any:
@@ -72,17 +81,17 @@ class Builder(rtx.Builder):
         return config
 
     def create_optimization_profile(self) -> Any:
-        self._profile = super().create_optimization_profile()
-        return self._profile
+        profile = _profiles[id(self)] = super().create_optimization_profile()
+        return profile
 
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
+        graph, profile = _graphs.pop(id(network)), _profiles.pop(id(self))
         plan = super().build_serialized_network(network, config)
         if plan is None:
             return None
         names = [network.get_input(index).name for index in range(network.num_inputs)]
-        profile = {name: [list(shape) for shape in self._profile.get_shape(name)] for name in names}
-        graph = OnnxParser.graphs.pop(id(network))
-        header = {"tensorrt": __version__, "capability": _capability(), "profile": profile, "bytes": len(graph)}
+        shapes = {name: [list(shape) for shape in profile.get_shape(name)] for name in names}
+        header = {"tensorrt": __version__, "capability": _capability(), "profile": shapes, "bytes": len(graph)}
         return _MAGIC + json.dumps(header).encode() + b"\n" + graph
 
 
@@ -259,7 +268,9 @@ class EngineInspector:
 
         model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(self._engine.graph))
         graph = model.graph
-        known = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
+        known = {
+            value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)
+        }
         known.update({tensor.name: tensor.data_type for tensor in graph.initializer})
 
         def port(name: str) -> dict[str, Any]:
