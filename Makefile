@@ -25,6 +25,8 @@ ENGINES ?= build/engines
 BUILD_ENGINES ?= $(bin)/python export/engines/build.py
 
 BINDINGS := build/tensorrt-bindings
+TENSORRT_RTX := build/tensorrt-rtx
+PYCUDA := build/pycuda
 
 bin := $(VENV)/bin
 pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
@@ -57,7 +59,7 @@ engines: $(VENV)/.installed
 check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
-test: $(VENV)/.installed lint $(BINDINGS)
+test: $(VENV)/.installed lint $(BINDINGS) $(TENSORRT_RTX) $(PYCUDA)
 	$(bin)/python -m pytest
 
 # TensorRT's own Python bindings, 1 MB a version and without its libraries; tests that need them are left out where they
@@ -66,6 +68,19 @@ $(BINDINGS): $(VENV)/.installed
 	mkdir -p $@
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==10.13.3.9
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==11.4.0.106
+
+# For the tests on a stand-in GPU: NVIDIA's parser and builder, 90 MB, and PyCUDA, which is compiled in half a minute and
+# without CUDA. Neither goes into the virtual environment.
+$(TENSORRT_RTX): $(VENV)/.installed
+	mkdir -p $@
+	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-rtx-cu12-libs==1.7.1.116 tensorrt-rtx-cu12-bindings==1.7.1.116
+	touch $@
+
+$(PYCUDA): $(VENV)/.installed tests/stand_in/build_pycuda.py
+	mkdir -p $@
+	-$(bin)/python -m pip download $(pip_flags) --no-deps --no-build-isolation --no-binary pycuda --dest $@ pycuda==2026.1 nvidia-cuda-runtime-cu12==12.9.79
+	-$(bin)/python tests/stand_in/build_pycuda.py $@
+	touch $@
 
 lint: $(VENV)/.installed
 	$(bin)/ruff check

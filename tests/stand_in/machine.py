@@ -139,9 +139,9 @@ def _functions(library: Path, which: str) -> set[str]:
 
 def _unpack_tensorrt() -> Path:
     """The folder with what the wheels of TensorRT for RTX hold, unpacked once."""
-    site = TENSORRT / "site"
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    site = TENSORRT / f"site-{tag}"
     if not site.is_dir():
-        tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
         wheels = [*TENSORRT.glob("tensorrt_rtx_*_libs-*.whl"), *TENSORRT.glob(f"tensorrt_rtx_*_bindings-*-{tag}-*.whl")]
         if len(wheels) != 2:
             raise Missing(f"{TENSORRT} lacks the wheels of TensorRT for RTX: make build/tensorrt-rtx")
