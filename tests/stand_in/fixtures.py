@@ -1,4 +1,4 @@
-"""Fixtures of the stand-in GPU: the machine, parts for TensorRT, and engines that were built on it once."""
+"""Fixtures: the stand-in GPU, parts for TensorRT, and engines that were built on it once."""
 
 from __future__ import annotations
 
