@@ -17,7 +17,7 @@ import sysconfig
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def build(folder: Path) -> None:
     if sdist is None or headers is None:
         raise FileNotFoundError(f"{folder} lacks PyCUDA's source distribution or the wheel of CUDA's headers")
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        work = Path(name)
+        work = Path(name).resolve()
         with tarfile.open(sdist) as archive:
             archive.extractall(work, filter="data")
         source = next(work.glob("pycuda-*"))
@@ -68,22 +68,34 @@ def build(folder: Path) -> None:
         flags = [*includes, *(f"-D{key}={value}" for key, value in DEFINES.items())]
 
         wrapper, cpp = source / "src" / "wrapper", source / "src" / "cpp"
-        driver = [wrapper / "wrap_cudadrv.cpp", wrapper / "mempool.cpp", cpp / "cuda.cpp", cpp / "bitlog.cpp"]
-        others = [path for path in (boost / "libs").glob("*/src/**/*.cpp") if path.parts[-3:-1] != ("thread", "src")]
-        driver += [path for path in others if "win32" not in path.parts and path.name != "once_atomic.cpp"]
+        # Boost as one file: nearly all the time goes into its headers.
+        whole_boost = work / "boost.cpp"
+        whole_boost.write_text("".join(f'#include "{path}"\n' for path in sorted(_boost_sources(boost / "libs"))))
+        driver = [
+            wrapper / "wrap_cudadrv.cpp",
+            whole_boost,
+            wrapper / "mempool.cpp",
+            cpp / "cuda.cpp",
+            cpp / "bitlog.cpp",
+        ]
         struct = wrapper / "_pvt_struct_v3.cpp"
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # the longest are first
-            objects = dict(
-                zip([*driver, struct], pool.map(lambda path: _compile(path, flags), [*driver, struct]), strict=True)
-            )
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # what takes longest comes first
+            *driver_objects, struct_object = pool.map(lambda path: _compile(path, flags), [*driver, struct])
         # The driver's library that PyCUDA names is found when it is imported; here it is an empty one.
         stub = work / "libcuda.so"
         (work / "empty.c").touch()
         _run("cc", "-shared", "-Wl,-soname,libcuda.so.1", work / "empty.c", "-o", stub)
-        _link([objects[path] for path in driver], extension(source, "_driver"), "-Wl,--no-as-needed", str(stub))
-        _link([objects[struct]], extension(source, "_pvt_struct"))
+        _link(driver_objects, extension(source, "_driver"), "-Wl,--no-as-needed", str(stub))
+        _link([struct_object], extension(source, "_pvt_struct"))
         shutil.rmtree(folder / "pycuda", ignore_errors=True)
         (source / "pycuda").rename(folder / "pycuda")
+
+
+def _boost_sources(libraries: Path) -> Iterator[Path]:
+    """Those that PyCUDA's setup compiles."""
+    for path in libraries.glob("*/src/**/*.cpp"):
+        if path.parts[-3:-1] != ("thread", "src") and "win32" not in path.parts and path.name != "once_atomic.cpp":
+            yield path
 
 
 def _compile(path: Path, flags: Sequence[str]) -> Path:
@@ -101,4 +113,7 @@ def _run(*command: object) -> None:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    try:
+        build(Path(sys.argv[1]))
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"PyCUDA was not compiled: {error}")
