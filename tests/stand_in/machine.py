@@ -108,7 +108,7 @@ def make_stand_in(folder: Path) -> StandIn:
     """Compile the driver into `folder`; raises Missing."""
     pycuda = extension(PYCUDA, "_driver")
     if not pycuda.is_file():
-        raise Missing(f"{pycuda} is missing: make build/pycuda")
+        raise Missing(f"{pycuda.relative_to(ROOT)} is missing: make build/pycuda")
     for tool in ("cc", "nm"):
         if shutil.which(tool) is None:
             raise Missing(f"there is no C compiler ({tool})")
@@ -144,7 +144,7 @@ def _unpack_tensorrt() -> Path:
     if not site.is_dir():
         wheels = [*TENSORRT.glob("tensorrt_rtx_*_libs-*.whl"), *TENSORRT.glob(f"tensorrt_rtx_*_bindings-*-{tag}-*.whl")]
         if len(wheels) != 2:
-            raise Missing(f"{TENSORRT} lacks the wheels of TensorRT for RTX: make build/tensorrt-rtx")
+            raise Missing(f"{TENSORRT.relative_to(ROOT)} lacks the wheels of TensorRT for RTX: make build/tensorrt-rtx")
         with tempfile.TemporaryDirectory(dir=TENSORRT) as name:
             for wheel in wheels:
                 with zipfile.ZipFile(wheel) as archive:

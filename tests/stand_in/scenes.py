@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorrt as trt
 
+from ipt_triton.export.engines.cuda import CudaGraphs
 from ipt_triton.export.engines.runner import EngineRunner
 
 BATCHES = (1, 3, 2, 3, 1, 3)
@@ -257,6 +258,54 @@ def device_seconds(path: str, batch: str, runs: str) -> dict[str, Any]:
         seconds.append(runner.device_seconds(int(batch), int(runs)))
         errors += [error_of(runner, plan, number, seed=1) for number in (int(batch), 1)]
         return {"seconds": seconds, "errors": errors, "counts": count(), "depth": driver.stand_in_depth()}
+
+
+def rules() -> dict[str, Any]:
+    """What the stand-in driver answers to work that is not done properly."""
+    import pycuda.driver as cuda
+
+    cuda.init()
+    context = cuda.Device(0).retain_primary_context()
+    found: dict[str, Any] = {"no context": message(lambda: cuda.mem_alloc(4))}
+    context.push()
+    stream, other = cuda.Stream(), cuda.Stream()
+    here, there = cuda.pagelocked_empty(8, np.float16), cuda.pagelocked_empty(8, np.float16)
+    here[:], there[:] = 1, 2
+    memory = cuda.mem_alloc(here.nbytes)
+    cuda.memcpy_dtoh_async(there, memory, stream)
+    found["not synchronised"] = there.tolist()
+    stream.synchronize()
+    found["new memory is NaN"] = bool(np.isnan(there).all())
+    cuda.memcpy_htod_async(memory, here, stream)
+    cuda.memcpy_dtoh_async(there, memory, other)  # not ordered with the other stream
+    other.synchronize()
+    found["two streams"] = bool(np.isnan(there).all())
+    found["not played"] = message(cuda.Context.synchronize)
+
+    graphs = CudaGraphs()
+    for name, call in (
+        ("synchronise in a capture", stream.synchronize),
+        ("allocate in a capture", lambda: cuda.mem_alloc(4)),
+    ):
+        graphs.begin(stream.handle)
+        found[name] = [message(call), message(lambda: graphs.end(stream.handle))]
+    graphs.begin(stream.handle)
+    cuda.memcpy_htod_async(memory, here, stream)
+    cuda.memcpy_dtoh_async(there, memory, stream)
+    graph = graphs.end(stream.handle)
+    there[:] = 0
+    stream.synchronize()
+    found["captured"] = there.tolist()
+    here[:] = 3
+    graphs.launch(graph, stream.handle)
+    stream.synchronize()
+    found["replayed"] = there.tolist()
+    memory.free()
+    graphs.launch(graph, stream.handle)
+    found["freed memory"] = message(stream.synchronize)
+    found["after that"] = message(cuda.Stream)
+    context.pop()
+    return found
 
 
 def opened(path: str) -> str:
