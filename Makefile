@@ -8,7 +8,7 @@
 # Engines run in the version of TensorRT alone that built them. This one builds with that of the virtual environment (pip
 # install 'ipt-triton[tensorrt]'), for ipt-serve in the same; the other in a container, for Triton in that of compose.yaml:
 #   make engines RUNTIME=tensorrt-python
-#   make engines BUILD_ENGINES='docker compose run --rm engines'
+#   make engines BUILD_ENGINES='docker compose run --rm --user "$$(id -u):$$(id -g)" engines'
 #
 # Elsewhere than on a machine with a CPU build of torch at hand, name an index that has one:
 #   make demo EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -25,7 +25,6 @@ ENGINES ?= build/engines
 BUILD_ENGINES ?= $(bin)/python export/engines/build.py
 
 BINDINGS := build/tensorrt-bindings
-TENSORRT_RTX := build/tensorrt-rtx
 PYCUDA := build/pycuda
 
 bin := $(VENV)/bin
@@ -59,7 +58,7 @@ engines: $(VENV)/.installed
 check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
-test: $(VENV)/.installed lint $(BINDINGS) $(TENSORRT_RTX) $(PYCUDA)
+test: $(VENV)/.installed lint $(BINDINGS) $(VENV)/.installed-rtx $(PYCUDA)
 	$(bin)/python -m pytest
 
 # TensorRT's own Python bindings, 1 MB a version and without its libraries; tests that need them are left out where they
@@ -69,13 +68,11 @@ $(BINDINGS): $(VENV)/.installed
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==10.13.3.9
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==11.4.0.106
 
-# For the tests on a stand-in GPU: NVIDIA's parser and builder, 90 MB, and PyCUDA, which is compiled in half a minute and
-# without CUDA. Neither goes into the virtual environment.
-$(TENSORRT_RTX): $(VENV)/.installed
-	mkdir -p $@
-	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-rtx-cu12-libs==1.7.1.116 tensorrt-rtx-cu12-bindings==1.7.1.116
-	touch $@
+# NVIDIA's parser and builder, which need no GPU; tests that need them are left out where they are not to be had.
+$(VENV)/.installed-rtx: $(VENV)/.installed
+	-$(bin)/python -m pip install $(pip_flags) --editable '.[rtx]' && touch $@
 
+# PyCUDA for the tests on a stand-in GPU: compiled without CUDA, and not put into the virtual environment.
 $(PYCUDA): $(VENV)/.installed tests/stand_in/build_pycuda.py
 	mkdir -p $@
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --no-build-isolation --no-binary pycuda --dest $@ pycuda==2026.1 nvidia-cuda-runtime-cu12==12.9.79

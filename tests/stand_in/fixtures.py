@@ -28,13 +28,13 @@ def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> TypedParts:
     model = small_model(config=replace(SMALL, encoder_layers=1, decoder_layers=1, tasks=tasks))
     checkpoint = Checkpoint(model, content_hash(dict(model.state_dict())))
     folder = tmp_path_factory.mktemp("two_tasks") / "parts"
-    return TypedParts(checkpoint, folder, export_parts([checkpoint], folder, "fp16", "tensorrt-python"))
+    return TypedParts(checkpoint, folder, export_parts([checkpoint], folder, "fp16", "tensorrt-python", max_batch=16))
 
 
 @pytest.fixture(scope="session")
 def built(stand_in: StandIn, two_tasks: TypedParts, tmp_path_factory: pytest.TempPathFactory) -> BuiltEngines:
     """Engines of all parts, built as a person builds them."""
     folder = tmp_path_factory.mktemp("built") / "engines"
-    done = stand_in.run(BUILDER, two_tasks.folder, "--output", folder, "--json")
+    done = stand_in.run(BUILDER, two_tasks.folder, "--output", folder, "--opt-batch", 8, "--json")
     assert done.returncode == 0, done.stderr
     return BuiltEngines(two_tasks, folder, done)

@@ -1,18 +1,17 @@
 """A machine with a stand-in for a GPU: what child processes need so that PyCUDA and TensorRT find one.
 
-Three pieces are needed, or the tests are skipped: PyCUDA compiled from source (`build/pycuda`) and TensorRT for RTX
-(`build/tensorrt-rtx`), which `make test` gets, and a C compiler for the driver (`libcuda.c`).
+Three pieces are needed, or the tests are skipped: PyCUDA compiled from source (`build/pycuda`) and TensorRT for RTX,
+which `make test` gets, and a C compiler for the driver (`libcuda.c`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,13 @@ from typing import Any
 from helpers.small_engines import TypedParts
 from stand_in.build_pycuda import extension
 
+from ipt_triton.export.engines.metadata import plan_path
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYCUDA = ROOT / "build" / "pycuda"
-TENSORRT = ROOT / "build" / "tensorrt-rtx"
 BUILDER = ROOT / "export" / "engines" / "build.py"
+CAPABILITY = "8.9"
 TIMEOUT_S = 120
 
 
@@ -38,7 +39,7 @@ class StandIn:
 
     Attributes:
         driver: the library libcuda.so.1, in a folder of its own.
-        packages: folders for Python's path: the project, the tests, TensorRT and PyCUDA.
+        packages: folders for Python's path: the project, the tests, what plays TensorRT, and PyCUDA.
     """
 
     driver: Path
@@ -85,7 +86,7 @@ class StandIn:
 
 @dataclass(frozen=True)
 class BuiltEngines:
-    """Engines that `export/engines/build.py` built on the stand-in.
+    """Engines that `ipt-export engines` built on the stand-in.
 
     Attributes:
         build: the run of the command.
@@ -96,7 +97,7 @@ class BuiltEngines:
     build: subprocess.CompletedProcess[str]
 
     def plan(self, part: str) -> Path:
-        return self.folder / f"{part}.plan"
+        return plan_path(self.folder / part, CAPABILITY)
 
     @property
     def descriptions(self) -> list[dict[str, Any]]:
@@ -109,12 +110,14 @@ def make_stand_in(folder: Path) -> StandIn:
     pycuda = extension(PYCUDA, "_driver")
     if not pycuda.is_file():
         raise Missing(f"{pycuda.relative_to(ROOT)} is missing: make build/pycuda")
+    if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+        raise Missing("TensorRT for RTX is not installed: pip install 'ipt-triton[rtx]'")
     for tool in ("cc", "nm"):
         if shutil.which(tool) is None:
             raise Missing(f"there is no C compiler ({tool})")
     return StandIn(
         _compile_driver(folder, pycuda),
-        (ROOT / "src", ROOT / "tests", HERE / "modules", PYCUDA, _unpack_tensorrt()),
+        (ROOT / "src", ROOT / "tests", HERE / "modules", PYCUDA),
     )
 
 
@@ -135,20 +138,3 @@ def _compile_driver(folder: Path, pycuda: Path) -> Path:
 def _functions(library: Path, which: str) -> set[str]:
     listed = subprocess.run(["nm", "-D", which, str(library)], capture_output=True, text=True, check=True).stdout
     return {name for name in (line.split()[-1] for line in listed.splitlines()) if name.startswith("cu")}
-
-
-def _unpack_tensorrt() -> Path:
-    """The folder with what the wheels of TensorRT for RTX hold, unpacked once."""
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    site = TENSORRT / f"site-{tag}"
-    if not site.is_dir():
-        wheels = [*TENSORRT.glob("tensorrt_rtx_*_libs-*.whl"), *TENSORRT.glob(f"tensorrt_rtx_*_bindings-*-{tag}-*.whl")]
-        if len(wheels) != 2:
-            raise Missing(f"{TENSORRT.relative_to(ROOT)} lacks the wheels of TensorRT for RTX: make build/tensorrt-rtx")
-        with tempfile.TemporaryDirectory(dir=TENSORRT) as name:
-            for wheel in wheels:
-                with zipfile.ZipFile(wheel) as archive:
-                    archive.extractall(Path(name) / "site")
-            if not site.is_dir():  # another test run was faster
-                (Path(name) / "site").rename(site)
-    return site

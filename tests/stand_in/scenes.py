@@ -21,7 +21,8 @@ import tensorrt as trt
 from ipt_triton.export.engines.cuda import CudaGraphs
 from ipt_triton.export.engines.runner import EngineRunner
 
-BATCHES = (1, 3, 2, 3, 1, 3)
+BATCHES = (1, 3, 2, 3, 9, 9, 1, 3)
+"""Graphs are made of all of them but 9."""
 COUNTERS = (
     *("contexts", "device_bytes", "host_bytes", "streams", "events"),
     *("graphs", "executables", "launches", "engine_runs"),
@@ -47,6 +48,19 @@ def message(call: Callable[[], Any]) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def in_thread(where: str, work: Callable[[], None]) -> None:
+    """Do it in this thread, the `first`, or in an `other` one."""
+    if where == "first":
+        return work()
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+
+
+def opened(plan: Path, cuda_graphs: bool = True) -> EngineRunner:
+    return EngineRunner.open(plan.with_name(plan.stem.rpartition("_")[0]), cuda_graphs=cuda_graphs)
 
 
 def batch_of(runner: EngineRunner, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -75,7 +89,7 @@ def session_of(plan: Path) -> Any:
 def changing_batches(path: str) -> dict[str, Any]:
     """Batches that go up and down, each of other values."""
     plan = Path(path)
-    with EngineRunner.open(plan) as runner:
+    with opened(plan) as runner:
         steps = []
         for seed, batch in enumerate(BATCHES):
             before = count()
@@ -87,7 +101,7 @@ def changing_batches(path: str) -> dict[str, Any]:
 
 def many_runs(path: str, runs: str) -> dict[str, Any]:
     """The counters after every batch was seen, and after that many more runs."""
-    with EngineRunner.open(Path(path)) as runner:
+    with opened(Path(path)) as runner:
         inputs = {batch: batch_of(runner, batch) for batch in (1, 2, 3)}
         for batch in (1, 2, 3):
             runner.run(inputs[batch])
@@ -101,7 +115,7 @@ def open_and_close(path: str, times: str) -> dict[str, Any]:
     """The counters after the first runner was closed, and after that many others were."""
     counts = []
     for _ in range(int(times) + 1):
-        with EngineRunner.open(Path(path)) as runner:
+        with opened(Path(path)) as runner:
             runner.run(batch_of(runner, 2))
             runner.run(batch_of(runner, 2))
         del runner
@@ -111,7 +125,7 @@ def open_and_close(path: str, times: str) -> dict[str, Any]:
 
 def closed_and_kept(path: str) -> dict[str, Any]:
     """The counters after a runner was closed that is still there."""
-    runner = EngineRunner.open(Path(path))
+    runner = opened(Path(path))
     runner.run(batch_of(runner, 2))
     runner.close()
     return {"counts": count(), "graphs": len(runner._captured)}
@@ -125,7 +139,7 @@ def threads(path: str, threads: str) -> dict[str, Any]:
 
     def work(seed: int) -> None:
         start.wait()
-        with EngineRunner.open(plan) as runner:
+        with opened(plan) as runner:
             errors = [error_of(runner, plan, batch, seed) for batch in BATCHES]
         found.append({"error": max(errors), "depth": driver.stand_in_depth(), "graph_error": runner.graph_error})
 
@@ -149,17 +163,15 @@ def handed_over(path: str) -> dict[str, Any]:
     def close() -> None:
         runners.pop().close()
 
-    for step in (lambda: runners.append(EngineRunner.open(plan)), use, close):
-        worker = threading.Thread(target=step)
-        worker.start()
-        worker.join()
+    for step in (lambda: runners.append(opened(plan)), use, close):
+        in_thread("other", step)
     return {**found, "counts": count()}
 
 
 def wrong_batches(path: str) -> dict[str, Any]:
     """Inputs that do not fit, then one that does."""
     plan = Path(path)
-    with EngineRunner.open(plan) as runner:
+    with opened(plan) as runner:
         largest = runner.facts.max_batch
         messages = [message(lambda n=n: runner.run(batch_of(runner, n))) for n in (0, largest + 1)]
         wrong = {port.name: np.zeros((1, 2), np.float32) for port in runner.inputs}
@@ -174,7 +186,7 @@ def out_of_memory(path: str, where: str) -> dict[str, Any]:
         where: `first` or `other`, the thread of this process that opens them.
     """
     plan, found = Path(path), {"messages": []}
-    with EngineRunner.open(plan) as runner:
+    with opened(plan) as runner:
         needed = count()["device_bytes"]
     del runner
     found["free"] = count()
@@ -182,24 +194,19 @@ def out_of_memory(path: str, where: str) -> dict[str, Any]:
     def fail() -> None:
         for share in (0.0, 0.3, 0.5, 0.7, 0.9, 0.999):
             set_memory(int(share * needed))
-            found["messages"].append(message(lambda: EngineRunner.open(plan)))
+            found["messages"].append(message(lambda: opened(plan)))
 
-    if where == "other":
-        worker = threading.Thread(target=fail)
-        worker.start()
-        worker.join()
-    else:
-        fail()
+    in_thread(where, fail)
     found["failed"] = count()
     set_memory(1 << 30)
-    with EngineRunner.open(plan) as runner:
+    with opened(plan) as runner:
         return {**found, "error": error_of(runner, plan, 2)}
 
 
 def refused_enqueue(path: str) -> dict[str, Any]:
     """TensorRT refuses to queue an engine, before and after there are graphs, then takes it again."""
     plan = Path(path)
-    with EngineRunner.open(plan) as runner:
+    with opened(plan) as runner:
         trt.fault = "enqueue"
         messages = [message(lambda: runner.run(batch_of(runner, 2)))]
         trt.fault = ""
@@ -213,7 +220,7 @@ def refused_enqueue(path: str) -> dict[str, Any]:
 
 def failing_kernel(path: str) -> dict[str, Any]:
     """The GPU fails amid an engine's work: nothing can run any more in this process, and each call says so."""
-    with EngineRunner.open(Path(path)) as runner:
+    with opened(Path(path)) as runner:
         runner.run(batch_of(runner, 1))
         trt.fault = "compute"
         messages = [message(lambda: runner.run(batch_of(runner, 1))) for _ in range(2)]
@@ -226,7 +233,7 @@ def failing_kernel(path: str) -> dict[str, Any]:
 def work_that_cannot_be_captured(path: str, fault: str) -> dict[str, Any]:
     """Graphs of two batches, then an engine with work on the host, then that engine as it was before."""
     plan = Path(path)
-    with EngineRunner.open(plan) as runner:
+    with opened(plan) as runner:
         errors = [error_of(runner, plan, batch, seed) for seed, batch in enumerate((1, 2, 1))]
         before = count()
         trt.fault = fault
@@ -244,20 +251,29 @@ def work_that_cannot_be_captured(path: str, fault: str) -> dict[str, Any]:
 
 def without_graphs(path: str) -> dict[str, Any]:
     plan = Path(path)
-    with EngineRunner.open(plan, cuda_graphs=False) as runner:
+    with opened(plan, cuda_graphs=False) as runner:
         errors = [error_of(runner, plan, batch, seed) for seed, batch in enumerate(BATCHES)]
         return {"errors": errors, "counts": count(), "graph_error": runner.graph_error}
 
 
-def device_seconds(path: str, batch: str, runs: str) -> dict[str, Any]:
-    """Times of an engine, as the first thing it does and after other batches, and results after that."""
-    plan = Path(path)
-    with EngineRunner.open(plan) as runner:
-        seconds = [runner.device_seconds(int(batch), int(runs))]
-        errors = [error_of(runner, plan, number) for number in (int(batch), 1)]
-        seconds.append(runner.device_seconds(int(batch), int(runs)))
-        errors += [error_of(runner, plan, number, seed=1) for number in (int(batch), 1)]
-        return {"seconds": seconds, "errors": errors, "counts": count(), "depth": driver.stand_in_depth()}
+def device_seconds(path: str, where: str, batch: str, runs: str) -> dict[str, Any]:
+    """Times of an engine, as the first thing it does and after other batches, and results after that.
+
+    Args:
+        where: `first` or `other`, the thread of this process that does it.
+    """
+    plan, found = Path(path), {"seconds": [], "errors": []}
+
+    def work() -> None:
+        with opened(plan) as runner:
+            for seed in range(2):
+                found["seconds"].append(runner.device_seconds(int(batch), int(runs)))
+                found["errors"] += [error_of(runner, plan, number, seed) for number in (int(batch), 1)]
+            found["graph_error"], found["depth"] = runner.graph_error, driver.stand_in_depth()
+
+    with opened(plan):
+        in_thread(where, work)
+    return {**found, "counts": count()}
 
 
 def rules() -> dict[str, Any]:
@@ -308,15 +324,27 @@ def rules() -> dict[str, Any]:
     return found
 
 
-def opened(path: str) -> str:
-    """The sentence with which a plan is refused, without what its description says of the machine or the bytes."""
+def opens(path: str) -> str:
+    """The sentence with which a plan is refused."""
 
     def load() -> None:
-        with EngineRunner.open(Path(path)):
+        with opened(Path(path)):
             pass
 
     found = message(load)
     return found if count()["contexts"] == 0 else f"a context is left: {found}"
+
+
+def kernels(path: str) -> dict[str, Any]:
+    """What TensorRT for RTX finds compiled when a runner is opened a second time."""
+    plan = Path(path)
+    with opened(plan) as runner:
+        first = len(runner._cache.shapes)
+        errors = [error_of(runner, plan, batch) for batch in (1, 2)]
+    with opened(plan) as runner:
+        second = len(runner._cache.shapes)
+        errors += [error_of(runner, plan, batch, seed=1) for batch in (1, 2)]
+    return {"found": [first, second], "errors": errors, "counts": count()}
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stand_in.machine import BUILDER, BuiltEngines, StandIn
+from stand_in.machine import BUILDER, CAPABILITY, BuiltEngines, StandIn
 
 from ipt_triton.export.engines.files import write_plan
-from ipt_triton.export.engines.metadata import read_metadata
+from ipt_triton.export.engines.metadata import plan_path, read_metadata
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,8 @@ def own_plan(plan: Path, tmp_path: Path) -> Path:
 def test_every_part_is_built_and_agrees_with_pytorch_at_every_boundary_batch(built: BuiltEngines) -> None:
     assert [entry["part"] for entry in built.descriptions] == [part.name for part in built.parts.manifest.parts]
     for entry in built.descriptions:
-        assert (entry["tensorrt"], entry["compute_capability"], entry["precision"]) == ("10.13.3.9", "8.9", "fp16")
+        assert (entry["library"], entry["version"], entry["precision"]) == ("tensorrt", "10.13.3.9", "fp16")
+        assert (entry["gpu"], entry["compute_capability"], entry["ran"]) == ("stand-in GPU", CAPABILITY, True)
         assert [parity["tiles"] for parity in entry["parity"]] == [1, 8, 16]
         assert min(parity["psnr"] for parity in entry["parity"]) > 60
         assert entry["evidence"] == "inspector" and entry["layers"]["fp16"] > 0
@@ -57,13 +58,15 @@ def test_every_part_is_built_and_agrees_with_pytorch_at_every_boundary_batch(bui
 def test_a_second_build_keeps_what_is_there_and_makes_what_is_missing(
     built: BuiltEngines, stand_in: StandIn, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "engines"
+    folder, times = tmp_path / "engines", tmp_path / "timing.cache"
     shutil.copytree(built.folder, folder)
-    (folder / "tail_derain.plan").unlink()
-    done = stand_in.run(BUILDER, built.parts.folder, "--output", folder, "--timing-cache", tmp_path / "timing.cache")
+    missing = folder / built.plan("tail_derain").name
+    missing.unlink()
+    options = ("--output", folder, "--opt-batch", 8, "--timing-cache", times)
+    done = stand_in.run(BUILDER, built.parts.folder, *options)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("up to date") == len(built.parts.manifest.parts) - 1
-    assert (folder / "tail_derain.plan").is_file() and (tmp_path / "timing.cache").stat().st_size > 0
+    assert done.stdout.count("up to date") == len(built.parts.manifest.parts) - 1
+    assert missing.is_file() and times.stat().st_size > 0
 
 
 def test_the_inspector_of_the_next_tensorrt_is_understood(
@@ -74,8 +77,26 @@ def test_the_inspector_of_the_next_tensorrt_is_understood(
     assert done.returncode == 0, done.stderr
     before = {entry["part"]: entry for entry in built.descriptions}
     for entry in json.loads(done.stdout):
-        assert entry["tensorrt"] == NEXT_TENSORRT
+        assert entry["version"] == NEXT_TENSORRT
         assert (entry["layers"], entry["evidence"]) == (before[entry["part"]]["layers"], "inspector")
+
+
+def test_tensorrt_for_rtx_runs_the_plan_for_the_gpu_at_hand_and_builds_others_beside_it(
+    built: BuiltEngines, stand_in: StandIn, tmp_path: Path
+) -> None:
+    arguments = ("--output", tmp_path, "--library", "tensorrt-rtx", "--only", "tail_sr_x2", "--json")
+    done = stand_in.run(BUILDER, built.parts.folder, *arguments, "--compute-capability", CAPABILITY, "12.0")
+    assert done.returncode == 0, done.stderr
+    here, elsewhere = json.loads(done.stdout)
+    assert (here["library"], here["compute_capability"], here["ran"]) == ("tensorrt-rtx", CAPABILITY, True)
+    assert (elsewhere["compute_capability"], elsewhere["ran"], elsewhere["parity"]) == ("12.0", False, [])
+    assert [parity["tiles"] for parity in here["parity"]] == [1, 16]
+    # What was compiled for one runner is there for the next.
+    plan = plan_path(tmp_path / "tail_sr_x2", CAPABILITY)
+    plan.with_suffix(".kernels").unlink(missing_ok=True)
+    seen = stand_in.play("kernels", plan)
+    assert seen["found"] == [0, 2] and not any(seen["errors"])
+    assert {name: seen["counts"][name] for name in LIVING} == dict.fromkeys(LIVING, 0)
 
 
 def test_a_gpu_with_too_little_memory_is_one_sentence_and_leaves_no_plan(
@@ -102,13 +123,15 @@ def test_batches_that_change_are_right_and_come_from_a_graph_the_second_time(
         (3, 0),
         (2, 0),
         (3, 1),
+        (9, 0),
+        (9, 0),
         (1, 1),
         (3, 1),
     ]
     assert all(step["error"] == 0 for step in seen["steps"])
     assert seen["graph_error"] == "" and seen["depth"] == seen["counts"]["contexts"] == 0
     # Captured graphs are let go of, and a capture runs nothing.
-    assert (seen["counts"]["graphs"], seen["counts"]["executables"], seen["counts"]["engine_runs"]) == (0, 3, 6)
+    assert (seen["counts"]["graphs"], seen["counts"]["executables"], seen["counts"]["engine_runs"]) == (0, 3, 8)
 
 
 def test_hundreds_of_runs_take_no_more_memory_and_all_replay(plan: Path, stand_in: StandIn) -> None:
@@ -149,13 +172,13 @@ def test_a_runner_without_graphs_queues_each_run(plan: Path, stand_in: StandIn) 
     assert (seen["counts"]["launches"], seen["counts"]["executables"], seen["counts"]["contexts"]) == (0, 0, 0)
 
 
-def test_device_times_are_positive_and_change_no_result(plan: Path, stand_in: StandIn) -> None:
-    seen = stand_in.play("device_seconds", plan, 2, 5)
+@pytest.mark.parametrize("thread", ["first", "other"])
+def test_device_times_are_positive_and_change_no_result(plan: Path, stand_in: StandIn, thread: str) -> None:
+    seen = stand_in.play("device_seconds", plan, thread, 2, 5)
     assert [len(seconds) for seconds in seen["seconds"]] == [5, 5]
     assert all(0 < value < 60 for seconds in seen["seconds"] for value in seconds)
-    assert not any(seen["errors"])
-    counts = seen["counts"]
-    assert (seen["depth"], counts["contexts"], counts["events"], counts["graphs"], counts["streams"]) == (0, 0, 0, 0, 1)
+    assert not any(seen["errors"]) and (seen["graph_error"], seen["depth"]) == ("", 0)
+    assert {name: seen["counts"][name] for name in LIVING} == dict.fromkeys(LIVING, 0)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -205,36 +228,41 @@ def test_a_runner_whose_engine_cannot_be_captured_says_why_and_keeps_its_other_g
         assert seen["after"][name] == seen["before"][name]
 
 
-@pytest.mark.parametrize(
-    ("setting", "sentence"),
-    [
-        ({"STAND_IN_TENSORRT": NEXT_TENSORRT}, f"built by TensorRT 10.13.3.9 and this is {NEXT_TENSORRT}: build it"),
-        (
-            {"STAND_IN_CAPABILITY": "8.0"},
-            "for compute capability 8.9 (stand-in GPU) and this GPU, stand-in GPU, has 8.0: build it again",
-        ),
-    ],
-    ids=["TensorRT", "GPU"],
-)
-def test_a_plan_of_another_machine_is_refused(
-    own_plan: Path, stand_in: StandIn, setting: dict[str, str], sentence: str
-) -> None:
-    message = stand_in.play("opened", own_plan, **setting)
-    assert message.startswith("PlanMismatch: ") and sentence in message
+def test_a_plan_of_another_tensorrt_is_refused(own_plan: Path, stand_in: StandIn) -> None:
+    message = stand_in.play("opens", own_plan, STAND_IN_TENSORRT=NEXT_TENSORRT)
+    assert message.startswith(
+        "PlanMismatch: the plan of tail_sr_x2 was built by tensorrt 10.13.3.9 and this is 11.4.0.106"
+    )
     # A description that claims to fit does not help: TensorRT itself refuses the plan.
-    version, capability = setting.get("STAND_IN_TENSORRT", "10.13.3.9"), setting.get("STAND_IN_CAPABILITY", "8.9")
-    claimed = replace(read_metadata(own_plan), tensorrt=version, compute_capability=capability)
-    write_plan(own_plan.parent, own_plan.read_bytes(), claimed)
-    message = stand_in.play("opened", own_plan, **setting)
-    assert message.startswith("EngineError: TensorRT could not load the plan of tail_sr_x2")
+    write_plan(own_plan, own_plan.read_bytes(), replace(read_metadata(own_plan), version=NEXT_TENSORRT))
+    message = stand_in.play("opens", own_plan, STAND_IN_TENSORRT=NEXT_TENSORRT)
+    assert message.startswith("EngineError: TensorRT 11.4.0.106 could not load the plan of tail_sr_x2")
+
+
+def test_a_plan_of_another_gpu_is_refused(own_plan: Path, stand_in: StandIn) -> None:
+    message = stand_in.play("opens", own_plan, STAND_IN_CAPABILITY="8.6")
+    assert message.startswith("PlanMismatch: ")
+    assert "has plans for compute capability 8.9 and this GPU, stand-in GPU, has 8.6" in message
+    other = plan_path(own_plan.with_name("tail_sr_x2"), "8.6")
+    own_plan.rename(other)
+    write_plan(other, other.read_bytes(), read_metadata(own_plan))
+    message = stand_in.play("opens", other, STAND_IN_CAPABILITY="8.6")
+    assert message.startswith(
+        "PlanMismatch: the plan of tail_sr_x2 was built for compute capability 8.9 (stand-in GPU)"
+    )
+    write_plan(other, other.read_bytes(), replace(read_metadata(own_plan), compute_capability="8.6"))
+    message = stand_in.play("opens", other, STAND_IN_CAPABILITY="8.6")
+    assert message.startswith("EngineError: TensorRT 10.13.3.9 could not load the plan of tail_sr_x2")
 
 
 def test_a_truncated_plan_is_refused(own_plan: Path, stand_in: StandIn) -> None:
     content = own_plan.read_bytes()[:-100]
     own_plan.write_bytes(content)
-    message = stand_in.play("opened", own_plan)
+    message = stand_in.play("opens", own_plan)
     assert message.startswith("PlanMismatch: the plan of tail_sr_x2 is not the one its description speaks of")
-    claimed = replace(read_metadata(own_plan), plan_bytes=len(content), plan_sha256=hashlib.sha256(content).hexdigest())
-    write_plan(own_plan.parent, content, claimed)
-    message = stand_in.play("opened", own_plan)
-    assert message.startswith(f"EngineError: TensorRT could not load the plan of tail_sr_x2 ({len(content)} bytes)")
+    sha256 = hashlib.sha256(content).hexdigest()
+    write_plan(own_plan, content, replace(read_metadata(own_plan), plan_bytes=len(content), plan_sha256=sha256))
+    message = stand_in.play("opens", own_plan)
+    assert message.startswith(
+        f"EngineError: TensorRT 10.13.3.9 could not load the plan of tail_sr_x2 ({len(content)} bytes)"
+    )

@@ -14,6 +14,7 @@ import ctypes
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,7 +92,8 @@ class Builder(_Subclass, rtx.Builder):
             return None
         names = [network.get_input(index).name for index in range(network.num_inputs)]
         shapes = {name: [list(shape) for shape in profile.get_shape(name)] for name in names}
-        header = {"tensorrt": __version__, "capability": _capability(), "profile": shapes, "bytes": len(graph)}
+        capability = "{}.{}".format(*re.fullmatch(r"SM(\d+)(\d)", config.get_compute_capability(0).name).groups())
+        header = {"tensorrt": __version__, "capability": capability, "profile": shapes, "bytes": len(graph)}
         return _MAGIC + json.dumps(header).encode() + b"\n" + graph
 
 
@@ -180,9 +182,12 @@ class Engine:
     def get_tensor_shape(self, name: str) -> Any:
         return rtx.Dims([-1, *self.ports[name].shape[1:]])
 
-    def create_execution_context(self) -> ExecutionContext | None:
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(self, config: RuntimeConfig | None = None) -> ExecutionContext | None:
         try:
-            return ExecutionContext(self)
+            return ExecutionContext(self, config.cache if config else None)
         except MemoryError:
             return None
 
@@ -190,11 +195,40 @@ class Engine:
         return EngineInspector(self)
 
 
+class RuntimeCache:
+    """Of TensorRT for RTX: kernels that were compiled, here the shapes that ran; `IRuntimeCache`."""
+
+    def __init__(self) -> None:
+        self.shapes: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return json.dumps([_capability(), *sorted(self.shapes)]).encode()
+
+    def deserialize(self, content: bytes) -> bool:
+        capability, *shapes = json.loads(content)
+        self.shapes.update(shapes if capability == _capability() else ())
+        return capability == _capability()
+
+
+class RuntimeConfig:
+    """Of TensorRT for RTX: `IRuntimeConfig`."""
+
+    dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.LAZY
+    cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> None:
+        self.cache = cache
+
+
 class ExecutionContext:
     """What an engine needs to run; `IExecutionContext`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, cache: RuntimeCache | None) -> None:
         self._engine = engine
+        self._cache = cache
         largest = (shapes[2] for shapes in engine.profile.values())
         self._scratch = _Reservation(sum(4 * int(np.prod(shape)) for shape in largest))
         self._addresses: dict[str, int] = {}
@@ -223,6 +257,8 @@ class ExecutionContext:
                 _driver.cuStreamSynchronize(stream)
                 return fault == "silent capture"
         self._reshaped = False
+        if self._cache:
+            self._cache.shapes.add(str(self._shapes))
         return _enqueue(stream, self._work(dict(self._addresses), dict(self._shapes)))
 
     def _work(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Callable[[], None]:
