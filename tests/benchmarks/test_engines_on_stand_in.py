@@ -22,7 +22,7 @@ def test_the_command_measures_plans_and_leaves_out_batches_that_they_do_not_take
     assert done.returncode == 0, done.stderr
     record = Record.load(path)
     assert record.machine["gpu"] == "stand-in GPU (compute capability 8.9)"
-    assert record.machine["tensorrt"] == "TensorRT 10.13.3.9"
+    assert record.machine["library"] == "tensorrt 10.13.3.9"
     found = engines.measurements(record)
     assert [(m.part, m.through, m.precision, m.batch) for m in found] == [
         ("tail_sr_x2", "tensorrt", "fp16", batch) for batch in (1, 3)

@@ -1,4 +1,4 @@
-"""The real Triton serves TensorRT plans on a stand-in for a GPU: `ipt-serve`, its checks, and killed processes.
+"""The real Triton serves engines on a stand-in for a GPU: `ipt-serve`, its checks and builds, and killed processes.
 
 Triton itself sees no GPU, so its parts are configured for the CPU; its Python models see the stand-in, PyCUDA and a
 TensorRT whose engines ONNX Runtime computes. `ipt-serve` runs in a virtual environment of its own for that.
@@ -11,14 +11,16 @@ import re
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.support import read_image
-from stand_in.machine import BuiltEngines, StandIn
+from stand_in.machine import CAPABILITY, BuiltEngines, StandIn
 
 from ipt_triton import RestorationClient, ServerError
+from ipt_triton.export.engines.metadata import plan_path, read_metadata
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving.supervise import SHARED_MEMORY
 from ipt_triton.train.model.infer import restore_image
@@ -27,6 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 PHOTO = read_image("dog")[50:120, 60:150]
 TASKS = ("sr_x2", "derain")
+OPTIONS = ServingOptions(router_instances=2)
 
 
 class Served:
@@ -49,8 +52,13 @@ class Served:
     @property
     def url(self) -> str:
         found = re.search(r"grpc ([^,]+),", self.ready)
-        assert found, self.log.read_text()
+        assert found, self.output
         return found[1]
+
+    @property
+    def output(self) -> str:
+        """What it wrote to stderr."""
+        return self.log.read_text()
 
     def restore(self, task: str) -> np.ndarray:
         with RestorationClient(self.url) as client:
@@ -87,15 +95,21 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def check(python: Path, repository: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def check(python: Path, repository: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """`ipt-serve --check`."""
     return subprocess.run(
-        [*command(python, repository), "--check"],
+        [*command(python, repository), "--check", *flags],
         env={**environment(), **variables},
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+def hide_gpu_from_triton(repository: Path) -> None:
+    """Configure the parts for the CPU, where Triton starts them without looking for a GPU."""
+    for config in repository.glob("*/config.pbtxt"):
+        config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +121,8 @@ def python(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(built: BuiltEngines, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository that `ipt-export` writes of the engines, for a Triton without a GPU."""
     folder = tmp_path_factory.mktemp("exported") / "models"
-    write_repository(
-        built.parts.folder, built.parts.manifest, folder, ServingOptions(router_instances=2), [built.folder]
-    )
-    for config in folder.glob("*/config.pbtxt"):
-        config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
+    write_repository(built.parts.folder, built.parts.manifest, folder, OPTIONS, [built.folder])
+    hide_gpu_from_triton(folder)
     return folder
 
 
@@ -136,7 +147,7 @@ def test_triton_restores_with_the_plans_as_pytorch_does_and_goes_on_after_a_kill
 ) -> None:
     first = Served(python, exported, tmp_path / "first.log")
     try:
-        assert "2 tasks: sr_x2, derain" in first.ready, first.log.read_text()
+        assert "2 tasks: sr_x2, derain" in first.ready, first.output
         for task in (*TASKS, *TASKS):
             assert_same_picture(first.restore(task), expected[task])
 
@@ -158,7 +169,7 @@ def test_triton_restores_with_the_plans_as_pytorch_does_and_goes_on_after_a_kill
         (triton,) = first.processes("tritonserver")
         os.kill(triton, signal.SIGKILL)
         assert first.process.wait(20) == 1
-        assert "tritonserver ended by itself with signal 9 (SIGKILL)" in first.log.read_text()
+        assert "tritonserver ended by itself with signal 9 (SIGKILL)" in first.output
         assert family and first.processes() == []
         assert not list(SHARED_MEMORY.glob(f"ipt-serve-*-{first.process.pid}-*"))
     finally:
@@ -173,19 +184,42 @@ def test_triton_restores_with_the_plans_as_pytorch_does_and_goes_on_after_a_kill
     assert second.processes() == []
 
 
+def test_engines_that_are_missing_are_built_before_the_start_in_place(
+    python: Path, built: BuiltEngines, expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+    manifest = replace(built.parts.manifest, runtime="tensorrt-rtx")
+    parts = Path(shutil.copytree(built.parts.folder, tmp_path / "parts"))
+    manifest.save(parts)
+    write_repository(parts, manifest, repository, OPTIONS)
+    hide_gpu_from_triton(repository)
+    done = check(python, repository)
+    assert done.returncode == 0 and "they are built before the start" in done.stderr
+    server = Served(python, repository, tmp_path / "server.log")
+    try:
+        assert "ipt-serve: building: body for 8.9 (stand-in GPU): fp16" in server.output
+        for task in TASKS:
+            assert_same_picture(server.restore(task), expected[task])
+    finally:
+        assert server.stop() == 0
+    for part in manifest.parts:
+        assert read_metadata(plan_path(repository / part.name / "1" / "model", CAPABILITY)).ran
+
+
 def test_a_spoilt_plan_ends_the_start_with_a_sentence(python: Path, repository: Path, tmp_path: Path) -> None:
-    plan = repository / "body" / "1" / "model.plan"
+    plan = plan_of_body(repository)
     content = bytearray(plan.read_bytes())
     content[-1] ^= 1  # of the same size, which the check before the start is content with
     plan.write_bytes(content)
-    assert check(python, repository).returncode == 0
+    done = check(python, repository)
+    assert (done.returncode, done.stderr) == (0, "")
     for model in repository.iterdir():
-        if model.name != "body":
+        if model.is_dir() and model.name != "body":
             shutil.rmtree(model)
     server = Served(python, repository, tmp_path / "server.log")
     assert server.process.wait(60) == 1
     assert server.ready == "" and server.processes() == []
-    last = server.log.read_text().partition("tritonserver ended by itself with exit status 1")[2]
+    last = server.output.partition("tritonserver ended by itself with exit status 1")[2]
     assert "the plan of body is not the one its description speaks of" in last and "Traceback" not in last
 
 
@@ -199,12 +233,12 @@ def test_the_check_finds_nothing_amiss(python: Path, exported: Path) -> None:
     ("setting", "sentence"),
     [
         (
-            {"STAND_IN_CAPABILITY": "8.0"},
-            "the plans were built for compute capability 8.9 (stand-in GPU) and this GPU, stand-in GPU, has 8.0",
+            {"STAND_IN_CAPABILITY": "8.6"},
+            "there are no plans for compute capability 8.6, only for 8.9 (stand-in GPU)",
         ),
         (
             {"STAND_IN_TENSORRT": "11.4.0.106"},
-            "the plans were built by TensorRT 10.13.3.9 and the server has 11.4.0.106",
+            "the plans were built by tensorrt 10.13.3.9 and the server has 11.4.0.106",
         ),
     ],
     ids=["GPU", "TensorRT"],
@@ -212,14 +246,18 @@ def test_the_check_finds_nothing_amiss(python: Path, exported: Path) -> None:
 def test_the_check_refuses_plans_of_another_machine_in_a_sentence(
     python: Path, exported: Path, setting: dict[str, str], sentence: str
 ) -> None:
-    done = check(python, exported, **setting)
+    done = check(python, exported, "--no-build", **setting)
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and line.startswith(f"ipt-serve: {sentence}")
+    assert done.returncode == 2 and line.startswith(f"ipt-serve: stand-in GPU lacks engines, {sentence}")
 
 
 def test_the_check_refuses_a_truncated_plan_in_a_sentence(python: Path, repository: Path) -> None:
-    plan = repository / "body" / "1" / "model.plan"
+    plan = plan_of_body(repository)
     plan.write_bytes(plan.read_bytes()[:-100])
-    done = check(python, repository)
+    done = check(python, repository, "--no-build")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and f"{plan} has {plan.stat().st_size} bytes and" in line
+
+
+def plan_of_body(repository: Path) -> Path:
+    return plan_path(repository / "body" / "1" / "model", CAPABILITY)
