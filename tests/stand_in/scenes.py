@@ -124,10 +124,11 @@ def open_and_close(path: str, times: str) -> dict[str, Any]:
 
 
 def closed_and_kept(path: str) -> dict[str, Any]:
-    """The counters after a runner was closed that is still there."""
+    """The counters after a runner was closed, twice, that is still there."""
     runner = opened(Path(path))
     runner.run(batch_of(runner, 2))
-    runner.close()
+    for _ in range(2):
+        runner.close()
     return {"counts": count(), "graphs": len(runner._captured)}
 
 
@@ -226,6 +227,7 @@ def failing_kernel(path: str) -> dict[str, Any]:
         messages = [message(lambda: runner.run(batch_of(runner, 1))) for _ in range(2)]
         trt.fault = ""
         messages.append(message(lambda: runner.run(batch_of(runner, 1))))
+        messages.append(message(lambda: runner.device_seconds(1, 1)))
         contexts = count()["contexts"]
     return {"messages": messages, "contexts": contexts}
 

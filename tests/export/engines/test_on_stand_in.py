@@ -69,6 +69,17 @@ def test_a_second_build_keeps_what_is_there_and_makes_what_is_missing(
     assert missing.is_file() and times.stat().st_size > 0
 
 
+def test_a_plan_that_is_refused_is_built_again(built: BuiltEngines, stand_in: StandIn, tmp_path: Path) -> None:
+    plan = Path(shutil.copytree(built.folder, tmp_path / "engines")) / built.plan("tail_derain").name
+    content = bytearray(plan.read_bytes())
+    content[-1] ^= 1
+    plan.write_bytes(content)
+    assert "build the engine again" in stand_in.play("opens", plan)
+    arguments = (built.parts.folder, "--output", plan.parent, "--opt-batch", 8, "--only", "tail_derain")
+    assert stand_in.run(BUILDER, *arguments).returncode == 0
+    assert stand_in.play("opens", plan) == ""
+
+
 def test_the_inspector_of_the_next_tensorrt_is_understood(
     built: BuiltEngines, stand_in: StandIn, tmp_path: Path
 ) -> None:
