@@ -28,6 +28,7 @@ ENGINES ?= build/engines
 BUILD_ENGINES ?= $(bin)/ipt-export engines
 
 BINDINGS := build/tensorrt-bindings
+PYCUDA := build/pycuda
 
 bin := $(VENV)/bin
 ahead_of_time := $(filter tensorrt-rtx,$(RUNTIME))
@@ -61,7 +62,7 @@ engines: $(VENV)/.installed $(if $(ahead_of_time),$(VENV)/.installed-rtx)
 check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
-test: $(VENV)/.installed lint $(BINDINGS) $(VENV)/.installed-rtx
+test: $(VENV)/.installed lint $(BINDINGS) $(VENV)/.installed-rtx $(PYCUDA)
 	$(bin)/python -m pytest
 
 # TensorRT's own Python bindings, 1 MB a version and without its libraries; tests that need them are left out where they
@@ -74,6 +75,13 @@ $(BINDINGS): $(VENV)/.installed
 # NVIDIA's parser and builder, which need no GPU; tests that need them are left out where they are not to be had.
 $(VENV)/.installed-rtx: $(VENV)/.installed
 	-$(bin)/python -m pip install $(pip_flags) --editable '.[rtx]' && touch $@
+
+# PyCUDA for the tests on a stand-in GPU: compiled without CUDA, and not put into the virtual environment.
+$(PYCUDA): $(VENV)/.installed tests/stand_in/build_pycuda.py
+	mkdir -p $@
+	-$(bin)/python -m pip download $(pip_flags) --no-deps --no-build-isolation --no-binary pycuda --dest $@ pycuda==2026.1 nvidia-cuda-runtime-cu12==12.9.79
+	-$(bin)/python tests/stand_in/build_pycuda.py $@
+	touch $@
 
 lint: $(VENV)/.installed
 	$(bin)/ruff check
