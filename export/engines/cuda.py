@@ -72,6 +72,10 @@ class GpuSession:
         self._primary.pop()
 
 
+class GraphError(EngineError):
+    """A call about CUDA graphs that the driver refused."""
+
+
 class CudaGraphs:
     """Capture and launch of CUDA graphs through the driver library: PyCUDA (2026.1) has no call for either."""
 
@@ -89,6 +93,7 @@ class CudaGraphs:
                 ("cuGraphLaunch", [handle, handle]),
                 ("cuGraphDestroy", [handle]),
                 ("cuGraphExecDestroy", [handle]),
+                ("cuGetErrorString", [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]),
             ):
                 getattr(self._driver, name).argtypes = arguments
         except (OSError, AttributeError) as error:
@@ -98,7 +103,7 @@ class CudaGraphs:
         self._check("cuStreamBeginCapture_v2", self._driver.cuStreamBeginCapture_v2(stream, self.THREAD_LOCAL))
 
     def end(self, stream: int) -> ctypes.c_void_p:
-        """End a capture and return the executable graph; raises EngineError when the work cannot be captured."""
+        """End a capture and return the executable graph; raises GraphError when the work cannot be captured."""
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         self._check("cuStreamEndCapture", self._driver.cuStreamEndCapture(stream, ctypes.byref(graph)))
         try:
@@ -114,7 +119,8 @@ class CudaGraphs:
     def destroy(self, executable: ctypes.c_void_p) -> None:
         self._driver.cuGraphExecDestroy(executable)
 
-    @staticmethod
-    def _check(call: str, status: int) -> None:
+    def _check(self, call: str, status: int) -> None:
         if status != 0:
-            raise EngineError(f"{call} answered with CUDA error {status}")
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(status, ctypes.byref(text))
+            raise GraphError(f"{call} failed: {(text.value or b'unknown error').decode()} ({status})")

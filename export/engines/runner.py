@@ -22,7 +22,7 @@ import numpy as np
 from ...files import atomic_file
 from ...manifest import Port
 from ...service import graph_batches
-from .cuda import CudaGraphs, GpuSession
+from .cuda import CudaGraphs, GpuSession, GraphError
 from .library import load_library
 from .metadata import (
     BUILD_AGAIN,
@@ -95,8 +95,12 @@ class EngineRunner:
             except EngineError as error:
                 self.graph_error = str(error)
         with self._session:
-            self._load(plan)
-            self._allocate()
+            try:
+                self._load(plan)
+                self._allocate()
+            except BaseException:
+                self._free()
+                raise
 
     @classmethod
     def open(cls, stem: Path, device: int = 0, cuda_graphs: bool = True) -> EngineRunner:
@@ -144,7 +148,7 @@ class EngineRunner:
             try:
                 self._start(batch)
                 self._stream.synchronize()
-            except cuda.Error as error:
+            except (cuda.Error, GraphError) as error:
                 raise EngineError(f"the engine of {self.facts.part} failed at batch {batch}: {error}") from error
         return {info.name: self._host[info.name][:batch] for info in self.outputs}
 
@@ -155,13 +159,22 @@ class EngineRunner:
         """
         import pycuda.driver as cuda
 
-        seconds = []
         with self._session:
-            started, stopped = cuda.Event(), cuda.Event()
-            self._set_batch(batch)
-            self._enqueue(batch)  # TensorRT's work after a change of shape cannot be captured
-            self._stream.synchronize()
-            graph = self._capture(batch, self._enqueue)
+            try:
+                return self._timed(batch, runs)
+            except (cuda.Error, GraphError) as error:
+                raise EngineError(f"the engine of {self.facts.part} failed at batch {batch}: {error}") from error
+
+    def _timed(self, batch: int, runs: int) -> list[float]:
+        import pycuda.driver as cuda
+
+        seconds = []
+        started, stopped = cuda.Event(), cuda.Event()  # freed with this frame, while the context is current
+        self._set_batch(batch)
+        self._enqueue(batch)  # TensorRT's work after a change of shape cannot be captured
+        self._stream.synchronize()
+        graph = self._capture(batch, self._enqueue)
+        try:
             for _ in range(runs):
                 started.record(self._stream)
                 if graph is None:
@@ -171,6 +184,7 @@ class EngineRunner:
                 stopped.record(self._stream)
                 stopped.synchronize()
                 seconds.append(stopped.time_since(started) / 1e3)
+        finally:
             if graph is not None and self._graphs is not None:
                 self._graphs.destroy(graph)
         return seconds
@@ -186,14 +200,17 @@ class EngineRunner:
         """Keep the kernels that were compiled, and free the GPU's memory; the runner cannot be used afterwards."""
         with self._session:
             self._keep_kernels()
-            if self._graphs is not None:
-                for executable in self._captured.values():
-                    self._graphs.destroy(executable)
-            self._captured.clear()
-            self._device.clear()
-            self._host.clear()
-            self._cache = None
-            del self._context, self._engine
+            self._free()
+
+    def _free(self) -> None:
+        """Let go of all that is the GPU's while its context is current: afterwards only one thread could free it."""
+        if self._graphs is not None:
+            for executable in self._captured.values():
+                self._graphs.destroy(executable)
+        self._captured.clear()
+        self._cache = None
+        for name in ("_device", "_host", "_stream", "_context", "_engine"):
+            self.__dict__.pop(name, None)
 
     def __enter__(self) -> EngineRunner:
         return self
@@ -314,6 +331,7 @@ class EngineRunner:
         if batch == self._batch:
             return
         context: trt.IExecutionContext = self._context
+        self._batch = 0  # of no batch, should only some inputs take theirs
         for info in self.inputs:
             if not context.set_input_shape(info.name, (batch, *info.shape)):
                 raise InputError(f"TensorRT refused a batch of {batch} for {info.name}: it is outside the profile")
