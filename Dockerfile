@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Not run: neither built nor started so far, for want of a machine with Docker and a GPU.
+# What of it has been seen: docs/tensorrt.md.
 #
 #   engines   builds TensorRT engines from ONNX parts (make engines, or compose.yaml)
 #   cpu       ipt-serve with the Triton of the nvidia-pytriton wheel and OpenVINO

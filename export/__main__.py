@@ -80,7 +80,13 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
         if arguments.calibration and arguments.precision != "int8":
             parser.error(f"--calibration is for --precision int8, not {arguments.precision}")
         try:
-            check_combination(arguments.runtime, arguments.precision, arguments.residual, arguments.fp32_io)
+            check_combination(
+                arguments.runtime,
+                arguments.precision,
+                arguments.residual,
+                arguments.fp32_io,
+                arguments.fp16_restored,
+            )
             check_batch(arguments.max_batch)
         except ExportError as error:
             parser.error(str(error))
@@ -103,6 +109,8 @@ def _add_parts_arguments(parser: argparse.ArgumentParser) -> None:
     )
     help = "tensors between fp16 or bf16 parts in FP32 (default: FP16, unless their values do not fit)"
     parser.add_argument("--fp32-io", action="store_true", help=help)
+    help = "restored patches in FP16: half the bytes, for 8-bit images (default: FP32)"
+    parser.add_argument("--fp16-restored", action="store_true", help=help)
     help = "most patches of one request to the network (default: 8, on a GPU by memory)"
     parser.add_argument("--max-batch", type=int, metavar="N", help=help)
     help = "clean photographs that int8 is calibrated and measured on (default: the project's own)"
@@ -141,6 +149,7 @@ def export(arguments: argparse.Namespace) -> None:
             arguments.fp32_io,
             read_photos(arguments.calibration or PHOTOS) if arguments.precision == "int8" else [],
             arguments.max_batch,
+            arguments.fp16_restored,
         )
     else:
         manifest = read_manifest(arguments.parts)

@@ -89,7 +89,9 @@ def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[st
     return sorted(routes, key=lambda r: r.task.id), modules
 
 
-def check_combination(runtime: str, precision: str, residual: str = "float32", fp32_io: bool = False) -> None:
+def check_combination(
+    runtime: str, precision: str, residual: str = "float32", fp32_io: bool = False, fp16_restored: bool = False
+) -> None:
     """Raise ExportError, naming what there is, for a runtime that does not compute so."""
     if runtime not in PRECISIONS:
         raise ExportError(f"runtime {runtime!r} is not one of {', '.join(PRECISIONS)}")
@@ -104,6 +106,8 @@ def check_combination(runtime: str, precision: str, residual: str = "float32", f
         raise ExportError(f"a residual stream in float16 needs precision fp16, not {precision}")
     if fp32_io and (runtime == "openvino" or precision == "fp32"):
         raise ExportError(f"FP32 inputs and outputs are what {runtime} in {precision} has anyway; leave --fp32-io out")
+    if fp16_restored and (runtime == "openvino" or precision == "fp32"):
+        raise ExportError(f"{runtime} in {precision} gives FP32 alone; leave --fp16-restored out")
 
 
 def check_batch(max_batch: int | None) -> None:
@@ -121,6 +125,7 @@ def export_parts(
     fp32_io: bool = False,
     photos: Sequence[np.ndarray] = (),
     max_batch: int | None = None,
+    fp16_restored: bool = False,
 ) -> Manifest:
     """Write the parts folder atomically.
 
@@ -130,17 +135,20 @@ def export_parts(
         fp32_io: keep the tensors between typed parts FP32; otherwise they are FP16 unless their values do not fit.
         photos: clean photographs, uint8 RGB, for INT8 alone, which is calibrated and measured on them.
         max_batch: most patches of one request to the network; None for what fits the runtime (`service`).
+        fp16_restored: RESTORED in FP16, which at 128 to 255 counts in eighths of a grey level.
 
     Raises:
         ExportError, ParityError: nothing is written then.
     """
-    check_combination(runtime, precision, residual, fp32_io)
+    check_combination(runtime, precision, residual, fp32_io, fp16_restored)
     check_batch(max_batch)
     routes, modules = plan_routes(checkpoints)
     models = {c.sha256: c.model for c in checkpoints}
     samples = {r.task.name: _samples(models[r.checkpoint_sha256], r.task) for r in routes}
     typed = runtime != "openvino" and precision != "fp32"
     low_ports = fp16_ports(samples.values()) if typed and not fp32_io else frozenset()
+    if fp16_restored:
+        low_ports |= {"RESTORED"}
     with atomic_directory(folder) as temporary:
         parts: dict[str, Part] = {}
         networks: dict[str, OpByOp] = {}

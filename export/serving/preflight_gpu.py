@@ -1,8 +1,7 @@
 """What must be true before Triton starts on TensorRT plans: a GPU that they were built for, and the TensorRT of theirs.
 
 Known from the descriptions beside the plans, the driver and the libraries' file names, so a server that could not load
-its engines is refused in a sentence instead of a minute, or gets them built first (`missing_engines.py`). Only seen
-without a GPU so far.
+its engines is refused in a sentence instead of a minute, or gets them built first (`missing_engines.py`).
 """
 
 from __future__ import annotations

@@ -360,9 +360,12 @@ def test_command_for_a_gpu_writes_a_repository_that_has_no_engines_yet(
     checkpoint, parts = tmp_path / "checkpoint", tmp_path / "parts"
     save_checkpoint(one_task(3).model, checkpoint)
     command = [str(checkpoint), "--repository", str(tmp_path / "models"), "--parts", str(parts), "--runtime"]
-    assert main([*command, "tensorrt-python", "--precision", "fp16", "--residual", "float16"]) == 0
+    assert main([*command, "tensorrt-python", "--precision", "fp16", "--residual", "float16", "--fp16-restored"]) == 0
     told = capsys.readouterr()
     assert told.out == f"{tmp_path / 'models'}: 5 models, tasks derain, no engines yet\n"
+    for name in ("tail_derain", "ipt_derain"):
+        config = text_format.Parse((tmp_path / "models" / name / "config.pbtxt").read_text(), pb.ModelConfig())
+        assert [output.data_type for output in config.output] == [pb.TYPE_FP16]
     assert (tmp_path / "models" / "manifest.json").read_text() == (parts / "manifest.json").read_text()
     manifest = json.loads((parts / "manifest.json").read_text())
     assert {part["residual"] for part in manifest["parts"]} == {"float16"}
@@ -425,6 +428,7 @@ def test_command_refuses_a_folder_that_holds_no_parts(
         ),
         (["checkpoint", "--runtime", "tensorrt", "--residual", "float16"], "float16 needs precision fp16, not fp32"),
         (["repository", "--precision", "bf16"], "unrecognized arguments: --precision bf16"),
+        (["checkpoint", "--fp16-restored"], "openvino in fp32 gives FP32 alone; leave --fp16-restored out"),
         (["checkpoint", "--max-batch", "0"], "--max-batch 0 is not within 1 to 1024"),
         (["parts", "checkpoint", "--threads", "2"], "unrecognized arguments: --threads 2"),
     ],
