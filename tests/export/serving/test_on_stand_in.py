@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.support import read_image
+from helpers.support import SMALL, read_image
 from stand_in.machine import CAPABILITY, BuiltEngines, StandIn
 
 from ipt_triton import RestorationClient, ServerError
@@ -28,7 +28,7 @@ from ipt_triton.train.model.infer import restore_image
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 PHOTO = read_image("dog")[50:120, 60:150]
-TASKS = ("sr_x2", "derain")
+TASKS = tuple(task.name for task in SMALL.tasks)
 OPTIONS = ServingOptions(router_instances=2)
 
 
@@ -147,7 +147,7 @@ def test_triton_restores_with_the_plans_as_pytorch_does_and_goes_on_after_a_kill
 ) -> None:
     first = Served(python, exported, tmp_path / "first.log")
     try:
-        assert "2 tasks: sr_x2, derain" in first.ready, first.output
+        assert f"6 tasks: {', '.join(TASKS)}" in first.ready, first.output
         for task in (*TASKS, *TASKS):
             assert_same_picture(first.restore(task), expected[task])
 
