@@ -34,6 +34,9 @@ _TOGETHER = 1 << 21
 _FAR = 30_000.0
 """Answers are rounded as 16-bit integers, or as 32-bit ones times 257; those beyond this are clipped before."""
 
+_HUGE = 1e30
+"""Weighted sums of such answers still fit into float32."""
+
 
 class Span(NamedTuple):
     """One tile along one axis: it covers [start, start + patch) and its kept part is [low, high), in pixels."""
@@ -172,21 +175,29 @@ class Tiler:
         return self._output
 
 
+_Look = tuple[int, tuple[tuple[int, int, int], ...]]
+"""How tiles share a stretch, in pixels: its width, and for each its offset in the tile and its rise and fall."""
+
+_BEYOND = 1 << 40
+"""Where a tile at the image's edge is kept to: it does not fade there."""
+
+
 class _Cells(NamedTuple):
     """Stretches of a line that the same number of tiles share in the same way, one after each tile of a run.
 
     Places count values, three to a pixel. Stretch i is [x + i * step, x + i * step + width); there tile `tile + i` and
-    those after it have a say, with what begins at `offsets` in them, by `weights`, float32 [width] and whole numbers;
-    none if it is one tile alone.
+    those after it have a say, with what begins at `offsets` in them, by `weights`, float32 [width] and whole numbers,
+    whose sum is `total`. One tile alone has no weights.
     """
 
     x: int
     step: int
-    count: int
+    number: int
     width: int
     tile: int
     offsets: tuple[int, ...]
     weights: tuple[np.ndarray, ...]
+    total: Optional[np.ndarray]
 
 
 class _Segment(NamedTuple):
@@ -229,6 +240,7 @@ class _Blend(NamedTuple):
     target: np.ndarray
     pieces: list[np.ndarray]
     weights: tuple[np.ndarray, ...]
+    total: Optional[np.ndarray]
 
 
 class _Joiner:
@@ -243,18 +255,20 @@ class _Joiner:
     ):
         self._output, self._rows, self._patch, self._scale, self._fade = output, rows, patch, scale, fade
         self._columns, side = len(cols), patch * scale
-        self._segments = _plan_segments(cols, output.shape[1] // scale, max(1, _TOGETHER // (12 * side**2)), scale, fade)
+        self._segments = _plan_segments(
+            cols, output.shape[1] // scale, max(1, _TOGETHER // (12 * side**2)), scale, fade
+        )
         self._starts = [segment.first for segment in self._segments]
         tiles = max(segment.stop - segment.begin for segment in self._segments)
         width = 3 * max(segment.right - segment.left for segment in self._segments)
         shared = max((above.high - below.low for above, below in zip(rows, rows[1:])), default=0)
-        strip = max((c.count * c.width for segment in self._segments for c in segment.cells if c.weights), default=0)
+        strip = max((c.number * c.width for segment in self._segments for c in segment.cells if c.weights), default=0)
         self._window = np.empty((tiles, side, 3 * side), np.float32)  # the tiles at hand, colours last
         self._shared = np.empty((self._columns, shared * scale, 3 * side), np.float32)  # sums for the rows to come
-        self._shared_sums = np.empty((0, 1), np.float32)  # of their weights
-        self._lines = np.empty(side * width, np.float32)
+        self._shared_sums = b""  # of their weights
         self._strips = np.empty((2, side * strip), np.float32)
         self._unit = DTYPES.get(output.dtype.name)  # None: neither round nor clip
+        self._lines = np.empty(side * width, np.float32)
         self._levels = np.empty(side * width, np.int16 if self._unit == 1 else np.int32)
         self._blends: dict[tuple[int, int, int], list[_Blend]] = {}
         self._far = False  # whether an answer was beyond _FAR
@@ -287,6 +301,7 @@ class _Joiner:
                 self.taken += int(finite.argmin())
                 return False
             self._far = True
+            np.clip(window, -_HUGE, _HUGE, out=window)
         self.taken += count
         return True
 
@@ -303,10 +318,8 @@ class _Joiner:
             mixed += self._shared[segment.first : segment.stop, : band.done - band.low]
         bottom = min(band.until, len(self._output))
         lines = self._lines[: (bottom - band.low) * (segment.right - segment.left) * 3].reshape(bottom - band.low, -1)
-        at = (segment.first, band.low - band.top, bottom - band.top)
-        if at not in self._blends:
-            self._blends[at] = [_plan_blend(cells, window[:, at[1] : at[2]], lines) for cells in segment.cells]
-        for blend in self._blends[at]:
+        kept = slice(band.low - band.top, bottom - band.top)
+        for blend in self._views(segment.cells, window[:, kept], lines, kept.start):
             self._blend(blend)
         lines[: len(band.sums)] /= band.sums
         self._write(lines, self._output[band.low : bottom, segment.left : segment.right])
@@ -316,10 +329,17 @@ class _Joiner:
         if keep < segment.stop:
             self._window[: segment.stop - keep] = window[keep - begin :]
 
+    def _views(self, layout: tuple[_Cells, ...], tiles: np.ndarray, lines: np.ndarray, start: int) -> list[_Blend]:
+        """Made once for all segments and rows of tiles with this layout and these lines of their tiles."""
+        key = (id(layout), start, len(lines))
+        if key not in self._blends:
+            self._blends[key] = [_plan_blend(cells, tiles, lines) for cells in layout]
+        return self._blends[key]
+
     def _blend(self, blend: _Blend) -> None:
         """Copy what one tile decides; of the others write the weighted mean."""
-        target, pieces, weights = blend
-        if not weights:
+        target, pieces, weights, total = blend
+        if total is None:
             np.copyto(target, pieces[0])
             return
         summed, share = (strip[: target.size].reshape(target.shape) for strip in self._strips)
@@ -327,13 +347,13 @@ class _Joiner:
         for piece, weight in zip(pieces[1:], weights[1:]):
             np.multiply(piece, weight, out=share)
             summed += share
-        np.divide(summed, sum(weights), out=target)
+        np.divide(summed, total, out=target)
 
     def _write(self, lines: np.ndarray, target: np.ndarray) -> None:
         """Finished lines [rows, columns * 3] into their place in the image [rows, columns, 3]."""
         if self._unit is not None:
             if self._unit != 1:
-                lines = np.multiply(lines, self._unit, dtype=np.float64)  # where a half is a half still
+                lines *= self._unit
             if self._far:
                 np.clip(lines, 0, 255 * self._unit, out=lines)
             np.rint(lines, out=lines)
@@ -343,29 +363,41 @@ class _Joiner:
         np.copyto(target, lines.reshape(target.shape), casting="unsafe")
 
     def _plan_band(self, row: int) -> _Band:
-        span, scale = self._rows[row], self._scale
+        top, low, high = self._rows[row]
         last = row == len(self._rows) - 1
-        low, high = span.low, span.high
         done = self._rows[row - 1].high if row else low
         until = high if last else self._rows[row + 1].low
-        weights = _weights(high - low, 0 if low else self._fade, self._fade if last else 0, scale, self._fade)[:, None]
-        sums = weights.copy()
-        sums[: len(self._shared_sums)] += self._shared_sums
-        factors = weights[(until - low) * scale :].copy()
-        factors[: max(0, done - until) * scale] = 1  # these are weighted sums already
-        self._shared_sums = sums[(until - low) * scale :]
-        mixed = slice((done - low) * scale)
-        places = (place * scale for place in (span.start, low, done, until, high))
-        return _Band(*places, weights[mixed], sums[: (until - low) * scale][mixed], factors)
+        scale, fade = self._scale, self._fade
+        own = _weights(high - low, 0 if low else fade, fade if last else 0, scale, fade)
+        weights, sums, factors, self._shared_sums = _plan_sums(
+            (done - low) * scale, (until - low) * scale, own.tobytes(), self._shared_sums
+        )
+        return _Band(top * scale, low * scale, done * scale, until * scale, high * scale, weights, sums, factors)
+
+
+@lru_cache(maxsize=64)
+def _plan_sums(done: int, until: int, own: bytes, shared: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, bytes]:
+    """`weights`, `sums` and `factors` of a `_Band` whose lines count from its `low`, and the sums for the next one.
+
+    Args:
+        own, shared: weights of all its lines, and for the first ones sums of those of the rows of tiles above, float32.
+    """
+    weights, above = (np.frombuffer(values, np.float32)[:, None] for values in (own, shared))
+    sums = weights.copy()
+    sums[: len(above)] += above
+    factors = weights[until:].copy()
+    factors[: max(0, done - until)] = 1  # these are weighted sums already
+    return weights[:done], sums[: min(done, until)], factors, sums[until:].tobytes()
 
 
 def _plan_blend(cells: _Cells, tiles: np.ndarray, lines: np.ndarray) -> _Blend:
     """Views of tiles [tiles, lines, values] and of contiguous lines [lines, values] for these cells."""
-    x, step, count, width, tile, offsets, weights = cells
+    x, step, number, width, tile, offsets, weights, total = cells
     rows, item = len(lines), lines.itemsize
-    target = np.ndarray((count, rows, width), lines.dtype, lines, x * item, (step * item, lines.strides[0], item))
-    pieces = [tiles[tile + i : tile + i + count, :, at : at + width] for i, at in enumerate(offsets)]
-    return _Blend(target, pieces, weights)
+    strides = (step * item, lines.strides[0], item)
+    target: np.ndarray = np.ndarray((number, rows, width), lines.dtype, lines, x * item, strides)
+    pieces = [tiles[tile + i : tile + i + number, :, at : at + width] for i, at in enumerate(offsets)]
+    return _Blend(target, pieces, weights, total)
 
 
 def _from_half(answers: np.ndarray) -> np.ndarray:
@@ -399,12 +431,12 @@ def _plan_segments(cols: Sequence[Span], width: int, together: int, scale: int, 
         while keep < stop and (stop == len(cols) or cols[keep].high <= right):
             keep += 1
         tiles = tuple(
-            (
-                span.start - left,
-                span.low - left if span.low else None,
-                span.high - left if span.high < cols[-1].high else None,
+            Span(
+                tile.start - left,
+                tile.low - left if tile.low > 0 else -_BEYOND,
+                tile.high - left if tile.high < cols[-1].high else _BEYOND,
             )
-            for span in cols[begin:stop]
+            for tile in cols[begin:stop]
         )
         right = min(right, width)
         cells = _plan_cells(tiles, right - left, scale, fade)
@@ -414,47 +446,37 @@ def _plan_segments(cols: Sequence[Span], width: int, together: int, scale: int, 
 
 
 @lru_cache(maxsize=64)
-def _plan_cells(
-    tiles: tuple[tuple[int, Optional[int], Optional[int]], ...], length: int, scale: int, fade: int
-) -> tuple[_Cells, ...]:
-    """The cells of the columns [0, length) under tiles of this start, low and high; None is at the image's edge."""
-    edges = sorted({0, length, *(edge for tile in tiles for edge in tile[1:] if edge is not None and 0 < edge < length)})
-    found: list[list[int]] = []  # x, step, count and first tile of each
-    looks: list[tuple[int, tuple[tuple[int, int, int], ...]]] = []
-    latest: dict[tuple[int, tuple[tuple[int, int, int], ...]], int] = {}
+def _plan_cells(tiles: tuple[Span, ...], length: int, scale: int, fade: int) -> tuple[_Cells, ...]:
+    """The cells of the columns [0, length) under these tiles; at the image's edges a tile is kept to `_BEYOND`."""
+    edges = sorted({0, length, *(edge for tile in tiles for edge in (tile.low, tile.high) if 0 < edge < length)})
+    runs: list[tuple[int, int, list[int], _Look]] = []  # first place, first tile, places and look of each
+    latest: dict[_Look, int] = {}
     first = last = 0
     for x, end in zip(edges, edges[1:]):
-        while tiles[first][2] is not None and tiles[first][2] <= x:
+        while tiles[first].high <= x:
             first += 1
-        while last < len(tiles) and (tiles[last][1] is None or tiles[last][1] <= x):
+        while last < len(tiles) and tiles[last].low <= x:
             last += 1
-        look = (
-            end - x,
-            tuple(
-                (
-                    x - start,
-                    fade if low is None else min(x - low, fade),
-                    fade if high is None else min(high - end, fade),
-                )
-                for start, low, high in tiles[first:last]
-            ),
-        )
+        shares = ((x - tile.start, min(x - tile.low, fade), min(tile.high - end, fade)) for tile in tiles[first:last])
+        look = (end - x, tuple(shares))
         if look in latest:
-            run = found[latest[look]]
-            step = x - run[0] - run[1] * (run[2] - 1)
-            if first == run[3] + run[2] and run[1] in (0, step):
-                run[1:3] = step, run[2] + 1
+            _, tile, places, _ = runs[latest[look]]
+            even = len(places) == 1 or x - places[-1] == places[1] - places[0]
+            if first == tile + len(places) and even:
+                places.append(x)
                 continue
-        latest[look] = len(found)
-        found.append([x, 0, 1, first])
-        looks.append(look)
-    values = 3 * scale
+        latest[look] = len(runs)
+        runs.append((x, first, [x], look))
     cells = []
-    for (x, step, count, tile), (width, shares) in zip(found, looks):
-        offsets = tuple(offset * values for offset, _, _ in shares)
-        weights = tuple(np.repeat(_weights(width, rise, fall, scale, fade), 3) for _, rise, fall in shares)
-        alone = len(shares) == 1
+    for x, tile, places, (width, looks) in runs:
+        step = places[1] - x if len(places) > 1 else 0
+        weights: tuple[np.ndarray, ...] = ()
+        total = None
+        if len(looks) > 1:
+            weights = tuple(np.repeat(_weights(width, rise, fall, scale, fade), 3) for _, rise, fall in looks)
+            total = np.sum(weights, axis=0)
+        offsets = tuple(3 * scale * offset for offset, _, _ in looks)
         cells.append(
-            _Cells(x * values, step * values, count, width * values, tile, offsets, () if alone else weights)
+            _Cells(3 * scale * x, 3 * scale * step, len(places), 3 * scale * width, tile, offsets, weights, total)
         )
     return tuple(cells)
