@@ -294,7 +294,8 @@ class _Joiner:
         for colour in range(colours):
             pixels[..., colour] = values[:, colour]
         vectors = window.reshape(-1, 1, colours * self._patch**2)
-        squares = np.matmul(vectors, vectors.transpose(0, 2, 1)).max()  # sums of squares: the fastest look at them all
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.matmul(vectors, vectors.transpose(0, 2, 1)).max()  # the fastest look at them all
         if not squares < _FAR**2:
             finite = np.isfinite(answers).all(axis=(1, 2, 3))
             if not finite.all():
