@@ -5,6 +5,7 @@ BENCHMARKS = {
     "scaling": "serving.scaling",
     "startup": "serving.startup",
     "large_image": "serving.large_image",
+    "joiner": "serving.joiner",
     "engines": "compute.engines",
     "baselines": "compute.baselines",
     "training": "compute.training",
