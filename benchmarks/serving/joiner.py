@@ -65,8 +65,8 @@ def random_answers(count: int, scale: int, dtype: str) -> list[np.ndarray]:
 
 def measure_case(side: int, image_type: str, answer_type: str, scale: int, runs: int) -> dict[str, Any]:
     """Spreads of microseconds a patch, for an image of side x side."""
-    levels = np.iinfo(image_type).max
-    image = np.random.default_rng(0).integers(0, levels, (side, side, 3), image_type, endpoint=True)
+    levels = np.random.default_rng(0).integers(0, np.iinfo(image_type).max, (side, side, 3), endpoint=True)
+    image = levels.astype(image_type)
     count = Tiler(image, scale).count
     passed, given = (random_answers(count, scale, dtype) for dtype in ("float32", answer_type))
     times: dict[str, list[float]] = {"cut": [], "join": [], "pass": [], "ratio": []}
