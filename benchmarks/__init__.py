@@ -6,6 +6,7 @@ BENCHMARKS = {
     "startup": "serving.startup",
     "large_image": "serving.large_image",
     "joiner": "serving.joiner",
+    "router": "serving.router",
     "engines": "compute.engines",
     "baselines": "compute.baselines",
     "training": "compute.training",

@@ -35,6 +35,7 @@ HEADINGS = {
     "startup": "Start of the server",
     "large_image": "A large photograph",
     "joiner": "Cutting and joining",
+    "router": "Around the network",
     "training": "Training",
 }
 """Section of each benchmark, in the order of the page."""
