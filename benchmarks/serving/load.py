@@ -15,7 +15,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -39,7 +39,7 @@ class Request:
         task: name of its task.
         patches: network evaluations that it takes.
         input_pixels, output_pixels: that it carries, and that its answer does.
-        answer: shape of RESTORED.
+        answer: shape of the restored image or patches.
         message: the serialised ModelInferRequest.
     """
 
@@ -52,12 +52,14 @@ class Request:
 
 
 def restore_request(info: ServerInfo, task: Task, image: np.ndarray) -> Request:
-    """A whole image, uint8 [height, width, 3], for the router and its default tiling rule."""
+    """A whole image, uint8 or uint16 [height, width, 3], for the router and its default tiling rule."""
     height, width = image.shape[:2]
     rule = (info.patch_size, info.stride, info.keep)
     patches = len(plan_axis(height, *rule)) * len(plan_axis(width, *rule))
     pixels = height * width
-    message = _serialised(ROUTER, IMAGE=image, TASK_ID=np.array([task.id], np.int32))
+    bits = "16" if image.dtype == np.uint16 else ""
+    tensors = {f"IMAGE{bits}": image, "TASK_ID": np.array([task.id], np.int32)}
+    message = _serialised(ROUTER, f"RESTORED{bits}", tensors)
     answer = (height * task.scale, width * task.scale, 3)
     return Request(task.name, patches, pixels, pixels * task.scale**2, answer, message)
 
@@ -69,16 +71,16 @@ def patch_request(info: ServerInfo, task: Task, image: np.ndarray, patches: int)
     tiles = np.resize(tiler.patches(0, min(patches, tiler.count)), (patches, 3, side, side))
     pixels = patches * side * side
     answer = (patches, 3, side * task.scale, side * task.scale)
-    message = _serialised(ensemble_name(task.name), IMAGE=tiles)
+    message = _serialised(ensemble_name(task.name), "RESTORED", {"IMAGE": tiles})
     return Request(task.name, patches, pixels, pixels * task.scale**2, answer, message)
 
 
-def _serialised(model: str, **tensors: np.ndarray) -> bytes:
+def _serialised(model: str, answer: str, tensors: Mapping[str, np.ndarray]) -> bytes:
     request = pb.ModelInferRequest(model_name=model)
     for name, values in tensors.items():
         request.inputs.add(name=name, datatype=np_to_triton_dtype(values.dtype), shape=values.shape)
         request.raw_input_contents.append(values.tobytes())
-    request.outputs.add(name="RESTORED")
+    request.outputs.add(name=answer)
     return request.SerializeToString()
 
 

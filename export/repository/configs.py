@@ -19,6 +19,7 @@ from ipt_triton.manifest import Manifest, Part, Port, Route
 from ipt_triton.service import (
     MAX_INPUT_PIXELS,
     MAX_OUTPUT_PIXELS,
+    PIXELS_PER_PATCH,
     ROUTER,
     ServiceInfo,
     ensemble_name,
@@ -56,6 +57,9 @@ class ServingOptions:
     queue_delay_us: int = _option(500, "microseconds that the body waits for a fuller batch")
     max_input_pixels: int = _option(MAX_INPUT_PIXELS, "of the largest image that a request may hold")
     max_output_pixels: int = _option(MAX_OUTPUT_PIXELS, "of the largest image that a request may ask for")
+    max_patches: int = _option(
+        0, "that a request may cut its image into; 0: what the official rule (stride 12) takes of the largest image"
+    )
 
 
 def part_config(part: Part, manifest: Manifest, options: ServingOptions) -> pb.ModelConfig:
@@ -145,6 +149,7 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
         keep=KEEP,
         max_input_pixels=options.max_input_pixels,
         max_output_pixels=options.max_output_pixels,
+        max_patches=options.max_patches or max(1, options.max_input_pixels // PIXELS_PER_PATCH),
         checkpoint_sha256=",".join(dict.fromkeys(route.checkpoint_sha256 for route in manifest.routes)),
         runtime=manifest.runtime,
         precision=manifest.precision,

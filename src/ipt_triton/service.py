@@ -30,6 +30,9 @@ GPU_CHUNK_BYTES = 128 * 2**20
 MAX_INPUT_PIXELS, MAX_OUTPUT_PIXELS = 64_000_000, 256_000_000
 """Largest image of one request, unless the export was told otherwise."""
 
+PIXELS_PER_PATCH = 12 * 12
+"""Of the largest image, by the official rule: 16 evaluations a pixel are the most work of one request."""
+
 
 T = TypeVar("T", bound="ServiceInfo")
 
@@ -79,7 +82,7 @@ class ServiceInfo:
         tasks: in the order of their ids.
         patch_size: side of the network's input in pixels.
         stride, keep: the tiling rule where a request gives none (`tiling`).
-        max_input_pixels, max_output_pixels: of one request.
+        max_input_pixels, max_output_pixels, max_patches: of one request.
         checkpoint_sha256: of the weights; several are joined by commas.
         runtime, precision: what computes, as `ipt-export` calls it.
     """
@@ -90,6 +93,7 @@ class ServiceInfo:
     keep: int
     max_input_pixels: int
     max_output_pixels: int
+    max_patches: int
     checkpoint_sha256: str
     runtime: str
     precision: str
@@ -108,7 +112,7 @@ class ServiceInfo:
         """
         with _described():
             values: dict[str, Any] = {field.name: parameters[field.name] for field in fields(cls)}
-            for name in ("patch_size", "stride", "keep", "max_input_pixels", "max_output_pixels"):
+            for name in ("patch_size", "stride", "keep", "max_input_pixels", "max_output_pixels", "max_patches"):
                 values[name] = int(values[name])
         return cls(**{**values, "tasks": served_tasks(parameters)})
 

@@ -12,6 +12,7 @@ from ipt_triton.tiling import KEEP, STRIDE
 
 MAX_INPUT_PIXELS = 40_000
 MAX_OUTPUT_PIXELS = 60_000
+MAX_PATCHES = 2_000
 TASKS = [
     {"id": 0, "name": "sr_x2", "kind": "sr", "scale": 2, "sigma": 0, "quality": 0},
     {"id": 3, "name": "derain", "kind": "derain", "scale": 1, "sigma": 0, "quality": 0},
@@ -51,6 +52,7 @@ def write_fake_repository(folder: Path) -> Path:
         "keep": KEEP,
         "max_input_pixels": MAX_INPUT_PIXELS,
         "max_output_pixels": MAX_OUTPUT_PIXELS,
+        "max_patches": MAX_PATCHES,
         "checkpoint_sha256": "0" * 64,
         "runtime": "openvino",
         "precision": "fp32",

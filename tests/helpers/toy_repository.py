@@ -16,6 +16,7 @@ SERVICE = ServiceInfo(
     KEEP,
     MAX_INPUT_PIXELS,
     MAX_OUTPUT_PIXELS,
+    444_444,
     "0" * 64,
     "openvino",
     "fp32",

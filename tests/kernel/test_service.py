@@ -16,7 +16,9 @@ from ipt_triton.service import (
 )
 from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS
 
-INFO = ServiceInfo((*OFFICIAL_TASKS, *OPTIONAL_TASKS), 48, 40, 46, 64_000_000, 256_000_000, "ab", "openvino", "bf16")
+INFO = ServiceInfo(
+    (*OFFICIAL_TASKS, *OPTIONAL_TASKS), 48, 40, 46, 64_000_000, 256_000_000, 444_444, "ab", "openvino", "bf16"
+)
 
 
 def test_parameters_read_back_are_the_same() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ipt_triton.tiling
-from ipt_triton.tiling import Tiler, check_rule, plan_axis
+from ipt_triton.tiling import Tiler, check_rule, count_patches, plan_axis
 
 Network = Callable[[np.ndarray], np.ndarray]
 
@@ -90,17 +91,11 @@ def test_the_result_does_not_depend_on_the_batch_size(
     assert np.array_equal(one, many)
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 60), st.integers(1, 60), rules())
-def test_the_result_is_the_weighted_mean_of_the_kept_parts(height: int, width: int, rule: tuple[int, int, int]) -> None:
+def weighted_mean(answers: np.ndarray, height: int, width: int, scale: int, rule: tuple[int, int, int]) -> np.ndarray:
+    """What the rule says, patch by patch and in float64: [height * scale, width * scale, 3], not rounded."""
     patch, stride, keep = rule
-    stride = max(stride, patch // 8)
-    if stride > keep:
-        keep = stride + stride % 2
-    image, network = picture(height, width), stamp(1, patch)
-    result = restore(Tiler(image, 1, patch, stride, keep), network, 16)
-    padded = np.pad(image, ((0, max(0, patch - height)), (0, max(0, patch - width)), (0, 0)), mode="reflect")
-    sums, counts = np.zeros(padded.shape), np.zeros(padded.shape)
+    shape = max(height, patch) * scale, max(width, patch) * scale
+    sums, counts = np.zeros((*shape, 3)), np.zeros((*shape, 1))
     trim = (patch - keep) // 2
 
     def places(side: int) -> list[tuple[int, int, int]]:
@@ -111,12 +106,12 @@ def test_the_result_is_the_weighted_mean_of_the_kept_parts(height: int, width: i
             end = start + patch == side
             found.append((start, start + (trim if start else 0), side if end else start + patch - trim))
             if end:
-                return found
+                return [(first * scale, low * scale, high * scale) for first, low, high in found]
             start += stride
 
     def weight(place: int, low: int, high: int, side: int) -> int:
         """1 at an edge of the kept part and one more with each step inwards, as far as neighbours overlap."""
-        steps = [keep - stride if 2 * stride > keep else 0]
+        steps = [(keep - stride) * scale if 2 * stride > keep else 0]
         steps += [place - low] if low else []
         steps += [high - 1 - place] if high < side else []
         return 1 + min(steps)
@@ -124,15 +119,87 @@ def test_the_result_is_the_weighted_mean_of_the_kept_parts(height: int, width: i
     def weights(low: int, high: int, side: int) -> np.ndarray:
         return np.array([weight(place, low, high, side) for place in range(low, high)], float)
 
-    for y, top, bottom in places(padded.shape[0]):
-        for x, left, right in places(padded.shape[1]):
-            tile = padded[y : y + patch, x : x + patch].transpose(2, 0, 1)[None].astype(np.float32)
-            answer = network(tile)[0].transpose(1, 2, 0)
-            here = np.outer(weights(top, bottom, padded.shape[0]), weights(left, right, padded.shape[1]))[:, :, None]
+    remaining = iter(answers)
+    for y, top, bottom in places(shape[0] // scale):
+        for x, left, right in places(shape[1] // scale):
+            answer = next(remaining).astype(np.float64).transpose(1, 2, 0)
+            here = np.outer(weights(top, bottom, shape[0]), weights(left, right, shape[1]))[:, :, None]
             sums[top:bottom, left:right] += here * answer[top - y : bottom - y, left - x : right - x]
             counts[top:bottom, left:right] += here
-    expected = np.clip(np.rint(sums / counts), 0, 255)[:height, :width]
+    assert next(remaining, None) is None
+    return (sums / counts)[: height * scale, : width * scale]
+
+
+def thinned(rule: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The rule, or one with fewer tiles, so that the slow way takes no minutes."""
+    patch, stride, keep = rule
+    stride = max(stride, patch // 8)
+    return patch, stride, keep if stride <= keep else stride + stride % 2
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 60), rules())
+def test_the_result_is_the_weighted_mean_of_the_kept_parts(height: int, width: int, rule: tuple[int, int, int]) -> None:
+    patch, stride, keep = rule = thinned(rule)
+    image, network = picture(height, width), stamp(1, patch)
+    tiler = Tiler(image, 1, patch, stride, keep)
+    result = restore(tiler, network, 16)
+    answers = network(tiler.patches(0, tiler.count))
+    expected = np.clip(np.rint(weighted_mean(answers, height, width, 1, rule)), 0, 255)
     assert np.array_equal(result, expected.astype(np.uint8))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.data(),
+    rules(),
+    st.sampled_from(["uint8", "uint16", "float32"]),
+    st.integers(1, 4),
+    st.sampled_from(["float32", "float16"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_answers_are_joined_as_the_slow_way_joins_them(
+    data: st.DataObject, rule: tuple[int, int, int], dtype: str, scale: int, answered: str, seed: int
+) -> None:
+    patch, stride, keep = rule = thinned(rule)
+    longest = patch + 4 * stride if patch < 48 else 70
+    height, width = (data.draw(st.integers(1, longest), label=side) for side in ("height", "width"))
+    rng = np.random.default_rng(seed)
+    together = data.draw(st.sampled_from([1, 3000, 1 << 21]), label="bytes joined at a time")
+    with pytest.MonkeyPatch.context() as patcher:
+        patcher.setattr(ipt_triton.tiling, "_TOGETHER", together)
+        tiler = Tiler(np.zeros((height, width, 3), dtype), scale, patch, stride, keep, floating=dtype == "float32")
+    answers = rng.uniform(-30, 290, (tiler.count, 3, patch * scale, patch * scale)).astype(answered)
+    first = 0
+    while first < tiler.count:
+        number = int(rng.integers(1, 9))
+        tiler.add(answers[first : first + number])
+        first += number
+    result, expected = tiler.result(), weighted_mean(answers, height, width, scale, rule)
+    if dtype == "float32":
+        np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-4)
+        return
+    unit = 1 if dtype == "uint8" else 257
+    expected = np.clip(np.rint(expected * unit), 0, 255 * unit)
+    differs = np.abs(result - expected)
+    # The tiler sums in float32, and what is almost a half may become one.
+    assert differs.max() <= 1
+    assert np.count_nonzero(differs) <= 2 + differs.size * (1e-4 if dtype == "uint8" else 1e-2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), rules(), st.integers(1, 4), st.sampled_from([1, 500, 3000, 20_000]))
+def test_the_result_does_not_depend_on_how_many_tiles_are_joined_at_a_time(
+    data: st.DataObject, rule: tuple[int, int, int], scale: int, together: int
+) -> None:
+    patch, stride, keep = rule
+    height, width = (data.draw(st.integers(1, patch + 6 * stride), label=side) for side in ("height", "width"))
+    image, network = picture(height, width, "uint16"), stamp(scale, patch)
+    expected = restore(Tiler(image, scale, patch, stride, keep), network, 8)
+    with pytest.MonkeyPatch.context() as patcher:
+        patcher.setattr(ipt_triton.tiling, "_TOGETHER", together)
+        tiler = Tiler(image, scale, patch, stride, keep)
+    assert np.array_equal(restore(tiler, network, 8), expected)
 
 
 OFFICIAL_SIZES = [(48, 48), (48, 84), (84, 48), (60, 72), (60, 60), (96, 108), (132, 84)]
@@ -202,13 +269,14 @@ def test_batches_for_several_workers_are_as_many_for_each_and_alike(
     assert len(sizes) % workers == 0 or len(sizes) == tiler.count
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_an_answer_that_is_not_finite_raises_and_names_the_patch(value: float) -> None:
+def test_an_answer_that_is_not_finite_raises_and_names_the_patch(value: float, dtype: str) -> None:
     tiler = Tiler(picture(100, 90), 2)
     answers = identity(2)(tiler.patches(0, tiler.count))
     answers[4, 2, 95, 0] = value  # row 1, column 1
     with pytest.raises(FloatingPointError, match="NaN or Inf for the patch at row 40, column 40"):
-        tiler.add(answers)
+        tiler.add(answers.astype(dtype))
     with pytest.raises(ValueError, match="only 4 of 9 patches"):
         tiler.result()
 
@@ -262,12 +330,47 @@ def test_a_rule_that_would_leave_gaps_is_refused_naming_what_is_allowed(stride: 
             call()
 
 
+def traced(run: Callable[[], object]) -> int:
+    """Bytes that a call holds at its peak."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 def test_memory_beside_the_output_does_not_grow_with_the_height() -> None:
-    low, high = (Tiler(np.zeros((height, 100, 3), np.uint8), 2) for height in (100, 2000))
-    floats = [
-        sum(v.nbytes for v in vars(t).values() if getattr(v, "ndim", 0) == 3 and v.dtype == float) for t in (low, high)
-    ]
-    assert floats[0] == floats[1] > 0
+    def beside(height: int) -> int:
+        image = np.zeros((height, 300, 3), np.uint8)
+        return traced(lambda: restore(Tiler(image, 2), identity(2), 4)) - 4 * image.nbytes
+
+    low, high = beside(100), beside(1300)
+    assert 0 < high < 1.05 * low
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 200_000), (100_000, 1), (3, 90_000)])
+def test_the_padding_of_a_narrow_image_takes_no_memory(height: int, width: int) -> None:
+    image = picture(height, width)
+    restored = []
+    peak = traced(lambda: restored.append(restore(Tiler(image, 1), identity(1), 8)))
+    assert np.array_equal(restored[0], image)
+    assert peak < 3 * (image.nbytes + restored[0].nbytes) + 6 * 2**20  # padded, it would take 12 MiB and more
+
+
+@given(st.integers(1, 400), st.integers(1, 400), rules())
+def test_patches_are_counted_without_a_tiler(height: int, width: int, rule: tuple[int, int, int]) -> None:
+    patch, stride, keep = rule
+    rows, columns = (plan_axis(side, patch, stride, keep) for side in (height, width))
+    assert count_patches(height, width, patch, stride) == len(rows) * len(columns)
+
+
+def test_answers_that_no_sum_holds_are_clipped() -> None:
+    image = np.zeros((90, 90, 3), np.uint8)
+    for value, level in ((3e38, 255), (-3e38, 0)):
+        tiler = Tiler(image, 1)
+        tiler.add(np.full((tiler.count, 3, 48, 48), value, np.float32))
+        assert (tiler.result() == level).all()
 
 
 def test_the_module_runs_in_python_3_9_with_numpy_alone() -> None:

@@ -183,6 +183,21 @@ def number(value: int) -> tuple[np.ndarray, str]:
             {"IMAGE": (np.zeros((500, 501, 3), np.uint8), "UINT8"), "TASK_ID": number(1)},
             "restored by sr_x3 has 2254500 pixels; at most 2000000 are allowed",
         ),
+        (
+            (),
+            {
+                "IMAGE": (np.zeros((1000, 1000, 3), np.uint8), "UINT8"),
+                "TASK_ID": DERAIN,
+                "STRIDE": number(1),
+            },
+            "an image of 1000x1000 makes 908209 patches at STRIDE 1; at most 6944 are allowed; use a higher STRIDE (by "
+            "default it is 40), send it in parts, or export with a higher --max-patches",
+        ),
+        (
+            (),
+            {"IMAGE": (np.zeros((1, 300_000, 3), np.uint8), "UINT8"), "TASK_ID": DERAIN},
+            "an image of 300000x1 makes 7500 patches at STRIDE 40; at most 6944 are allowed",
+        ),
     ],
 )
 def test_wrong_request_is_refused_with_a_sentence_that_names_it(
@@ -209,6 +224,7 @@ def test_router_tells_tasks_and_limits(served: Served, client: RestorationClient
         "precision": "fp32",
     }
     assert (parameters["max_input_pixels"], parameters["max_output_pixels"]) == ("1000000", "2000000")
+    assert parameters["max_patches"] == "6944"  # what stride 12 makes of the largest image
 
 
 def body_patches(served: Served) -> int:

@@ -14,7 +14,7 @@ import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from tiling import Tiler, check_rule
+from tiling import Tiler, check_rule, count_patches
 
 OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
 
@@ -34,6 +34,7 @@ class TritonPythonModel:
             self._stride, self._keep = int(parameters["stride"]), int(parameters["keep"])
             self._max_input = int(parameters["max_input_pixels"])
             self._max_output = int(parameters["max_output_pixels"])
+            self._max_patches = int(parameters["max_patches"])
         except KeyError as error:
             raise pb_utils.TritonModelException(
                 f"the router's config.pbtxt lacks {error}, so it is of another version: run ipt-export CHECKPOINT"
@@ -79,6 +80,7 @@ class TritonPythonModel:
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
         self._check_size(image, task)
+        self._check_work(image, stride)
         tiler = Tiler(image, task["scale"], self._patch, stride, keep)
         await self._run(tiler, "ipt_" + task["name"], request)
         return output, tiler.result()
@@ -146,6 +148,16 @@ class TritonPythonModel:
                     f"{what} has {pixels} pixels; at most {limit} are allowed; "
                     f"send it in parts, or export with a higher {flag}"
                 )
+
+    def _check_work(self, image, stride):
+        height, width = image.shape[:2]
+        patches = count_patches(height, width, self._patch, stride)
+        if patches > self._max_patches:
+            raise InvalidRequest(
+                f"an image of {width}x{height} makes {patches} patches at STRIDE {stride}; at most "
+                f"{self._max_patches} are allowed; use a higher STRIDE (by default it is {self._stride}), "
+                "send it in parts, or export with a higher --max-patches"
+            )
 
 
 class Cancelled(Exception):
