@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Not run: neither built nor started so far, for want of a machine with Docker and a GPU.
+# What of it has been seen: docs/tensorrt.md.
 #
 #   engines   builds TensorRT engines from ONNX parts (make engines, or compose.yaml)
 #   cpu       ipt-serve with the Triton of the nvidia-pytriton wheel and OpenVINO
@@ -7,9 +7,22 @@
 #
 # TensorRT loads plans of its own version alone, so `engines` and `server` are of the same release. The model repository
 # is mounted at /models. ipt-serve imports numpy and tritonclient; so only the folders below are needed of this project.
+#
+# Where the pins come from (read in November 2026, not seen in a running image):
+#   tritonserver:26.07   the oldest that SECURITY.md allows; CUDA 13.3.1 and compute capability 7.5 or later by its
+#                        release notes; Triton 2.71.0 by its README, Ubuntu 24.04 and Python 3.12 by its build.py and
+#                        compatibility.md; TensorRT 11.1.0.106 by a public project that runs it. It has TensorRT's
+#                        libraries; no list of its contents names Python bindings, so `engines` builds, `server` serves.
+#   tensorrt:26.07       TensorRT 11.1.0.106 with its Python bindings, CUDA's headers and a compiler, by public
+#                        Dockerfiles on it; its Python should be Ubuntu 24.04's 3.12, which no source at hand confirms.
+#   numpy                below 2, which Triton's own build.py asks for beside the Python backend.
+#   pycuda               2026.1 is the first that compiles against CUDA 13; Python 3.8 or later by its metadata.
+#   nvidia-pytriton, openvino, tritonclient     as the tests run them.
 
 FROM nvcr.io/nvidia/tensorrt:26.07-py3 AS engines
-RUN pip install --no-cache-dir numpy==1.26.4 pycuda==2025.1
+# The images' own Python runs everything; there is no other here to keep the packages apart from.
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
+RUN pip install --no-cache-dir numpy==1.26.4 pycuda==2026.1
 COPY src/ipt_triton/*.py /opt/ipt/ipt_triton/
 COPY export/__init__.py /opt/ipt/ipt_triton/export/
 COPY export/engines/*.py /opt/ipt/ipt_triton/export/engines/
@@ -36,9 +49,8 @@ ENTRYPOINT ["python3", "-m", "ipt_triton.export.serving.command", "--repository"
 
 
 FROM nvcr.io/nvidia/tritonserver:26.07-py3 AS server
-# The image's own Python runs Triton's Python models; there is no other here to keep the packages apart from.
 ENV PIP_BREAK_SYSTEM_PACKAGES=1
-RUN pip install --no-cache-dir numpy "tritonclient[grpc]==2.73.0"
+RUN pip install --no-cache-dir numpy==1.26.4 "tritonclient[grpc]==2.73.0"
 COPY src/ipt_triton/*.py /opt/ipt/ipt_triton/
 COPY export/__init__.py /opt/ipt/ipt_triton/export/
 COPY export/engines/*.py /opt/ipt/ipt_triton/export/engines/
@@ -49,5 +61,3 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=3)"]
 ENTRYPOINT ["python3", "-m", "ipt_triton.export.serving.command", "--repository", "/models", "--host", "0.0.0.0"]
-# Triton's default pool of 64 MB of GPU memory holds the tensors of some 200 patches between the parts.
-CMD ["--", "--cuda-memory-pool-byte-size=0:536870912"]

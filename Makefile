@@ -3,12 +3,14 @@
 # make check    lint, types and the quick tests, without servers and GPUs: about a minute on two cores
 # make test     lint, types and all tests
 # make docs     the pages of docs/, into build/docs
-# make engines  on a GPU machine: FP16 parts, TensorRT engines of them, and build/tensorrt_models for ipt-serve
+# make engines  FP16 parts, engines of them, and build/tensorrt_models for ipt-serve
 #
-# Engines run in the version of TensorRT alone that built them. This one builds with that of the virtual environment (pip
-# install 'ipt-triton[tensorrt]'), for ipt-serve in the same; the other in a container, for Triton in that of compose.yaml:
+# Engines run in the version of the library alone that built them. The first is built on any machine, by TensorRT for RTX,
+# for the GeForce and RTX cards of COMPUTE_CAPABILITY. The others are built on the GPU that will run them: by the TensorRT
+# of the virtual environment (pip install 'ipt-triton[tensorrt]'), and by that of the container, for Triton's in it:
+#   make engines
 #   make engines RUNTIME=tensorrt-python
-#   make engines BUILD_ENGINES='docker compose run --rm engines'
+#   make engines RUNTIME=tensorrt BUILD_ENGINES='docker compose run --rm --user "$$(id -u):$$(id -g)" engines'
 #
 # Elsewhere than on a machine with a CPU build of torch at hand, name an index that has one:
 #   make demo EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -19,14 +21,17 @@ EXTRA_INDEX_URL ?=
 CHECKPOINT ?= weights/ipt-tiny
 PRECISION ?= fp32
 REPOSITORY ?= triton_models
-RUNTIME ?= tensorrt
+RUNTIME ?= tensorrt-rtx
+COMPUTE_CAPABILITY ?= 8.6 8.9 12.0
 PARTS ?= build/parts
 ENGINES ?= build/engines
-BUILD_ENGINES ?= $(bin)/python export/engines/build.py
+BUILD_ENGINES ?= $(bin)/ipt-export engines
 
 BINDINGS := build/tensorrt-bindings
+PYCUDA := build/pycuda
 
 bin := $(VENV)/bin
+ahead_of_time := $(filter tensorrt-rtx,$(RUNTIME))
 pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
 sources := $(shell find train export src -name '*.py') triton_models/restore/1/model.py
@@ -47,17 +52,17 @@ $(REPOSITORY)/restore/config.pbtxt: $(VENV)/.installed $(checkpoint_files) $(sou
 
 engines: PRECISION = fp16
 engines: REPOSITORY = build/tensorrt_models
-engines: $(VENV)/.installed
+engines: $(VENV)/.installed $(if $(ahead_of_time),$(VENV)/.installed-rtx)
 	$(bin)/ipt-export parts $(CHECKPOINT) --runtime $(RUNTIME) --precision $(PRECISION) --parts $(PARTS)
 	mkdir -p $(ENGINES)
-	$(BUILD_ENGINES) $(PARTS) --output $(ENGINES) --timing-cache $(ENGINES)/timing.cache
+	$(BUILD_ENGINES) $(PARTS) --output $(ENGINES) $(if $(ahead_of_time),--compute-capability $(COMPUTE_CAPABILITY),--timing-cache $(ENGINES)/timing.cache)
 	$(bin)/ipt-export repository --parts $(PARTS) --engines $(ENGINES) --repository $(REPOSITORY)
 
 # Threads of one process cost small tensors more than they bring: a process per core instead.
 check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
-test: $(VENV)/.installed lint $(BINDINGS)
+test: $(VENV)/.installed lint $(BINDINGS) $(VENV)/.installed-rtx $(PYCUDA)
 	$(bin)/python -m pytest
 
 # TensorRT's own Python bindings, 1 MB a version and without its libraries; tests that need them are left out where they
@@ -66,6 +71,17 @@ $(BINDINGS): $(VENV)/.installed
 	mkdir -p $@
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==10.13.3.9
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==11.4.0.106
+
+# NVIDIA's parser and builder, which need no GPU; tests that need them are left out where they are not to be had.
+$(VENV)/.installed-rtx: $(VENV)/.installed
+	-$(bin)/python -m pip install $(pip_flags) --editable '.[rtx]' && touch $@
+
+# PyCUDA for the tests on a stand-in GPU: compiled without CUDA, and not put into the virtual environment.
+$(PYCUDA): $(VENV)/.installed tests/stand_in/build_pycuda.py
+	mkdir -p $@
+	-$(bin)/python -m pip download $(pip_flags) --no-deps --no-build-isolation --no-binary pycuda --dest $@ pycuda==2026.1 nvidia-cuda-runtime-cu12==12.9.79
+	-$(bin)/python tests/stand_in/build_pycuda.py $@
+	touch $@
 
 lint: $(VENV)/.installed
 	$(bin)/ruff check

@@ -4,14 +4,17 @@
     ipt-export weights/ipt-small my/denoiser --precision bf16 --repository triton_models
     ipt-export weights/ipt-tiny --precision int8 --calibration photos
 
-    ipt-export parts weights/ipt-tiny --runtime tensorrt --precision fp16
-    ipt-export repository --parts build/parts --engines build/engines --repository build/tensorrt_models
+    ipt-export weights/ipt-tiny --runtime tensorrt-python --precision fp16 --repository build/gpu_models
+
+    ipt-export parts weights/ipt-tiny --runtime tensorrt-rtx --precision fp16
+    ipt-export engines build/parts --output build/engines --compute-capability 8.6 8.9
+    ipt-export repository --parts build/parts --engines build/engines --repository build/gpu_models
 
 Several checkpoints are served side by side; those with the same body share it. A task may come from one of them only.
 
-OpenVINO (the default) needs no GPU: both steps are one. For TensorRT the first step, `parts`, says how engines are
-built from the parts on the GPU machine; the second, `repository`, takes parts and engines. `tensorrt` is Triton's
-TensorRT backend, `tensorrt-python` runs the same engines in Triton's Python backend.
+Runtimes: `openvino` (the default) runs on CPUs. `tensorrt` is Triton's TensorRT backend. `tensorrt-python` runs the
+same engines in Triton's Python backend, `tensorrt-rtx` those of TensorRT for RTX. A repository for a GPU works without
+engines: `ipt-serve` builds them at its first start. `ipt-export engines` builds them beforehand, see its --help.
 
 Exit status: 0 done; 1 refused, and what missed its tolerance is not written; 2 wrong arguments.
 """
@@ -29,10 +32,12 @@ from pathlib import Path
 
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.cpu import cpu_flags, cpu_notes
+from ipt_triton.export.engines import build
+from ipt_triton.export.engines.metadata import plans_beside
 from ipt_triton.export.errors import ExportError
 from ipt_triton.export.parts.calibration import read_photos
-from ipt_triton.export.parts.split import check_combination, export_parts
-from ipt_triton.export.repository.write import ServingOptions, write_repository
+from ipt_triton.export.parts.split import check_batch, check_combination, export_parts
+from ipt_triton.export.repository.write import PLAN_STEM, ServingOptions, write_repository
 from ipt_triton.images import PHOTOS
 from ipt_triton.manifest import PRECISIONS, RESIDUALS, read_manifest
 from ipt_triton.train.model.checkpoint import load_checkpoint
@@ -40,15 +45,16 @@ from ipt_triton.train.model.checkpoint import load_checkpoint
 logger = logging.getLogger(__name__)
 
 PARTS, REPOSITORY = STEPS = ("parts", "repository")
+ENGINES = "engines"
 USAGE = """\
 ipt-export CHECKPOINT [CHECKPOINT ...] [options of both steps, but --engines]
        ipt-export parts CHECKPOINT [CHECKPOINT ...] [--parts DIR] [options]
+       ipt-export engines PARTS_DIR --output DIR [options]
        ipt-export repository [--parts DIR] [--engines DIR ...] [--repository DIR] [options]"""
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(words: list[str]) -> argparse.Namespace:
     """The arguments; `steps` holds those of `STEPS` that are asked for."""
-    words = list(sys.argv[1:] if argv is None else argv)
     steps = (words.pop(0),) if words and words[0] in STEPS else STEPS
     parser = make_parser(f"ipt-export {steps[0]}", __doc__ or "")
     if steps == STEPS:
@@ -63,17 +69,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if REPOSITORY in steps:
         _add_repository_arguments(parser)
     if steps == (REPOSITORY,):
-        help = "TensorRT engines made by export/engines/build.py, one folder per GPU architecture"
+        help = "engines made by ipt-export engines"
         parser.add_argument("--engines", type=Path, nargs="+", metavar="DIR", help=help)
     arguments = parser.parse_args(words)
     for folder in arguments.engines:
         if not folder.is_dir():
-            parser.error(f"--engines {folder} is not a folder; {_build_command(arguments.parts)} makes one")
+            make = f"ipt-export engines {shlex.quote(str(arguments.parts))} --output {shlex.quote(str(folder))}"
+            parser.error(f"--engines {folder} is not a folder; {make} makes one")
     if PARTS in steps:
         if arguments.calibration and arguments.precision != "int8":
             parser.error(f"--calibration is for --precision int8, not {arguments.precision}")
         try:
-            check_combination(arguments.runtime, arguments.precision, arguments.residual, arguments.fp32_io)
+            check_combination(
+                arguments.runtime,
+                arguments.precision,
+                arguments.residual,
+                arguments.fp32_io,
+                arguments.fp16_restored,
+            )
+            check_batch(arguments.max_batch)
         except ExportError as error:
             parser.error(str(error))
     return arguments
@@ -95,6 +109,10 @@ def _add_parts_arguments(parser: argparse.ArgumentParser) -> None:
     )
     help = "tensors between fp16 or bf16 parts in FP32 (default: FP16, unless their values do not fit)"
     parser.add_argument("--fp32-io", action="store_true", help=help)
+    help = "restored patches in FP16: half the bytes, for 8-bit images (default: FP32)"
+    parser.add_argument("--fp16-restored", action="store_true", help=help)
+    help = "most patches of one request to the network (default: 8, on a GPU by memory)"
+    parser.add_argument("--max-batch", type=int, metavar="N", help=help)
     help = "clean photographs that int8 is calibrated and measured on (default: the project's own)"
     parser.add_argument("--calibration", type=Path, metavar="DIR", help=help)
 
@@ -110,14 +128,17 @@ def _add_repository_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 refused, 2 wrong arguments."""
-    arguments = parse_arguments(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [ENGINES]:
+        return build.main(words[1:])
+    arguments = parse_arguments(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ipt_triton.export").setLevel(logging.INFO)  # not the ONNX exporter's own reports
     return run_command(lambda: export(arguments))
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Take the steps that are asked for; of TensorRT parts only the first, as they have no engines yet."""
+    """Take the steps that are asked for."""
     if PARTS in arguments.steps:
         manifest = export_parts(
             [load_checkpoint(folder) for folder in arguments.checkpoints],
@@ -127,31 +148,31 @@ def export(arguments: argparse.Namespace) -> None:
             arguments.residual,
             arguments.fp32_io,
             read_photos(arguments.calibration or PHOTOS) if arguments.precision == "int8" else [],
+            arguments.max_batch,
+            arguments.fp16_restored,
         )
     else:
         manifest = read_manifest(arguments.parts)
     for note in cpu_notes(manifest.precision, cpu_flags()) if manifest.runtime == "openvino" else ():
         logger.warning("note: %s", note)
     models = []
-    if REPOSITORY in arguments.steps and (manifest.runtime == "openvino" or PARTS not in arguments.steps):
+    if REPOSITORY in arguments.steps:
         options = ServingOptions(**{option.name: getattr(arguments, option.name) for option in fields(ServingOptions)})
         models = write_repository(arguments.parts, manifest, arguments.repository, options, arguments.engines)
+    engines = ""
+    if models and manifest.runtime != "openvino":
+        cards = plans_beside(arguments.repository / manifest.parts[0].name / "1" / PLAN_STEM)
+        engines = f", engines for compute capability {', '.join(cards)}" if cards else ", no engines yet"
     tasks = ", ".join(route.task.name for route in manifest.routes)
     if arguments.json:
         print(json.dumps(manifest.to_dict(), indent=2))
     elif models:
-        print(f"{arguments.repository}: {len(models)} models, tasks {tasks}")
+        print(f"{arguments.repository}: {len(models)} models, tasks {tasks}{engines}")
     else:
         print(f"{arguments.parts}: {len(manifest.parts)} parts in {manifest.precision}, tasks {tasks}")
     if not models:
         write = f"ipt-export repository --parts {shlex.quote(str(arguments.parts))}"
-        if manifest.runtime != "openvino":
-            write = f"{_build_command(arguments.parts)}  on the GPU machine, then  {write} --engines build/engines"
         print(f"no repository yet: run  {write}", file=sys.stderr)
-
-
-def _build_command(parts: Path) -> str:
-    return f"python export/engines/build.py {shlex.quote(str(parts))} --output build/engines"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.train.model.checkpoint import load_checkpoint, save_checkpoint
 
+pytest_plugins = ["stand_in.fixtures"]
+
 # A shell starts what runs in the background with SIGINT ignored, and processes that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -6,17 +6,15 @@
     ipt-benchmark engines --preset ipt --precision fp16 --through pytorch torch.compile     # also on a GPU
 
 `--parts` runs ONNX parts with OpenVINO on the CPU, `--preset` those of an architecture with the weights that training
-starts from and one task; `--plans` runs TensorRT plans on a GPU and needs, from source, no more than numpy, tensorrt
-and pycuda (Python 3.9 syntax). Random patches: speed does not depend on them, nor on the weights. `--through` runs the
-parts of a preset through PyTorch as well, or instead, eager or compiled (on a GPU with max-autotune), on the GPU where
-there is one, and needs no more than torch and numpy for it.
+starts from and one task. `--plans` runs plans of TensorRT, or of TensorRT for RTX, on a GPU; from source it needs no
+more than numpy, the library and pycuda (Python 3.9 syntax). `--through` runs the parts of a preset through PyTorch as
+well, or instead, eager or compiled (on a GPU with max-autotune), on the GPU where there is one, and needs no more than
+torch and numpy for it. Random patches: speed does not depend on them, nor on the weights.
 
 Latency is a whole call, on a GPU with the copies to it and from it; compute is the engine alone. The achieved rate is
 the FLOPs of the part (convolutions and matrix multiplications, a multiply-add is two) over the compute time; the last
 column sets it against one large matrix multiplication of the same precision in the same run, measured before and after
 the parts. Medians, and in brackets the quartiles.
-
-The GPU side has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4 alone.
 """
 
 from __future__ import annotations
@@ -38,10 +36,12 @@ from ipt_triton.benchmarks.compute.measurement import FEWEST_RUNS, OPENVINO, WAR
 from ipt_triton.benchmarks.presentation import Figure, figure, powers_of_two, quartiles, table
 from ipt_triton.benchmarks.record import Record, Session, Spread, command_line, publish
 from ipt_triton.cli import run_command
-from ipt_triton.export.engines.build import apply_precision, explain_failure, make_logger, network_flags
-from ipt_triton.export.engines.cuda import GpuSession, require_tensorrt
+from ipt_triton.export.engines.builder import aim_at, apply_precision, network_flags
+from ipt_triton.export.engines.cuda import GpuSession
 from ipt_triton.export.engines.inputs import choose_parts, plan_precision, random_inputs
-from ipt_triton.export.engines.metadata import BuildFacts, EngineError, read_metadata, version_numbers
+from ipt_triton.export.engines.library import Library, load_library
+from ipt_triton.export.engines.messages import explain_failure, make_logger
+from ipt_triton.export.engines.metadata import BuildFacts, EngineError, read_metadata
 from ipt_triton.export.engines.runner import EngineRunner
 from ipt_triton.manifest import read_manifest
 
@@ -110,29 +110,37 @@ def _cpu_matmul(core: Any, options: dict[str, object], size: int) -> Callable[[]
 def measure_gpu(
     plans: Path, only: Sequence[str], batches: Sequence[int], seconds: float, size: int, device: int
 ) -> list[Measurement]:
-    """Plans of a folder on a GPU; untested. Batches outside a plan's profile are left out.
+    """Plans of a folder that are for this GPU. Batches outside a plan's profile are left out.
 
     Raises:
-        EngineError: as `EngineRunner`; or the folder holds no plans, or none of a name asked for.
+        EngineError: as `EngineRunner`; or the folder holds no plans for this GPU, or none of a name asked for.
     """
-    paths = sorted(plans.glob("*.plan"))
-    names = [path.stem for path in paths]
-    if not paths or set(only) - set(names):
+    there = {path: read_metadata(path) for path in sorted(plans.glob("*.plan"))}
+    names = sorted({metadata.part for metadata in there.values()})
+    if not names or set(only) - set(names):
         wanted = ", ".join(sorted(set(only) - set(names))) or "plan"
         raise EngineError(
-            f"{plans} holds no {wanted}; it holds {', '.join(names) or 'nothing'}: run export/engines/build.py"
+            f"{plans} holds no {wanted}; it holds {', '.join(names) or 'nothing'}: run ipt-export engines"
         )
-    chosen = [path for path in paths if not only or path.stem in only]
+    capability = GpuSession(device).gpu.compute_capability
+    chosen = {
+        path: metadata
+        for path, metadata in there.items()
+        if metadata.compute_capability == capability and (not only or metadata.part in only)
+    }
+    if not chosen:
+        raise EngineError(
+            f"{plans} holds no plan for compute capability {capability}, this GPU's: run ipt-export engines"
+        )
     done = []
-    for precision in sorted({read_metadata(path).precision for path in chosen}):
-        matmul = None if precision == "bf16" else gpu_matmul(size, precision, device)  # numpy has no BF16 weights
+    for library, precision in sorted({(m.library, m.precision) for m in chosen.values()}):
+        matmul = None if precision == "bf16" else gpu_matmul(library, size, precision, device)  # numpy has no BF16
         rates = [] if matmul is None else _gpu_seconds(matmul, size, seconds)
         found = []
-        for path in chosen:
-            metadata = read_metadata(path)
-            if metadata.precision != precision:
+        for path, metadata in chosen.items():
+            if (metadata.library, metadata.precision) != (library, precision):
                 continue
-            with EngineRunner.open(path, device) as runner:
+            with EngineRunner(path.read_bytes(), metadata, device) as runner:
                 for batch in batches:
                     if not metadata.profile[0] <= batch <= metadata.profile[2]:
                         continue
@@ -143,7 +151,8 @@ def measure_gpu(
                     latency = repeat(partial(runner.run, inputs), seconds)
                     compute = _gpu_seconds(runner, batch, seconds)
                     spreads = Spread.of(latency), Spread.of(compute)
-                    found.append(Measurement(path.stem, precision, batch, *spreads, metadata.flops, None, "tensorrt"))
+                    flops = metadata.flops
+                    found.append(Measurement(metadata.part, precision, batch, *spreads, flops, None, library))
         if matmul is not None:
             rates += _gpu_seconds(matmul, size, seconds)
             matmul.close()
@@ -158,42 +167,23 @@ def _gpu_seconds(runner: EngineRunner, batch: int, seconds: float) -> list[float
     return runner.device_seconds(batch, runs_in(seconds, once))
 
 
-def gpu_matmul(size: int, precision: str, device: int) -> EngineRunner:
-    """An engine that multiplies [size, size] with a constant matrix, in `fp32` or `fp16`, in and out; untested."""
-    version = require_tensorrt()
-    import tensorrt as trt
+def gpu_matmul(name: str, size: int, precision: str, device: int) -> EngineRunner:
+    """An engine that multiplies [size, size] with a constant matrix, in `fp32` or `fp16`, in and out.
 
-    kind, dtype = {"fp32": (trt.DataType.FLOAT, np.float32), "fp16": (trt.DataType.HALF, np.float16)}[precision]
-    how = plan_precision(version_numbers(version), precision, precision)
+    Args:
+        name: of the library that builds it.
+    """
+    library = load_library(name)
     session = GpuSession(device)
-    weights = (np.random.default_rng(0).standard_normal((size, size)) / size**0.5).astype(dtype)
+    capability = session.gpu.compute_capability
     with session:
-        log = make_logger()
-        builder: trt.Builder = trt.Builder(log)
-        network: trt.INetworkDefinition = builder.create_network(network_flags(how))
-        tensor: trt.ITensor = network.add_input("A", kind, (-1, size))
-        constant: trt.ILayer = network.add_constant((size, size), weights)
-        plain = trt.MatrixOperation.NONE
-        layer: trt.ILayer = network.add_matrix_multiply(tensor, plain, constant.get_output(0), plain)
-        product: trt.ITensor = layer.get_output(0)
-        product.name = "PRODUCT"
-        if how.network_flags != ("STRONGLY_TYPED",):
-            product.dtype = kind
-        network.mark_output(product)
-        config: trt.IBuilderConfig = builder.create_builder_config()
-        apply_precision(config, how)
-        profile: trt.IOptimizationProfile = builder.create_optimization_profile()
-        profile.set_shape("A", (size, size), (size, size), (size, size))
-        config.add_optimization_profile(profile)
-        serialised: trt.IHostMemory | None = builder.build_serialized_network(network, config)
-        if serialised is None:
-            raise EngineError(explain_failure("matrix multiplication", log.errors, None))
-    plan = bytes(serialised)
+        plan = matmul_plan(library, size, precision, capability)
     facts = BuildFacts(
         part="matrix multiplication",
-        tensorrt=version,
+        library=library.name,
+        version=library.version,
         gpu=session.gpu.name,
-        compute_capability=session.gpu.compute_capability,
+        compute_capability=capability,
         precision=precision,
         profile=(size, size, size),
         level=3,
@@ -205,6 +195,37 @@ def gpu_matmul(size: int, precision: str, device: int) -> EngineRunner:
         flops=2 * size * size,
     )
     return EngineRunner(plan, facts, device)
+
+
+def matmul_plan(library: Library, size: int, precision: str, capability: str) -> bytes:
+    """The plan of that engine, see `gpu_matmul`; raises EngineError when it cannot be built."""
+    lib = library.module
+    kind, dtype = {"fp32": (lib.DataType.FLOAT, np.float32), "fp16": (lib.DataType.HALF, np.float16)}[precision]
+    how = plan_precision(library, precision, precision)
+    weights = (np.random.default_rng(0).standard_normal((size, size)) / size**0.5).astype(dtype)
+    log = make_logger(lib)
+    builder: trt.Builder = lib.Builder(log)
+    network: trt.INetworkDefinition = builder.create_network(network_flags(lib, how))
+    tensor: trt.ITensor = network.add_input("A", kind, (-1, size))
+    constant: trt.ILayer = network.add_constant((size, size), weights)
+    plain = lib.MatrixOperation.NONE
+    layer: trt.ILayer = network.add_matrix_multiply(tensor, plain, constant.get_output(0), plain)
+    product: trt.ITensor = layer.get_output(0)
+    product.name = "PRODUCT"
+    if not library.strongly_typed:
+        product.dtype = kind
+    network.mark_output(product)
+    config: trt.IBuilderConfig = builder.create_builder_config()
+    if library.ahead_of_time:
+        aim_at(config, library, capability)
+    apply_precision(lib, config, how)
+    profile: trt.IOptimizationProfile = builder.create_optimization_profile()
+    profile.set_shape("A", (size, size), (size, size), (size, size))
+    config.add_optimization_profile(profile)
+    serialised: trt.IHostMemory | None = builder.build_serialized_network(network, config)
+    if serialised is None:
+        raise EngineError(explain_failure("matrix multiplication", log.errors, None))
+    return bytes(serialised)
 
 
 def measurements(record: Record) -> list[Measurement]:
@@ -314,10 +335,10 @@ def _measure_parts(arguments: argparse.Namespace, argv: Sequence[str] | None) ->
 def _measure_plans(arguments: argparse.Namespace, argv: Sequence[str] | None) -> tuple[Session, list[Measurement]]:
     """Plans on a GPU, as the arguments say."""
     size = arguments.matmul_size or MATMUL_SIZE["gpu"]
-    tensorrt = f"TensorRT {require_tensorrt()}"
     gpu = GpuSession(arguments.device).gpu
     name = f"{gpu.name} (compute capability {gpu.compute_capability})"
-    session = Session.start("engines", argv, ("numpy",), gpu=name, tensorrt=tensorrt)
+    built = sorted({f"{m.library} {m.version}" for m in map(read_metadata, arguments.plans.glob("*.plan"))})
+    session = Session.start("engines", argv, ("numpy",), gpu=name, library=", ".join(built))
     found = measure_gpu(arguments.plans, arguments.only, arguments.batch, arguments.seconds, size, arguments.device)
     return session, found
 

@@ -1,5 +1,1 @@
-"""ONNX parts become TensorRT engines; numpy, tensorrt and pycuda alone.
-
-What calls the GPU has not been run: it was checked against the Python bindings of TensorRT 8.6.0, 10.13.3 and 11.4
-alone.
-"""
+"""ONNX parts become TensorRT engines; numpy, the library and pycuda alone. docs/tensorrt.md: what was seen where."""

@@ -1,19 +1,24 @@
-"""Builds TensorRT engines from a parts folder, checks them on the GPU, and describes them.
+"""Build engines from ONNX parts, check them, and describe them.
 
-    python export/engines/build.py build/parts --output build/engines
-    python export/engines/build.py build/parts --output build/engines --only body --timing-cache build/timing
+    ipt-export engines build/parts --output build/engines
+    ipt-export engines build/parts --output build/engines --only body --timing-cache build/timing
+    ipt-export engines build/parts --output build/engines --library tensorrt-rtx --compute-capability 8.6 8.9 12.0
+    ipt-export engines --repository build/tensorrt_models
 
-Alone on a GPU machine with numpy, tensorrt and pycuda (Python 3.9 syntax; a checkout, nothing installed); one
-code for TensorRT 8.6, 10 and 11. From TensorRT 10 on networks are strongly typed: the ONNX graph alone says what is
+TensorRT (8.6, 10 or 11) builds for the GPU at hand. TensorRT for RTX builds ahead of time, with or without a GPU, for
+the GeForce and RTX cards of the compute capabilities that are named, or for the GPU at hand. With --repository the
+plans that a model repository lacks for this GPU are built in place, with the library of its runtime.
+
+The command also runs by its path, `python export/engines/build.py`, where there is nothing but a checkout, numpy, the
+library and, for a GPU, pycuda (Python 3.9 syntax). Networks are strongly typed: the ONNX graph alone says what is
 computed in FP16, and `--precision` must agree with it. TensorRT 8.6 is told by flags, and the types of an FP16 graph
 are pinned layer by layer.
 
-The parts folder holds `<part>.onnx` and `manifest.json`, and may hold `samples.npz`: reference tensors that PyTorch
-computed in FP32 on real tiles, per task and tensor (`sr_x2/IMAGE` [n, 3, 48, 48], `sr_x2/FEATURES`,
-`sr_x2/TASK_EMBEDDING` with n or 1 rows, `sr_x2/BODY_FEATURES`, `sr_x2/RESTORED`; float32). After a build the engine
-runs at the profile's smallest, optimal and largest batch; NaN, Inf or results too far from the reference tensors refuse
-it. A plan appears only after that, whole, with its description beside it (`metadata.EngineMetadata`). A plan that
-is up to date is kept, so a build that was cut off goes on where it stopped.
+Beside `<part>.onnx` and `manifest.json` there may be `samples.npz`: reference tensors that PyTorch computed in FP32 on
+real tiles. After a build the engine runs at the profile's smallest, optimal and largest batch; NaN, Inf or results too
+far from the reference tensors refuse it. An engine for a card that is not here cannot be run: what its builder tells of
+its layers is checked. A plan appears only after that, whole, with its description beside it. A plan that is up to date
+is kept, so a build that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,303 +27,207 @@ import argparse
 import hashlib
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run by its path: Python looks beside this file, and the room is one folder up
     sys.path[0] = str(Path(__file__).resolve().parents[2] / "src")
 
 from ipt_triton.cli import make_parser, run_command
-from ipt_triton.export.engines.checks import check_engine
-from ipt_triton.export.engines.cuda import GpuSession, require_tensorrt
-from ipt_triton.export.engines.files import BuildOptions, summarise, up_to_date, write_plan
+from ipt_triton.export.engines.builder import build_engine
+from ipt_triton.export.engines.checks import check_engine, check_unrun
+from ipt_triton.export.engines.cuda import GpuSession
+from ipt_triton.export.engines.files import BuildOptions, Folders, summarise, up_to_date, write_plan
 from ipt_triton.export.engines.inputs import (
     ENGINE_PRECISIONS,
-    PrecisionPlan,
+    check_capability,
     choose_parts,
     plan_precision,
-    profile_shapes,
     reference_tensors,
 )
-from ipt_triton.export.engines.metadata import BuildFacts, EngineError, EngineMetadata, read_metadata, version_numbers
-from ipt_triton.files import atomic_file
-from ipt_triton.manifest import SAMPLES, Layer, Part, read_manifest, tasks_of_parts
-
-if TYPE_CHECKING:
-    import tensorrt as trt
+from ipt_triton.export.engines.library import LIBRARIES, RTX, Library, capability_member, library_of, load_library
+from ipt_triton.export.engines.metadata import BuildFacts, EngineError, EngineMetadata, read_metadata
+from ipt_triton.manifest import SAMPLES, Manifest, Part, read_manifest, tasks_of_parts
 
 logger = logging.getLogger("ipt_triton.export.engines.build")
 
 
-def explain_failure(part: str, messages: Sequence[str], workspace: float | None) -> str:
-    """One sentence for a build that TensorRT gave up, from what it logged."""
-    text = " ".join(" ".join(messages).split())
-    if re.search(r"out ?of ?memory|insufficient memory|cudaErrorMemoryAllocation|bad_alloc", text, re.IGNORECASE):
-        limit = f"--workspace is {workspace:g} GiB" if workspace else "no --workspace was given"
-        return (
-            f"{part}: not enough GPU memory to build ({limit}): "
-            "stop what else uses the GPU, or build with a smaller --max-batch or another --workspace"
-        )
-    return f"{part}: TensorRT could not build the engine: {text or 'it gave no reason'}"
-
-
 def build_engines(
-    folder: Path,
-    output: Path,
+    folders: Folders,
+    library: Library,
     options: BuildOptions,
+    capabilities: Sequence[str] = (),
     only: Sequence[str] = (),
     device: int = 0,
     report: Callable[[str], None] = logger.info,
 ) -> list[EngineMetadata]:
-    """Build, check and write the engine of each part; untested on a GPU.
+    """Build, check and write the engine of each part.
 
     Args:
-        folder: parts folder.
-        output: where `<part>.plan` and `<part>.plan.json` go.
+        capabilities: compute capabilities; none for that of the GPU. TensorRT builds for no other.
         only: names of parts; none for all.
+        device: number of the GPU.
         report: gets lines about the progress.
 
     Raises:
         EngineError, ManifestError, ParityError: one sentence; the plans that were written before stay.
     """
-    version = require_tensorrt()
-    manifest = read_manifest(folder)
-    parts, tasks = choose_parts(manifest.parts, only), tasks_of_parts(manifest.routes)
-    session = GpuSession(device)
-    report(f"TensorRT {version}, {session.gpu.name}, compute capability {session.gpu.compute_capability}")
-    if not (folder / SAMPLES).is_file():
-        report(f"{folder / SAMPLES} is missing: engines are checked for NaN and Inf alone, not against PyTorch")
-    done = []
-    with session:
-        for part in parts:
-            path = folder / f"{part.name}.onnx"
-            try:
-                model = path.read_bytes()
-            except OSError as error:
-                raise EngineError(f"{path} cannot be read ({error.strerror}): run ipt-export again") from error
-            how = plan_precision(version_numbers(version), options.precision, manifest.graph_precision)
-            # TensorRT 8.6 may be told to compute an FP32 graph in FP16.
-            layer_precision = how.precision if how.precision != manifest.graph_precision else part.layer_precision
-            sha256 = hashlib.sha256(model).hexdigest()
-            plan_path = output / f"{part.name}.plan"
-            if up_to_date(plan_path, sha256, version, session.gpu, how.precision, options):
-                report(f"{part.name}: up to date")
-                done.append(read_metadata(plan_path))
-                continue
-            started = time.perf_counter()
-            plan = _build(part, model, how, options, report)
-            facts = BuildFacts(
-                part=part.name,
-                tensorrt=version,
-                gpu=session.gpu.name,
-                compute_capability=session.gpu.compute_capability,
-                precision=how.precision,
-                profile=options.profile,
-                level=options.level,
-                onnx_sha256=sha256,
-                plan_sha256=hashlib.sha256(plan).hexdigest(),
-                plan_bytes=len(plan),
-                weight_count=part.weight_count,
-                build_seconds=round(time.perf_counter() - started, 3),
-                flops=part.flops,
+    manifest = read_manifest(folders.parts)
+    parts = choose_parts(manifest.parts, only)
+    session = _session(library, device, capabilities)
+    here = session.gpu.compute_capability if session else ""
+    report(f"{library}, " + (f"{session.gpu.name}, compute capability {here}" if session else "no GPU"))
+    wanted = tuple(dict.fromkeys(capabilities)) or (here,)
+    _check_capabilities(library, manifest, options, wanted, here)
+    if session and here in wanted and not (folders.parts / SAMPLES).is_file():
+        report(f"{folders.parts / SAMPLES} is missing: engines are checked for NaN and Inf alone, not against PyTorch")
+    with session or nullcontext():
+        return [
+            _build_one(folders, library, options, manifest, part, capability, session, report)
+            for capability in wanted
+            for part in parts
+        ]
+
+
+def _session(library: Library, device: int, capabilities: Sequence[str]) -> GpuSession | None:
+    """The GPU at hand; None where there is none and the library needs none."""
+    try:
+        return GpuSession(device)
+    except EngineError as error:
+        if not library.ahead_of_time:
+            raise
+        if not capabilities:
+            raise EngineError(
+                f"{error}; or name the cards to build for with --compute-capability, such as 8.9 (RTX 40 series)"
+            ) from error
+        return None
+
+
+def _check_capabilities(
+    library: Library, manifest: Manifest, options: BuildOptions, wanted: Sequence[str], here: str
+) -> None:
+    precision = plan_precision(library, options.precision, manifest.graph_precision).precision
+    for capability in wanted:
+        if library.ahead_of_time:
+            capability_member(library, capability)
+        elif capability != here:
+            raise EngineError(
+                f"{library} builds for the GPU that it runs on, of compute capability {here}, not for {capability}: "
+                f"build there, or for GeForce and RTX cards with --library {RTX}"
             )
-            _, (task, *_) = tasks[part.name]
-            reference = reference_tensors(folder, part, task)
-            results = check_engine(plan, facts, part, layer_precision, reference, device)
-            metadata = EngineMetadata(**vars(facts), **vars(results))
-            write_plan(output, plan, metadata)
-            report(summarise(metadata))
-            done.append(metadata)
-    return done
+        check_capability(precision, capability)
 
 
-def _build(
-    part: Part,
-    model: bytes,
-    how: PrecisionPlan,
+def _build_one(
+    folders: Folders,
+    library: Library,
     options: BuildOptions,
+    manifest: Manifest,
+    part: Part,
+    capability: str,
+    session: GpuSession | None,
     report: Callable[[str], None],
-) -> bytes:
-    """The serialised engine of a part."""
-    import tensorrt as trt
-
-    log = make_logger()
-    builder: trt.Builder = trt.Builder(log)
-    network: trt.INetworkDefinition = builder.create_network(network_flags(how))
-    parser: trt.OnnxParser = trt.OnnxParser(network, log)
-    if not parser.parse(model):
-        errors = [parser_error(parser.get_error(i), part.layers) for i in range(parser.num_errors)]
-        raise EngineError(f"{part.name}: TensorRT's parser refuses the graph: {'; '.join(errors)}")
-    config: trt.IBuilderConfig = builder.create_builder_config()
-    apply_precision(config, how)
-    if how.pin_types:
-        _pin_types(network)
-    profile: trt.IOptimizationProfile = builder.create_optimization_profile()
-    samples = {port.name: port.shape for port in part.inputs}
-    for index in range(network.num_inputs):
-        tensor: trt.ITensor = network.get_input(index)
-        if tensor.name not in samples:
-            raise EngineError(f"{part.name}: the manifest has no input {tensor.name}: run ipt-export again")
-        shapes = profile_shapes(tensor.name, tuple(tensor.shape), samples[tensor.name], options.profile)
-        profile.set_shape(tensor.name, *shapes)
-    config.add_optimization_profile(profile)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.builder_optimization_level = options.level
-    if options.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
-    if options.timing_cache is not None:
-        _load_timing_cache(config, options.timing_cache, report)
-    if hasattr(trt.IBuilderConfig, "progress_monitor"):
-        config.progress_monitor = make_monitor(part.name, report)
+) -> EngineMetadata:
+    path = folders.onnx(part.name)
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read ({error.strerror}): run ipt-export again") from error
+    how = plan_precision(library, options.precision, manifest.graph_precision)
+    # TensorRT 8.6 may be told to compute an FP32 graph in FP16.
+    layer_precision = how.precision if how.precision != manifest.graph_precision else part.layer_precision
+    sha256 = hashlib.sha256(model).hexdigest()
+    plan_file = folders.plan(part.name, capability)
+    gpu = session.gpu if session and session.gpu.compute_capability == capability else None
+    if up_to_date(plan_file, sha256, library, capability, how.precision, options, run=gpu is not None):
+        report(f"{part.name} for {capability}: up to date")
+        return read_metadata(plan_file)
+    started = time.perf_counter()
+    built = build_engine(library, part, model, how, options, capability, report)
+    facts = BuildFacts(
+        part=part.name,
+        library=library.name,
+        version=library.version,
+        gpu=gpu.name if gpu else "",
+        compute_capability=capability,
+        precision=how.precision,
+        profile=options.profile,
+        level=options.level,
+        onnx_sha256=sha256,
+        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
+        plan_bytes=len(built.plan),
+        weight_count=part.weight_count,
+        build_seconds=round(time.perf_counter() - started, 3),
+        flops=part.flops,
+    )
+    if session and gpu:
+        _, (task, *_) = tasks_of_parts(manifest.routes)[part.name]
+        reference = reference_tensors(folders.parts / SAMPLES, part, task)
+        results = check_engine(built.plan, facts, part, layer_precision, reference, session.device)
     else:
-        report(f"{part.name}: building")
-    plan: trt.IHostMemory | None = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(explain_failure(part.name, log.errors, options.workspace))
-    if options.timing_cache is not None:
-        cache: trt.ITimingCache = config.get_timing_cache()
-        with atomic_file(options.timing_cache) as temporary:
-            temporary.write_bytes(bytes(cache.serialize()))
-    return bytes(plan)
-
-
-def network_flags(how: PrecisionPlan) -> int:
-    """The network flags of a precision plan as TensorRT's bit mask."""
-    import tensorrt as trt
-
-    return sum(1 << int(getattr(trt.NetworkDefinitionCreationFlag, name)) for name in how.network_flags)
-
-
-def apply_precision(config: trt.IBuilderConfig, how: PrecisionPlan) -> None:
-    """Set and clear the builder flags of a precision plan."""
-    import tensorrt as trt
-
-    for name in how.builder_flags:
-        config.set_flag(getattr(trt.BuilderFlag, name))
-    for name in how.cleared_flags:
-        config.clear_flag(getattr(trt.BuilderFlag, name))
-
-
-def make_logger() -> Any:
-    """A `tensorrt.ILogger` that keeps errors (`errors`) and hands the rest to Python's logging."""
-    import tensorrt as trt
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # tensorrt has no types here
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-                logger.error("%s", message)
-            elif severity == trt.ILogger.WARNING:
-                logger.warning("%s", message)
-
-    return Log()
-
-
-def make_monitor(part: str, report: Callable[[str], None]) -> Any:
-    """A `tensorrt.IProgressMonitor` that reports a build's phases, and their steps by tenths; TensorRT 10 and newer."""
-    import tensorrt as trt
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # tensorrt has no types here
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._steps[phase_name] = num_steps
-            if parent_phase is None:
-                report(f"{part}: {phase_name}")
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            steps = self._steps.get(phase_name, 0)
-            if steps >= 10 and (step + 1) % (steps // 10) == 0:
-                report(f"{part}: {phase_name} {step + 1}/{steps}")
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._steps.pop(phase_name, None)
-
-    return Monitor()
-
-
-def parser_error(error: trt.ParserError, layers: Sequence[Layer]) -> str:
-    """A parser's error with the node's name and operator, which TensorRT 8.6 gives by its index alone."""
-    index = error.node()
-    where = "the graph"
-    if 0 <= index < len(layers):
-        where = f"node {layers[index].name or index} ({layers[index].operator})"
-    return f"{where}: {' '.join(str(error.desc()).split())}"
-
-
-def _pin_types(network: trt.INetworkDefinition) -> None:
-    """Tell TensorRT 8.6 to compute each layer of a typed graph in the type that the graph gives its result."""
-    import tensorrt as trt
-
-    moving = (trt.LayerType.CONSTANT, trt.LayerType.SHUFFLE, trt.LayerType.CONCATENATION, trt.LayerType.SLICE)
-    other = (trt.LayerType.SHAPE, trt.LayerType.CAST, trt.LayerType.IDENTITY)
-    for index in range(network.num_layers):
-        layer: trt.ILayer = network.get_layer(index)
-        if layer.type in (*moving, *other) or layer.num_outputs == 0:
-            continue
-        output: trt.ITensor = layer.get_output(0)
-        if output.dtype in (trt.DataType.FLOAT, trt.DataType.HALF) and not output.is_shape_tensor:
-            layer.precision = output.dtype
-            layer.set_output_type(0, output.dtype)
-
-
-def _load_timing_cache(config: trt.IBuilderConfig, path: Path, report: Callable[[str], None]) -> None:
-    """Attach what a file holds, or an empty cache when it is missing or of another TensorRT or GPU."""
-    content = path.read_bytes() if path.is_file() else b""
-    if content:
-        there: trt.ITimingCache | None = config.create_timing_cache(content)
-        if there is not None and config.set_timing_cache(there, False):
-            return
-        report(f"{path} is of another TensorRT or GPU: starting an empty timing cache")
-    config.set_timing_cache(config.create_timing_cache(b""), False)
+        results = check_unrun(built, facts, part, layer_precision)
+    metadata = EngineMetadata(**vars(facts), **vars(results))
+    write_plan(plan_file, built.plan, metadata)
+    report(summarise(metadata))
+    return metadata
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("build.py", __doc__ or "")
-    parser.add_argument("parts", type=Path, metavar="PARTS_DIR", help="ONNX parts and manifest.json")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where plans go")
+    parser = make_parser("ipt-export engines", __doc__ or "")
+    parser.add_argument("parts", type=Path, nargs="?", metavar="PARTS_DIR", help="ONNX parts and manifest.json")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where plans go")
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="build in place in this model repository")
+    parser.add_argument("--library", choices=tuple(LIBRARIES), help="what builds (default: that of the parts' runtime)")
+    parser.add_argument(
+        *("--compute-capability",), nargs="+", default=[], metavar="N.N", help=f"cards to build for; {RTX} alone"
+    )
     parser.add_argument(
         "--precision", choices=ENGINE_PRECISIONS, help="of the arithmetic (default: what the graphs are)"
     )
     parser.add_argument("--min-batch", type=int, default=1, help="(default %(default)s)")
-    parser.add_argument("--opt-batch", type=int, default=8, help="batch to optimise for (default %(default)s)")
-    parser.add_argument("--max-batch", type=int, default=16, help="(default %(default)s)")
+    parser.add_argument("--opt-batch", type=int, metavar="N", help="batch to optimise for (default: the manifest's)")
+    parser.add_argument("--max-batch", type=int, metavar="N", help="(default: the manifest's, which is what is served)")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel times, read and written")
     parser.add_argument("--workspace", type=float, metavar="GIB", help="scratch memory (default: all there is)")
     parser.add_argument("--level", type=int, default=3, help="builder level, 0 to 5 (default %(default)s)")
     parser.add_argument("--device", type=int, default=0, help="GPU (default %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these parts alone")
-    parser.add_argument("--json", action="store_true", help="print the descriptions of the plans")
-    return parser.parse_args(argv)
+    parser.add_argument("--json", action="store_true", help="print the descriptions instead of a summary")
+    arguments = parser.parse_args(argv)
+    if arguments.repository and (arguments.parts or arguments.output):
+        parser.error("--repository builds in place: leave out PARTS_DIR and --output")
+    if not arguments.repository and not (arguments.parts and arguments.output):
+        parser.error("PARTS_DIR and --output are needed, or --repository")
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 refused, 2 wrong arguments."""
     arguments = parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
     def build() -> None:
-        batches = (arguments.min_batch, arguments.opt_batch, arguments.max_batch)
+        folders = Folders(arguments.repository or arguments.parts, arguments.output)
+        manifest = read_manifest(folders.parts)
+        library = load_library(arguments.library or library_of(manifest.runtime))
+        largest = arguments.max_batch or manifest.max_batch
         options = BuildOptions(
-            arguments.precision, batches, arguments.workspace, arguments.level, arguments.timing_cache
+            precision=arguments.precision,
+            profile=(arguments.min_batch, arguments.opt_batch or largest, largest),
+            workspace=arguments.workspace,
+            level=arguments.level,
+            timing_cache=arguments.timing_cache,
         )
-        done = build_engines(arguments.parts, arguments.output, options, arguments.only, arguments.device)
+        capabilities, only = arguments.compute_capability, arguments.only
+        done = build_engines(folders, library, options, capabilities, only, arguments.device, report)
         if arguments.json:
             print(json.dumps([metadata.to_dict() for metadata in done], indent=2))
-        else:
-            for metadata in done:
-                print(summarise(metadata))
 
     return run_command(build)
 

@@ -1,6 +1,6 @@
 """Whether a built engine is right: its tensors, the precision of its layers, finite results, and parity with PyTorch.
 
-On numpy alone and in Python 3.9 syntax. Only `check_engine` needs a GPU.
+On numpy alone and in Python 3.9 syntax. Only `check_engine` needs a GPU, that of the engine.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ipt_triton.export.engines.builder import Built
 from ipt_triton.export.engines.inputs import random_inputs, repeat_rows
 from ipt_triton.export.engines.metadata import BuildFacts, CheckResults, EngineError
 from ipt_triton.export.engines.runner import EngineRunner
@@ -19,6 +21,12 @@ from ipt_triton.parity import check_finite, compare
 
 LOWEST_SHARE = 0.1
 """Engine layers that compute in the precision asked for, at least: far below what any part has, far above none."""
+
+NO_ARITHMETIC = {
+    *("reformat", "noop", "constant", "signal", "wait", "signal_and_wait", "shape_call", "shape_ops"),
+    *("reshape", "cast"),
+}
+"""Types of layers that only move data."""
 
 
 def layer_precisions(report: str) -> dict[str, int]:
@@ -32,21 +40,17 @@ def layer_precisions(report: str) -> dict[str, int]:
         report: the inspector's JSON of an engine built with detailed profiling verbosity.
 
     Raises:
-        EngineError: no layers, or names alone.
+        EngineError: no layers, names alone, or no data types.
     """
-    layers = json.loads(report).get("Layers", [])
+    layers = json.loads(report).get("Layers", []) if report else []
     if not layers or not isinstance(layers[0], dict):
         raise EngineError("the engine tells nothing about its layers: it was built without detailed verbosity")
     counts: dict[str, int] = {}
     for layer in layers:
         kind = str(layer.get("LayerType", ""))
-        if kind.casefold() in {"reformat", "noop", "constant", "signal", "wait", "shape_call", "shape_ops"}:
+        if kind.casefold() in NO_ARITHMETIC:
             continue
-        types = [str(port.get("Format/Datatype", "")) for port in (*layer.get("Inputs", ()), *layer.get("Outputs", ()))]
-        weights = layer.get("Weights")
-        if isinstance(weights, dict):
-            types.append(str(weights.get("Type", "")))
-        text = " ".join(types)
+        text = " ".join(_types(layer))
         if re.search(r"\b(bfloat16|bf16)\b", text, re.IGNORECASE):
             found = "bf16"
         elif re.search(r"\b(half|fp16)\b", text, re.IGNORECASE):
@@ -58,15 +62,30 @@ def layer_precisions(report: str) -> dict[str, int]:
         else:
             found = "other"
         counts[found] = counts.get(found, 0) + 1
+    if counts.keys() <= {"other"}:
+        keys = sorted({key for layer in layers for port in layer.get("Outputs", ()) for key in port})
+        raise EngineError(
+            f"the report about the engine's layers cannot be read: tensors have {', '.join(keys) or 'no entries'}, "
+            "and none is a data type that is known here; this version of the library is too new for this builder"
+        )
     return counts
+
+
+def _types(layer: Mapping[str, Any]) -> list[str]:
+    """The data types of a layer's tensors and weights; TensorRT 11 has `Datatype` and `Format` apart."""
+    ports = (*layer.get("Inputs", ()), *layer.get("Outputs", ()))
+    types = [str(port.get("Datatype", port.get("Format/Datatype", ""))) for port in ports]
+    weights = layer.get("Weights")
+    return [*types, str(weights.get("Type", ""))] if isinstance(weights, dict) else types
 
 
 def precision_evidence(precision: str, layers: Mapping[str, int], plan_bytes: int, weight_count: int) -> str:
     """How we know that an engine computes in its precision.
 
     Returns:
-        `inspector`: enough layers do; `size`: the plan is too small for FP32 weights; `none`: the inspector cannot see
-        into the engine, and the plan is too big to tell. FP32, which engines fall back to, needs no proof.
+        `inspector`: enough layers do, as it or the builder tells; `size`: the plan is too small for FP32 weights;
+        `none`: the inspector cannot see into the engine, and the plan is too big to tell. FP32, which engines fall
+        back to, needs no proof.
 
     Raises:
         EngineError: the inspector sees that almost no layer does.
@@ -131,4 +150,19 @@ def check_engine(
                     found = compare(name, results, expected, facts.precision)
             if expected is not None:
                 parity.append(found)
-        return CheckResults(runner.inputs, runner.outputs, layers, evidence, tuple(parity))
+        return CheckResults(runner.inputs, runner.outputs, layers, evidence, tuple(parity), ran=True)
+
+
+def check_unrun(built: Built, facts: BuildFacts, part: Part, layer_precision: str) -> CheckResults:
+    """Check a new engine for a card that is not here, from what its builder has told.
+
+    Args:
+        layer_precision: what its layers must be seen to compute in.
+
+    Raises:
+        EngineError: the engine is not the one that was asked for.
+    """
+    check_tensors(part, built.inputs, built.outputs)
+    layers = layer_precisions(built.layers)
+    evidence = precision_evidence(layer_precision, layers, facts.plan_bytes, facts.weight_count)
+    return CheckResults(built.inputs, built.outputs, layers, evidence, (), ran=False)

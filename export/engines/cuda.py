@@ -1,6 +1,6 @@
-"""The GPU and the libraries that reach it: TensorRT and PyCUDA, the CUDA context, CUDA graphs.
+"""The GPU as PyCUDA reaches it: the CUDA context, CUDA graphs.
 
-TensorRT (8.6 to 11) and PyCUDA are imported when first needed; Python 3.9 syntax.
+PyCUDA is imported when first needed; Python 3.9 syntax.
 """
 
 from __future__ import annotations
@@ -9,32 +9,7 @@ import ctypes
 import functools
 from typing import Any
 
-from .metadata import EngineError, Gpu, version_numbers  # relative: see runner.py
-
-OLDEST = (8, 6)
-
-
-def require_tensorrt() -> str:
-    """Import TensorRT and return its version.
-
-    Raises:
-        EngineError: it is not installed, does not load, or is older than 8.6.
-    """
-    try:
-        import tensorrt as trt
-    except ModuleNotFoundError as error:
-        if error.name != "tensorrt":
-            raise EngineError(f"TensorRT lacks the module {error.name}: install it") from error
-        raise EngineError("TensorRT is not installed: pip install tensorrt, or use an NGC container") from error
-    except (ImportError, OSError) as error:
-        raise EngineError(
-            f"TensorRT is installed and does not load ({' '.join(str(error).split())}): "
-            "install the libraries of the same version"
-        ) from error
-    version = str(trt.__version__)
-    if version_numbers(version)[:2] < OLDEST:
-        raise EngineError(f"TensorRT {version} is too old; 8.6 or newer is needed: pip install --upgrade tensorrt")
-    return version
+from .metadata import EngineError, Gpu  # relative: see runner.py
 
 
 def require_pycuda() -> None:
@@ -62,7 +37,12 @@ def _primary_context(device: int) -> Any:
 
 
 class GpuSession:
-    """The primary CUDA context of a GPU, which TensorRT uses too; `with session:` makes it current."""
+    """The primary CUDA context of a GPU, which TensorRT uses too; `with session:` makes it current.
+
+    Attributes:
+        gpu: its name and compute capability.
+        device: its number.
+    """
 
     def __init__(self, device: int = 0):
         """Raises EngineError: no PyCUDA, no driver, no such GPU."""
@@ -78,6 +58,7 @@ class GpuSession:
             ) from error
         if not 0 <= device < count:
             raise EngineError(f"there is no GPU {device}; this machine has {count}: choose one from 0 to {count - 1}")
+        self.device = device
         handle = cuda.Device(device)
         major, minor = handle.compute_capability()
         self.gpu = Gpu(handle.name(), f"{major}.{minor}")
@@ -91,8 +72,12 @@ class GpuSession:
         self._primary.pop()
 
 
+class GraphError(EngineError):
+    """A call about CUDA graphs that the driver refused."""
+
+
 class CudaGraphs:
-    """Capture and launch of CUDA graphs through the driver library: PyCUDA (2025.1) has no call for either."""
+    """Capture and launch of CUDA graphs through the driver library: PyCUDA (2026.1) has no call for either."""
 
     THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate meanwhile
 
@@ -108,6 +93,7 @@ class CudaGraphs:
                 ("cuGraphLaunch", [handle, handle]),
                 ("cuGraphDestroy", [handle]),
                 ("cuGraphExecDestroy", [handle]),
+                ("cuGetErrorString", [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]),
             ):
                 getattr(self._driver, name).argtypes = arguments
         except (OSError, AttributeError) as error:
@@ -117,7 +103,7 @@ class CudaGraphs:
         self._check("cuStreamBeginCapture_v2", self._driver.cuStreamBeginCapture_v2(stream, self.THREAD_LOCAL))
 
     def end(self, stream: int) -> ctypes.c_void_p:
-        """End a capture and return the executable graph; raises EngineError when the work cannot be captured."""
+        """End a capture and return the executable graph; raises GraphError when the work cannot be captured."""
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         self._check("cuStreamEndCapture", self._driver.cuStreamEndCapture(stream, ctypes.byref(graph)))
         try:
@@ -133,7 +119,8 @@ class CudaGraphs:
     def destroy(self, executable: ctypes.c_void_p) -> None:
         self._driver.cuGraphExecDestroy(executable)
 
-    @staticmethod
-    def _check(call: str, status: int) -> None:
+    def _check(self, call: str, status: int) -> None:
         if status != 0:
-            raise EngineError(f"{call} answered with CUDA error {status}")
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(status, ctypes.byref(text))
+            raise GraphError(f"{call} failed: {(text.value or b'unknown error').decode()} ({status})")

@@ -11,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ipt_triton.export.engines.metadata import EngineError
-from ipt_triton.manifest import PRECISIONS, SAMPLES, Part, Port
+from ipt_triton.export.engines.library import Library
+from ipt_triton.export.engines.metadata import EngineError, version_numbers
+from ipt_triton.export.engines.tensorrt8 import flags_8
+from ipt_triton.manifest import PRECISIONS, Part, Port
 
 ENGINE_PRECISIONS = PRECISIONS["tensorrt"]
-STRONGLY_TYPED_SINCE = (10,)
+BF16_SINCE = "8.0"
+"""The first compute capability that computes in BF16."""
 
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """How a TensorRT is told the precision: names of network and builder flags, and whether to pin layers' types."""
+    """How a library is told the precision: names of network and builder flags, and whether to pin layers' types."""
 
     precision: str
     network_flags: tuple[str, ...]
@@ -37,37 +40,37 @@ def choose_parts(parts: Sequence[Part], only: Sequence[str]) -> tuple[Part, ...]
     return tuple(part for part in parts if not only or part.name in only)
 
 
-def plan_precision(version: tuple[int, ...], asked: str | None, graph: str) -> PrecisionPlan:
-    """How to reach a precision with a TensorRT version.
+def plan_precision(library: Library, asked: str | None, graph: str) -> PrecisionPlan:
+    """How to reach a precision with a library.
 
     Args:
-        version: of TensorRT, such as (10, 13, 3).
         asked: one of `ENGINE_PRECISIONS`, None for the graph's own.
         graph: precision that the graph is typed in.
 
     Raises:
-        EngineError: this TensorRT cannot compute this graph so; names the remedy.
+        EngineError: this library cannot compute this graph so; names the remedy.
     """
     precision = asked or graph
-    text = ".".join(str(number) for number in version[:2])
     cleared = ("TF32",) if precision == "fp32" else ()  # TF32 has 10 bits: it would miss the FP32 tolerance
-    if version >= STRONGLY_TYPED_SINCE:
-        if precision != graph:
-            raise EngineError(
-                f"TensorRT {text} computes what the graph says, and the parts are {graph.upper()}: "
-                f"export them with --precision {precision}, or ask for {graph}"
-            )
-        return PrecisionPlan(precision, ("STRONGLY_TYPED",), (), cleared, pin_types=False)
-    if "bf16" in (precision, graph):
-        raise EngineError(f"TensorRT {text} computes no BF16: use TensorRT 10 or newer, or export FP16 parts")
-    if precision == "fp32" and graph != "fp32":
-        raise EngineError(f"the parts are {graph.upper()} and FP32 was asked for: export them with --precision fp32")
-    if precision == "fp32":
-        return PrecisionPlan(precision, ("EXPLICIT_BATCH",), (), cleared, pin_types=False)
-    pin = graph == "fp16"
-    # Preferred, not obeyed: where no kernel fits, a slower or less exact one serves, and the parity check measures it.
-    flags = ("FP16", "PREFER_PRECISION_CONSTRAINTS") if pin else ("FP16",)
-    return PrecisionPlan(precision, ("EXPLICIT_BATCH",), flags, cleared, pin)
+    if not library.strongly_typed:
+        network_flags, builder_flags = flags_8(precision, graph)
+        pin = precision == graph == "fp16"
+        return PrecisionPlan(precision, network_flags, builder_flags, cleared, pin_types=pin)
+    if precision != graph:
+        raise EngineError(
+            f"{library} computes what the graph says, and the parts are {graph.upper()}: "
+            f"export them with --precision {precision}, or ask for {graph}"
+        )
+    return PrecisionPlan(precision, ("STRONGLY_TYPED",), (), cleared, pin_types=False)
+
+
+def check_capability(precision: str, capability: str) -> None:
+    """Raises EngineError for a precision that a GPU does not compute in."""
+    if precision == "bf16" and version_numbers(capability) < version_numbers(BF16_SINCE):
+        raise EngineError(
+            f"a GPU of compute capability {capability} computes no BF16, which starts with {BF16_SINCE}: "
+            "export the parts with --precision fp16"
+        )
 
 
 def profile_shapes(
@@ -92,18 +95,16 @@ def profile_shapes(
     return tuple((batch, *manifest) for batch in profile)
 
 
-def reference_tensors(
-    folder: Path, part: Part, task: str
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-    """Inputs and expected outputs of a part, float32 [n or 1, ...]; None when the folder holds no `samples.npz`.
+def reference_tensors(path: Path, part: Part, task: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    """Inputs and expected outputs of a part, float32 [n or 1, ...]; None when there is no such file.
 
     Args:
+        path: `samples.npz`.
         task: name of a task that the part serves, whose tensors they are.
 
     Raises:
         EngineError: the file lacks the part's tensors.
     """
-    path = folder / SAMPLES
     if not path.is_file():
         return None
     try:

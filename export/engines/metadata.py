@@ -1,13 +1,15 @@
 """What a TensorRT plan is and where it runs: its description, and whether machine and inputs fit it.
 
-A plan `<part>.plan` lies beside its description `<part>.plan.json`, which the builder writes. Plain functions on numpy
-alone, in Python 3.9 syntax: neither GPU nor TensorRT is needed to refuse a plan with a sentence.
+A plan `<part>_<compute capability>.plan` lies beside its description `….plan.json`, which the builder writes. Plans for
+several GPUs lie side by side. Plain functions on numpy alone, in Python 3.9 syntax: neither GPU nor TensorRT is needed
+to refuse a plan with a sentence.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,9 +39,10 @@ class BuildFacts:
 
     Attributes:
         part: name of the part, `head_<task>`, `body…` or `tail_<task>`.
-        tensorrt: version that built the plan; only the same version loads it.
-        gpu: name of the GPU that it was built on.
-        compute_capability: of that GPU, such as `9.0`; plans run on no other.
+        library: what built it, a key of `library.LIBRARIES`.
+        version: of the library; only the same version loads the plan.
+        gpu: name of the GPU that it was built on; empty for one built ahead of time, without the card.
+        compute_capability: what it runs on, such as `9.0`; plans run on no other.
         precision: `fp32`, `fp16` or `bf16`, of most of the arithmetic.
         profile: smallest, optimal and largest batch.
         level: of the builder's optimisation, 0 to 5.
@@ -51,7 +54,8 @@ class BuildFacts:
     """
 
     part: str
-    tensorrt: str
+    library: str
+    version: str
     gpu: str
     compute_capability: str
     precision: str
@@ -68,16 +72,22 @@ class BuildFacts:
     def max_batch(self) -> int:
         return self.profile[2]
 
+    @property
+    def built_for(self) -> str:
+        """The compute capability, and the GPU if it is known."""
+        return f"{self.compute_capability} ({self.gpu})" if self.gpu else self.compute_capability
+
 
 @dataclass(frozen=True)
 class CheckResults:
-    """What running a new engine has shown.
+    """What is known of a new engine.
 
     Attributes:
         inputs, outputs: as the engine itself has them.
-        layers: engine layers by the type they compute in, as TensorRT's inspector tells it.
+        layers: engine layers by the type they compute in, as the inspector or the builder tells it.
         evidence: how its precision is known, see `export.engines.checks.precision_evidence`.
-        parity: per boundary batch; empty when the parts folder held no reference tensors.
+        parity: per boundary batch; empty when there were no reference tensors, or when it was not run.
+        ran: whether it was run, which takes a GPU of its compute capability.
     """
 
     inputs: tuple[Port, ...]
@@ -85,6 +95,7 @@ class CheckResults:
     layers: dict[str, int]
     evidence: str
     parity: tuple[Parity, ...]
+    ran: bool
 
 
 @dataclass(frozen=True)
@@ -114,8 +125,31 @@ class Gpu:
     compute_capability: str
 
 
+BUILD_AGAIN = "build the engine again (ipt-export engines)"
+
+
+def plan_path(stem: Path, capability: str) -> Path:
+    """The file of a plan.
+
+    Args:
+        stem: folder and name, that of the part or, in a model repository, `model`.
+    """
+    return stem.with_name(f"{stem.name}_{capability}.plan")
+
+
+def plans_beside(stem: Path) -> dict[str, Path]:
+    """Plans of one stem by compute capability, in rising order; those with only a plan or only a description too."""
+    found = {}
+    for path in (*stem.parent.glob(f"{stem.name}_*.plan"), *stem.parent.glob(f"{stem.name}_*.plan.json")):
+        plan = path.with_suffix("") if path.suffix == ".json" else path
+        capability = plan.stem[len(stem.name) + 1 :]
+        if re.fullmatch(r"\d+\.\d+", capability):
+            found[capability] = plan
+    return dict(sorted(found.items(), key=lambda item: version_numbers(item[0])))
+
+
 def describe_path(plan: Path) -> Path:
-    """Where the description of a plan lies: `<part>.plan.json`."""
+    """Where the description of a plan lies: the plan's name and `.json`."""
     return plan.with_name(plan.name + ".json")
 
 
@@ -132,7 +166,7 @@ def read_metadata(plan: Path) -> EngineMetadata:
         reason = "is missing"
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         reason = f"cannot be read ({' '.join(str(error).split())})"
-    raise PlanMismatch(f"{path}, the description of a plan, {reason}: build the engine again (export/engines/build.py)")
+    raise PlanMismatch(f"{path}, the description of a plan, {reason}: {BUILD_AGAIN}")
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
@@ -146,22 +180,24 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def check_machine(facts: BuildFacts, tensorrt_version: str, gpu: Gpu) -> None:
+def check_machine(facts: BuildFacts, version: str, gpu: Gpu) -> None:
     """Compare what a plan was built for with the machine.
 
+    Args:
+        version: of the library that is here.
+
     Raises:
-        PlanMismatch: built by another TensorRT, or for another GPU architecture.
+        PlanMismatch: built by another version of the library, or for another GPU architecture.
     """
-    if facts.tensorrt != tensorrt_version:
+    if facts.version != version:
         raise PlanMismatch(
-            f"the plan of {facts.part} was built by TensorRT {facts.tensorrt} and this is {tensorrt_version}: "
-            "build it again with this one (export/engines/build.py), or install the other"
+            f"the plan of {facts.part} was built by {facts.library} {facts.version} and this is {version}: "
+            f"{BUILD_AGAIN}, or install the other version"
         )
     if facts.compute_capability != gpu.compute_capability:
         raise PlanMismatch(
-            f"the plan of {facts.part} was built for compute capability {facts.compute_capability} "
-            f"({facts.gpu}) and this GPU, {gpu.name}, has {gpu.compute_capability}: "
-            "build it again on this GPU (export/engines/build.py)"
+            f"the plan of {facts.part} was built for compute capability {facts.built_for} "
+            f"and this GPU, {gpu.name}, has {gpu.compute_capability}: {BUILD_AGAIN} for it"
         )
 
 

@@ -46,12 +46,16 @@ from ipt_triton.manifest import (
     tasks_of_parts,
 )
 from ipt_triton.parity import compare
+from ipt_triton.service import MAX_BATCH, gpu_batch
 from ipt_triton.tasks import Task, task_table
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 from ipt_triton.train.model.ipt import IPT
 from ipt_triton.train.model.onnx import for_onnx
 
 logger = logging.getLogger(__name__)
+
+LARGEST_BATCH = 1024
+"""That the graphs take."""
 
 
 def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[str, tuple[str, nn.Module]]]:
@@ -85,7 +89,9 @@ def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[st
     return sorted(routes, key=lambda r: r.task.id), modules
 
 
-def check_combination(runtime: str, precision: str, residual: str = "float32", fp32_io: bool = False) -> None:
+def check_combination(
+    runtime: str, precision: str, residual: str = "float32", fp32_io: bool = False, fp16_restored: bool = False
+) -> None:
     """Raise ExportError, naming what there is, for a runtime that does not compute so."""
     if runtime not in PRECISIONS:
         raise ExportError(f"runtime {runtime!r} is not one of {', '.join(PRECISIONS)}")
@@ -100,6 +106,14 @@ def check_combination(runtime: str, precision: str, residual: str = "float32", f
         raise ExportError(f"a residual stream in float16 needs precision fp16, not {precision}")
     if fp32_io and (runtime == "openvino" or precision == "fp32"):
         raise ExportError(f"FP32 inputs and outputs are what {runtime} in {precision} has anyway; leave --fp32-io out")
+    if fp16_restored and (runtime == "openvino" or precision == "fp32"):
+        raise ExportError(f"{runtime} in {precision} gives FP32 alone; leave --fp16-restored out")
+
+
+def check_batch(max_batch: int | None) -> None:
+    """Raise ExportError for a largest batch that no graph takes; None is what fits the runtime."""
+    if max_batch is not None and not 1 <= max_batch <= LARGEST_BATCH:
+        raise ExportError(f"--max-batch {max_batch} is not within 1 to {LARGEST_BATCH}")
 
 
 def export_parts(
@@ -110,6 +124,8 @@ def export_parts(
     residual: str = "float32",
     fp32_io: bool = False,
     photos: Sequence[np.ndarray] = (),
+    max_batch: int | None = None,
+    fp16_restored: bool = False,
 ) -> Manifest:
     """Write the parts folder atomically.
 
@@ -118,16 +134,21 @@ def export_parts(
         residual: type of the residual stream of FP16 parts, one of `RESIDUALS`.
         fp32_io: keep the tensors between typed parts FP32; otherwise they are FP16 unless their values do not fit.
         photos: clean photographs, uint8 RGB, for INT8 alone, which is calibrated and measured on them.
+        max_batch: most patches of one request to the network; None for what fits the runtime (`service`).
+        fp16_restored: RESTORED in FP16, which at 128 to 255 counts in eighths of a grey level.
 
     Raises:
         ExportError, ParityError: nothing is written then.
     """
-    check_combination(runtime, precision, residual, fp32_io)
+    check_combination(runtime, precision, residual, fp32_io, fp16_restored)
+    check_batch(max_batch)
     routes, modules = plan_routes(checkpoints)
     models = {c.sha256: c.model for c in checkpoints}
     samples = {r.task.name: _samples(models[r.checkpoint_sha256], r.task) for r in routes}
     typed = runtime != "openvino" and precision != "fp32"
     low_ports = fp16_ports(samples.values()) if typed and not fp32_io else frozenset()
+    if fp16_restored:
+        low_ports |= {"RESTORED"}
     with atomic_directory(folder) as temporary:
         parts: dict[str, Part] = {}
         networks: dict[str, OpByOp] = {}
@@ -182,9 +203,17 @@ def export_parts(
         if runtime != "openvino":
             _save_samples(temporary / SAMPLES, samples)
         patch_size = checkpoints[0].model.config.patch_size
-        manifest = Manifest(patch_size, runtime, precision, tuple(parts.values()), tuple(routes))
+        if max_batch is None:
+            max_batch = MAX_BATCH if runtime == "openvino" else gpu_batch(_patch_bytes(parts, routes))
+        manifest = Manifest(patch_size, runtime, precision, tuple(parts.values()), tuple(routes), max_batch=max_batch)
         manifest.save(temporary)
     return manifest
+
+
+def _patch_bytes(parts: Mapping[str, Part], routes: Sequence[Route]) -> int:
+    """Bytes of one patch's tensors on the largest way through the network."""
+    ways = ([parts[route.head], parts[route.body], parts[route.tail]] for route in routes)
+    return max(sum({p.name: p.nbytes for part in way for p in (*part.inputs, *part.outputs)}.values()) for way in ways)
 
 
 def _deal_out(
@@ -221,7 +250,7 @@ def _samples(model: IPT, task: Task) -> dict[str, np.ndarray]:
 
 def to_onnx(module: nn.Module, inputs: dict[str, np.ndarray], outputs: Sequence[str], name: str) -> onnx.ModelProto:
     """A module as a clean ONNX graph with a dynamic batch."""
-    batch = torch.export.Dim("batch", min=1, max=1024)
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     tensors: list[Tensor] = [torch.from_numpy(x) for x in inputs.values()]
     with _quiet():
         program = torch.onnx.export(

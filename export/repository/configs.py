@@ -1,32 +1,40 @@
 """Configurations of the served models, as protobufs, so that none can be malformed.
 
 Parts, ensembles and the router have the same names and tensors in every runtime; what differs is how a part is run:
-`openvino` in Triton's Python backend on the CPU, `tensorrt` in Triton's TensorRT backend, `tensorrt-python` in its
-Python backend with a TensorRT plan.
+`openvino` in Triton's Python backend on the CPU, `tensorrt` in Triton's TensorRT backend, `tensorrt-python` and
+`tensorrt-rtx` in its Python backend with a plan of TensorRT or of TensorRT for RTX.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from ipt_triton.export.repository.plans import Plan, max_batch
+from ipt_triton.export.engines.metadata import plan_path
 from ipt_triton.manifest import Manifest, Part, Port, Route
 from ipt_triton.service import (
     MAX_INPUT_PIXELS,
     MAX_OUTPUT_PIXELS,
     PIXELS_PER_PATCH,
-    REQUESTS_IN_FLIGHT,
     ROUTER,
     ServiceInfo,
     ensemble_name,
+    graph_batches,
+    requests_in_flight,
 )
 from ipt_triton.tiling import KEEP, STRIDE
 
 GENERATOR = "ipt-export"
+
+PLAN_STEM = "model"
+"""Plans in a version folder are `model_<compute capability>.plan`, beside the graph `model.onnx`."""
+
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+"""Compute capabilities that TensorRT 10 and 11 run on; Triton picks the plan of the GPU at hand."""
 
 _TYPES = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16}
 
@@ -54,37 +62,26 @@ class ServingOptions:
     )
 
 
-def plan_file(plan: Plan, plans: Sequence[Plan]) -> str:
-    """The name of a plan in its version folder: Triton's own, or one per compute capability if there are several."""
-    return "model.plan" if len(plans) == 1 else f"model_{plan.metadata.compute_capability}.plan"
-
-
-def part_config(part: Part, manifest: Manifest, options: ServingOptions, plans: Sequence[Plan] = ()) -> pb.ModelConfig:
-    """Configuration of a head, body or tail, with dynamic batching.
-
-    Args:
-        plans: the part's, one per compute capability; none for `openvino`.
-    """
+def part_config(part: Part, manifest: Manifest, options: ServingOptions) -> pb.ModelConfig:
+    """Configuration of a head, body or tail, with dynamic batching."""
     count = options.body_instances if part.name in {route.body for route in manifest.routes} else 1
     kind = pb.ModelInstanceGroup.KIND_CPU if manifest.runtime == "openvino" else pb.ModelInstanceGroup.KIND_GPU
-    largest = max_batch(plans) if plans else manifest.max_batch
     config = pb.ModelConfig(
         name=part.name,
-        max_batch_size=largest,
+        max_batch_size=manifest.max_batch,
         input=[pb.ModelInput(**_tensor(port)) for port in part.inputs],
         output=[pb.ModelOutput(**_tensor(port)) for port in part.outputs],
         instance_group=[pb.ModelInstanceGroup(count=count, kind=kind)],
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=options.queue_delay_us),
-        model_warmup=[_warm_up(part, batch) for batch in (1, largest)],
+        model_warmup=[_warm_up(part, batch) for batch in (1, manifest.max_batch)],
     )
     if manifest.runtime == "tensorrt":
         config.platform = "tensorrt_plan"
-        if len(plans) > 1:
-            for plan in plans:
-                config.cc_model_filenames[plan.metadata.compute_capability] = plan_file(plan, plans)
+        for capability in CAPABILITIES:
+            config.cc_model_filenames[capability] = plan_path(Path(PLAN_STEM), capability).name
         # Left to itself, a backend with dynamic batching captures graphs for batches of 1 and the largest alone.
         config.optimization.cuda.graphs = True
-        for batch in range(1, largest + 1):
+        for batch in graph_batches(manifest.max_batch):
             config.optimization.cuda.graph_spec.add(batch_size=batch)
     else:
         config.backend = "python"
@@ -162,7 +159,7 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
         **info.to_parameters(),
         body_instances=options.body_instances,
         chunk=manifest.max_batch,
-        requests_in_flight=REQUESTS_IN_FLIGHT,
+        requests_in_flight=requests_in_flight(options.body_instances),
     )
     return config
 

@@ -1,9 +1,10 @@
-"""Triton Python-backend model that runs one part (head, body or tail) as a TensorRT plan on a GPU.
+"""Triton Python-backend model that runs one part (head, body or tail) as a plan on a GPU.
 
-`ipt-export` copies this file as `model.py` into the folder of each part; beside it lie the part's `model.plan`, its
-description `model.plan.json`, and `export/engines/runner.py` with what it imports as `ipt_engine`. Inputs
-and outputs are those of the plan. Needs numpy, tensorrt and pycuda in the Python that runs Triton's models. Optional
-parameter of the part's configuration: `cuda_graphs` (`0` leaves them out). Python 3.9 syntax. Untested on a GPU.
+`ipt-export` copies this file as `model.py` into the folder of each part; beside it lie the part's plans, one for each
+compute capability, with their descriptions, and `export/engines/runner.py` with what it imports as `ipt_engine`. Inputs
+and outputs are those of the plan. Needs numpy, pycuda and the library of the plans (TensorRT or TensorRT for RTX) in
+the Python that runs Triton's models. Optional parameter of the part's configuration: `cuda_graphs` (`0` leaves them
+out). Python 3.9 syntax.
 """
 
 import json
@@ -20,12 +21,13 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-        plan = Path(args["model_repository"]) / args["model_version"] / "model.plan"
+        plans = Path(args["model_repository"]) / args["model_version"] / "model"
         device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
         try:
-            self._runner = runner.EngineRunner.open(plan, device, parameters.get("cuda_graphs", "1") != "0")
+            self._runner = runner.EngineRunner.open(plans, device, parameters.get("cuda_graphs", "1") != "0")
         except runner.EngineError as error:
             raise pb_utils.TritonModelException(str(error)) from error
+        self._told = ""
         largest = self._runner.facts.max_batch
         if config["max_batch_size"] > largest:
             raise pb_utils.TritonModelException(
@@ -44,6 +46,9 @@ class TritonPythonModel:
             results = self._runner.run(batch)
         except runner.EngineError as error:
             return [pb_utils.InferenceResponse([], pb_utils.TritonError(str(error))) for _ in requests]
+        if self._runner.graph_error != self._told:
+            self._told = self._runner.graph_error
+            pb_utils.Logger.log_warn(f"{self._runner.facts.part} runs without some CUDA graphs: {self._told}")
         responses, first = [], 0
         for count in counts:
             tensors = [pb_utils.Tensor(name, x[first : first + count]) for name, x in results.items()]

@@ -2,7 +2,11 @@
 
 Per task one ensemble `ipt_<task>` over `head_<task>` → `body` → `tail_<task>`; the router `restore` in front of them is
 handwritten (`triton_models/restore/1/model.py`) and only gets its `config.pbtxt` and the tiling module. Parts come with
-what their runtime runs: the ONNX graph and the OpenVINO runner, TensorRT plans, or a plan and the runner for it.
+their ONNX graph and what their runtime runs: the OpenVINO runner, plans, or plans and the runner for them.
+
+A repository for GPUs need not have plans: with its graphs, the manifest and the reference tensors it has all that is
+needed to build them in place (`ipt-export engines --repository`, `ipt-serve`). Plans that were built so stay when the
+same parts are exported again.
 
 Only generated files are written, a model folder at a time (temporary, then renamed). Folders of an earlier export that
 this one does not need are removed: a generated configuration carries the parameter `generated_by`, and a folder without
@@ -12,6 +16,8 @@ recognised by its absence.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +25,24 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from ipt_triton.export.engines.metadata import describe_path
+from ipt_triton.export.engines.metadata import (
+    PlanMismatch,
+    describe_path,
+    plan_path,
+    plans_beside,
+    read_metadata,
+)
 from ipt_triton.export.repository.configs import (
     GENERATOR,
+    PLAN_STEM,
     ServingOptions,
     ensemble_config,
     part_config,
-    plan_file,
     router_config,
 )
 from ipt_triton.export.repository.plans import Plan, RepositoryError, read_plans
 from ipt_triton.files import atomic_directory, atomic_file
-from ipt_triton.manifest import PRECISIONS, Manifest
+from ipt_triton.manifest import MANIFEST, PRECISIONS, SAMPLES, Manifest
 from ipt_triton.service import ROUTER, ensemble_name
 
 ROOM = Path(__file__).parent
@@ -40,8 +52,8 @@ TILING_SOURCE = HOUSE / "tiling.py"
 ENGINE_PACKAGE = "ipt_engine"
 """Package beside `runner_tensorrt.py`; not `ipt_triton`, because Triton's Python may have that one installed."""
 ENGINE_SOURCES = (
-    *("errors.py", "manifest.py", "service.py", "tasks.py"),
-    *(f"export/engines/{name}.py" for name in ("cuda", "metadata", "runner")),
+    *("errors.py", "files.py", "manifest.py", "service.py", "tasks.py"),
+    *(f"export/engines/{name}.py" for name in ("cuda", "library", "metadata", "runner")),
 )
 """The runner and all that it imports of ours, in the same tree as in `ipt_triton`."""
 
@@ -56,8 +68,8 @@ def write_repository(
     """Write every generated file of the repository; returns the names of its models.
 
     Args:
-        manifest: of the parts; those for the two TensorRT runtimes are untested on a GPU.
-        engines: for these two, the folders with the parts' plans: one, or for `tensorrt` one per compute capability.
+        manifest: of the parts.
+        engines: folders with plans of the parts, for the runtimes that run on a GPU.
 
     Raises:
         RepositoryError: plans that are not those of the parts, or a folder that a model needs was not generated;
@@ -68,9 +80,7 @@ def write_repository(
         raise RepositoryError(f"runtime {runtime!r} is not one of {', '.join(PRECISIONS)}")
     if engines and runtime == "openvino":
         raise RepositoryError("the runtime openvino runs no engines: leave out --engines, or choose --runtime tensorrt")
-    if len(engines) > 1 and runtime == "tensorrt-python":
-        raise RepositoryError("the runtime tensorrt-python takes engines of one GPU: name one folder with --engines")
-    plans = {} if runtime == "openvino" else read_plans(parts_folder, manifest, engines)
+    plans = read_plans(parts_folder, manifest, engines)
     repository.mkdir(parents=True, exist_ok=True)
     models = {part.name for part in manifest.parts} | {ensemble_name(route.task.name) for route in manifest.routes}
     for name in sorted(models):
@@ -82,17 +92,18 @@ def write_repository(
     for folder in repository.iterdir():
         if folder.is_dir() and folder.name not in models and folder.name != ROUTER and _is_generated(folder):
             shutil.rmtree(folder)
-    configs = {p.name: part_config(p, manifest, options, plans.get(p.name, ())) for p in manifest.parts}
+    configs = {p.name: part_config(p, manifest, options) for p in manifest.parts}
+    _write_sources(parts_folder, manifest, repository)
     for name, config in configs.items():
         with atomic_directory(repository / name) as folder:
             (folder / "1").mkdir()
+            shutil.copyfile(parts_folder / f"{name}.onnx", folder / "1" / "model.onnx")
             if runtime == "openvino":
                 shutil.copyfile(ROOM / "runner_openvino.py", folder / "1" / "model.py")
-                shutil.copyfile(parts_folder / f"{name}.onnx", folder / "1" / "model.onnx")
                 _keep_out_bytecode(folder / "1")
             else:
-                _add_plans(plans[name], folder / "1")
-            if runtime == "tensorrt-python":
+                _add_plans(plans[name], folder / "1", repository / name / "1")
+            if runtime not in ("openvino", "tensorrt"):
                 _add_engine_runner(folder / "1")
             _write(folder / "config.pbtxt", config)
     for route in manifest.routes:
@@ -110,12 +121,30 @@ def write_repository(
     return [ROUTER, *sorted(models)]
 
 
-def _add_plans(plans: Sequence[Plan], version: Path) -> None:
-    """Plans with their descriptions, which `export/serving/preflight_gpu.py` and the engine runner read."""
-    for plan in plans:
-        target = version / plan_file(plan, plans)
-        shutil.copyfile(plan.path, target)
-        shutil.copyfile(describe_path(plan.path), describe_path(target))
+def _write_sources(parts_folder: Path, manifest: Manifest, repository: Path) -> None:
+    """What engines are built from beside the graphs; Triton passes over files at this place."""
+    for name in (SAMPLES, MANIFEST):
+        if manifest.runtime != "openvino":
+            _replace(parts_folder / name, repository / name)
+        elif (repository / MANIFEST).is_file():  # of an earlier export
+            (repository / name).unlink(missing_ok=True)
+
+
+def _add_plans(plans: Sequence[Plan], version: Path, there: Path) -> None:
+    """Plans with their descriptions, which `export/serving/preflight_gpu.py` and the engine runner read.
+
+    Args:
+        there: the version folder of an earlier export, of which plans of the same graph are kept.
+    """
+    files = {plan_path(version / PLAN_STEM, plan.metadata.compute_capability): plan.path for plan in plans}
+    onnx_sha256 = hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()
+    for capability, plan in plans_beside(there / PLAN_STEM).items():
+        with contextlib.suppress(PlanMismatch):
+            if read_metadata(plan).onnx_sha256 == onnx_sha256:
+                files.setdefault(plan_path(version / PLAN_STEM, capability), plan)
+    for target, source in files.items():
+        shutil.copyfile(source, target)
+        shutil.copyfile(describe_path(source), describe_path(target))
 
 
 def _add_engine_runner(version: Path) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 from ipt_triton.export.serving.errors import CheckError, InterruptedStartError, ServeError
+from ipt_triton.export.serving.missing_engines import UNASKED_WEIGHTS
 from ipt_triton.export.serving.output import output_logger
-from ipt_triton.export.serving.preflight import repository_notes
 from ipt_triton.export.serving.server import GRACE_S, TritonServer
 
 _EPILOG = f"""\
@@ -22,6 +22,7 @@ examples:
   ipt-serve                                       serve triton_models on localhost, ports 8000, 8001, 8002
   ipt-serve --check                               only look whether everything is there
   ipt-serve --host 0.0.0.0 --grpc-port 9001       let other machines in
+  ipt-serve --build                               build engines for this machine's GPUs first, however long it takes
   ipt-serve --http-port 0 --grpc-port 0 --metrics-port 0       any free ports; the line 'ready: ...' tells them
   ipt-serve -- --log-info=true --log-verbose=1    what follows -- goes to tritonserver and wins
 
@@ -29,12 +30,15 @@ The server is the tritonserver on PATH (an NGC container), else the one in the w
 Closed to clients: model-repository, shared-memory, trace and logging; to open some, pass your own
 --http-restricted-api and --grpc-restricted-protocol after the --.
 
+A repository for GPUs is carried without engines, or with those of other GPUs. What is missing for the GPUs at hand is
+built before the start and kept in the repository; a large model's only with --build. --check tells what would be done.
+
 Told to stop, it first answers the photographs under way, for {GRACE_S:.0f} seconds at most. Told twice, it ends at
 once.
 
 exit codes:
   0  stopped as asked (Ctrl-C, SIGTERM, SIGHUP); with --check: everything is there
-  1  the server failed: it did not become ready, the warm-up failed, or it ended by itself
+  1  the server failed: engines could not be built, it did not become ready, the warm-up failed, or it ended by itself
   2  wrong arguments, or a check failed
 """
 
@@ -53,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="ipt-serve",
         description="Serve a model repository with a real Triton server until it is told to stop.",
         usage="ipt-serve [--repository DIR] [--host HOST] [--http-port N] [--grpc-port N] [--metrics-port N] [--check] "
-        "[--timeout S] [-- TRITON_FLAG ...]",
+        "[--build | --no-build] [--timeout S] [-- TRITON_FLAG ...]",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,7 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics-port", type=_port, default=8002, metavar="N", help="%(default)s; 0: any free one")
     parser.add_argument("--check", action="store_true", help="only check, start nothing")
     parser.add_argument(
-        "--timeout", type=float, default=300, metavar="S", help="seconds until ready, warm-up included (%(default)s)"
+        "--build",
+        action=argparse.BooleanOptionalAction,
+        help=f"engines that the GPUs at hand lack (by itself up to {UNASKED_WEIGHTS // 10**6} million weights)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300,
+        metavar="S",
+        help="seconds until ready, with the warm-up, without the build of engines (%(default)s)",
     )
     return parser
 
@@ -84,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
         extra_args=words[split + 1 :],
+        build=options.build,
     )
-    for note in repository_notes(server.repository):
+    for note in server.notes():
         print(f"ipt-serve: note: {note}", file=sys.stderr)
     if options.check:
         problems = server.check()
@@ -109,10 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, stop)
 
     try:
-        server.start(options.timeout)
+        server.start(options.timeout, lambda line: print(f"ipt-serve: building: {line}", file=sys.stderr, flush=True))
         names = ", ".join(task.name for task in server.tasks)
-        ready = f"ready: http://{server.http_url}, grpc {server.grpc_url}, metrics {server.metrics_url}"
-        print(f"{ready}, {len(server.tasks)} tasks{': ' + names if names else ''}", flush=True)
+        tasks = f"{len(server.tasks)} tasks{': ' + names if names else ''}"
+        print(f"ready: {server.addresses}, {tasks}", flush=True)
         server.wait()
     except CheckError as error:
         for problem in error.problems:

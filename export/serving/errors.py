@@ -32,6 +32,10 @@ class ServerEndedError(ServeError):
         super().__init__(f"tritonserver ended by itself with {describe_status(status)}; it last said:{said}")
 
 
+class BuildError(ServeError):
+    """Engines that the repository lacked could not be built."""
+
+
 class NotReadyError(ServeError):
     """The server did not become ready in time."""
 

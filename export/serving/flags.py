@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 import secrets
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ipt_triton.export.serving import preflight
-from ipt_triton.export.serving.preflight_gpu import has_gpu
+from tritonclient.grpc import model_config_pb2 as pb
+
+from ipt_triton.export.engines.metadata import EngineError
+from ipt_triton.export.serving import preflight, preflight_gpu
 from ipt_triton.service import MAX_INPUT_PIXELS, ROUTER
 
 EXIT_TIMEOUT_S = 10
+CHUNKS_ON_A_GPU = 8
+"""Chunks of patches whose tensors the pool of a GPU's memory holds between their parts: two that the bodies compute,
+two that wait for them, two in heads, two in tails. What finds no room takes the CPU's memory: slower, never wrong."""
+
+_POOL_FLAG = "--cuda-memory-pool-byte-size"
+_SMALLEST_POOL = 64 << 20  # Triton's own; holds some 70 patches of the paper's model in FP16
+_TYPE_BYTES = {pb.TYPE_FP32: 4, pb.TYPE_FP16: 2, pb.TYPE_BF16: 2}
 # What a client needs stays open: health, metadata, inference, the router's config (the task table), statistics.
 _CLOSED_APIS = "model-repository,shared-memory,trace,logging"
 _RESERVED_FLAGS = {
@@ -89,18 +99,65 @@ def server_flags(
         flags.append(f"--backend-directory={directory / 'backends'}")
     elif files.backends.is_dir():
         flags.append(f"--backend-directory={files.backends}")
-    if not has_gpu():
+    if not preflight_gpu.has_gpu():
         flags += ["--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false"]
     known = known_flags(files)
+    if _POOL_FLAG in known and not is_given(_POOL_FLAG, extra):
+        flags += _pool_flags(repository)
     if "--http-max-input-size" in known:
         # Three channels of 16 bits, and room for the request around them.
         flags.append(f"--http-max-input-size={_max_input_pixels(repository) * 6 + 2**20}")
     key = secrets.token_hex(16)
     for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
         # Triton refuses an API named in two groups, so the user's group stands alone.
-        if flag in known and not any(argument.startswith(flag) for argument in extra):
+        if flag in known and not is_given(flag, extra):
             flags.append(f"{flag}={_CLOSED_APIS}:launcher={key}")
     return [*flags, *extra]
+
+
+def is_given(flag: str, extra: Sequence[str]) -> bool:
+    """Whether a flag is among the user's own."""
+    return any(argument.partition("=")[0] == flag for argument in extra)
+
+
+def is_off(flag: str, extra: Sequence[str]) -> bool:
+    """Whether the user's own flags say no to what tritonserver does unless told otherwise, such as `--allow-http`."""
+    values = re.findall(rf"(?:^| ){flag}[= ](\S+)", " ".join(extra))
+    return bool(values) and values[-1].lower() in ("false", "off", "0")
+
+
+def _pool_flags(repository: Path) -> list[str]:
+    """A pool of memory on each GPU for what TensorRT's backend hands from part to part, after the largest ensemble.
+
+    Parts in Triton's Python backend need none: they write to the CPU's memory, whatever computes them.
+    """
+    configs = {}
+    for folder in repository.iterdir():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            configs[folder.name] = preflight.read_config(folder)
+    patch = max((_bytes_between_parts(config, configs) for config in configs.values()), default=0)
+    if not patch:
+        return []
+    try:
+        chunk = int(configs[ROUTER].parameters["chunk"].string_value)
+        gpus = preflight_gpu.find_gpus()
+    except (KeyError, ValueError, EngineError):
+        return []  # somebody else's repository, or no GPU
+    size = max(CHUNKS_ON_A_GPU * chunk * patch, _SMALLEST_POOL)
+    return [f"{_POOL_FLAG}={index}:{size}" for index, _ in enumerate(gpus)]
+
+
+def _bytes_between_parts(ensemble: pb.ModelConfig, configs: Mapping[str, pb.ModelConfig]) -> int:
+    """Bytes per patch of what one step of an ensemble writes on a GPU and another reads; 0 for other models."""
+    steps = ensemble.ensemble_scheduling.step
+    read = {tensor for step in steps for tensor in step.input_map.values()}
+    total = 0
+    for step in steps:
+        model = configs[step.model_name]
+        for output in model.output if model.platform == "tensorrt_plan" else ():
+            if step.output_map[output.name] in read:
+                total += math.prod(output.dims) * _TYPE_BYTES.get(output.data_type, 4)
+    return total
 
 
 def _max_input_pixels(repository: Path) -> int:

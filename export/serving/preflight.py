@@ -6,6 +6,7 @@ Every check returns problems, each one sentence that names the thing and what to
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import os
@@ -24,9 +25,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ipt_triton.cpu import cpu_flags, cpu_notes
-from ipt_triton.export.engines.cuda import require_tensorrt
+from ipt_triton.export.engines.library import library_of, load_library
 from ipt_triton.export.engines.metadata import EngineError
-from ipt_triton.export.serving import preflight_gpu
+from ipt_triton.export.serving import missing_engines, preflight_gpu
 from ipt_triton.service import ROUTER
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -36,7 +37,8 @@ _EXPORT_AGAIN = "run ipt-export CHECKPOINT again"
 _RUNTIME_MODULES = {
     "openvino": {"openvino": "pip install openvino"},
     "tensorrt": {},
-    "tensorrt-python": {"tensorrt": "pip install tensorrt", "pycuda": "pip install pycuda"},
+    "tensorrt-python": {"pycuda": "pip install pycuda"},
+    "tensorrt-rtx": {"pycuda": "pip install pycuda"},
 }
 # The files that a version folder must hold; the other backends are Triton's to judge.
 _MODEL_FILES = {"python": "model.py", "onnxruntime": "model.onnx"}
@@ -156,8 +158,12 @@ def read_config(folder: Path) -> model_config_pb2.ModelConfig:
     return text_format.Parse(text, model_config_pb2.ModelConfig(), allow_unknown_field=True)
 
 
-def check_repository(repository: Path, server: ServerFiles | None = None) -> list[str]:
-    """Check a model repository: every folder a whole model, every ensemble's steps there, the runtime installed."""
+def check_repository(repository: Path, server: ServerFiles | None = None, build: bool | None = None) -> list[str]:
+    """Check a model repository: every folder a whole model, every ensemble's steps there, the runtime installed.
+
+    Args:
+        build: whether engines that are missing will be built; None: if it does not take long.
+    """
     if not repository.is_dir():
         return [f"the model repository {repository} is not a folder: run ipt-export CHECKPOINT first"]
     folders = sorted(entry for entry in repository.iterdir() if entry.is_dir())
@@ -183,24 +189,55 @@ def check_repository(repository: Path, server: ServerFiles | None = None) -> lis
             if not (repository / step.model_name).is_dir():
                 problems.append(f"the ensemble {name} needs the model {step.model_name}: {_EXPORT_AGAIN}")
     if ROUTER in configs:
-        parts = [
-            repository / name
-            for name, config in configs.items()
-            if name != ROUTER and config.platform != "ensemble" and "generated_by" in config.parameters
-        ]
-        problems += _check_runtime(configs[ROUTER].parameters["runtime"].string_value, parts, server)
+        router = configs[ROUTER].parameters
+        runtime, precision = router["runtime"].string_value, router["precision"].string_value
+        problems += _check_runtime(repository, runtime, precision, server, build)
     return problems
 
 
-def repository_notes(repository: Path) -> list[str]:
-    """What this CPU does otherwise with the repository's precision; none if its router cannot be read."""
+def repository_notes(repository: Path, server: ServerFiles | None = None, build: bool | None = None) -> list[str]:
+    """What this machine does otherwise than others with a repository; none if its router cannot be read.
+
+    That is the precision on its CPU, or the engines that will be built for its GPUs before the start.
+    """
     try:
         parameters = read_config(repository / ROUTER).parameters
-    except (OSError, UnicodeDecodeError, text_format.ParseError):
+        if parameters["runtime"].string_value == "openvino":
+            return cpu_notes(parameters["precision"].string_value, cpu_flags())
+        on_gpu = gpu_repository(repository, server)
+        lacks = on_gpu.lacks() if on_gpu else []
+    except (OSError, UnicodeDecodeError, text_format.ParseError, EngineError):
         return []  # `check_repository` names it
-    if parameters["runtime"].string_value != "openvino":
+    if on_gpu is None or not lacks or on_gpu.remedy(lacks, build):
         return []
-    return cpu_notes(parameters["precision"].string_value, cpu_flags())
+    return [f"{lack}: they are built before the start" for lack in lacks]
+
+
+def gpu_repository(repository: Path, server: ServerFiles | None) -> missing_engines.GpuRepository | None:
+    """What `ipt-export` wrote for GPUs; None for what it wrote for CPUs, and for what `check_repository` refuses.
+
+    Raises:
+        EngineError: the TensorRT of Triton's backend is missing.
+    """
+    try:
+        configs = {folder: read_config(folder) for folder in repository.iterdir() if folder.is_dir()}
+        runtime = configs[repository / ROUTER].parameters["runtime"].string_value
+    except (OSError, UnicodeDecodeError, text_format.ParseError, KeyError):
+        return None
+    if runtime == "openvino" or runtime not in _RUNTIME_MODULES:
+        return None
+    parts = (
+        folder
+        for folder, config in configs.items()
+        if folder.name != ROUTER and config.platform != "ensemble" and "generated_by" in config.parameters
+    )
+    installed = None
+    if runtime != "tensorrt":
+        with contextlib.suppress(EngineError):  # which `check_repository` names
+            installed = load_library(library_of(runtime)).version
+    elif server is not None:
+        installed = preflight_gpu.server_tensorrt(server.backends / runtime, server.environment())
+    return missing_engines.GpuRepository(repository, runtime, tuple(sorted(parts)), installed)
 
 
 def _check_model(folder: Path, config: model_config_pb2.ModelConfig, server: ServerFiles | None) -> list[str]:
@@ -230,31 +267,52 @@ def _lacks_backend(server: ServerFiles, backend: str) -> bool:
     return server.backends.is_dir() and not (server.backends / backend).is_dir()
 
 
-def _check_runtime(runtime: str, parts: Sequence[Path], server: ServerFiles | None) -> list[str]:
+def _check_runtime(
+    repository: Path, runtime: str, precision: str, server: ServerFiles | None, build: bool | None
+) -> list[str]:
     if runtime not in _RUNTIME_MODULES:
         known = ", ".join(sorted(_RUNTIME_MODULES))
         return [f"the router's runtime is {runtime or 'not set'!r}, which is none of {known}: {_EXPORT_AGAIN}"]
     problems = [
-        f"the repository was exported for {runtime} and the module {module} is not installed: run {remedy}"
-        for module, remedy in _RUNTIME_MODULES[runtime].items()
-        if importlib.util.find_spec(module) is None
+        f"the repository was exported for {runtime} and the module {module} is not installed: "
+        f"run {_RUNTIME_MODULES[runtime][module]}"
+        for module in _missing_modules(runtime)
     ]
+    if runtime == "openvino":
+        if precision == "bf16" and not problems and not openvino_has_bf16():
+            problems.append(
+                "the repository was exported in BF16, which OpenVINO does not compute on this CPU: "
+                "run ipt-export CHECKPOINT with --precision fp32"
+            )
+        return problems
     if runtime == "tensorrt" and server is not None and _lacks_backend(server, runtime):
         problems.append(
             f"the repository was exported for Triton's tensorrt backend, which {server.executable} does not have: "
             "serve it in an NGC Triton container or run ipt-export CHECKPOINT --runtime openvino"
         )
-    if runtime == "openvino":
-        return problems
-    installed = None
     try:
-        if runtime == "tensorrt-python" and not problems:
-            installed = require_tensorrt()
-        elif runtime == "tensorrt" and server is not None:
-            installed = preflight_gpu.server_tensorrt(server.backends / runtime, server.environment())
+        if runtime != "tensorrt":
+            load_library(library_of(runtime))
     except EngineError as error:
         problems.append(str(error))
-    return problems + preflight_gpu.check_plans(parts, installed)
+    try:
+        on_gpu = gpu_repository(repository, server)
+        lacks = on_gpu.lacks() if on_gpu else []
+    except EngineError as error:
+        return [*problems, str(error)]
+    remedy = on_gpu.remedy(lacks, build) if on_gpu and lacks else None
+    return problems + [f"{lack}: {remedy}" for lack in lacks if remedy]
+
+
+def _missing_modules(runtime: str) -> list[str]:
+    return [module for module in _RUNTIME_MODULES[runtime] if importlib.util.find_spec(module) is None]
+
+
+def openvino_has_bf16() -> bool:
+    """Whether OpenVINO computes BF16 here, asked as `runner_openvino.py` does, in a process that is gone afterwards."""
+    code = "import openvino; print(*openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return answer.returncode != 0 or "BF16" in answer.stdout.split()  # the start tells of an OpenVINO that fails
 
 
 def check_address(host: str, ports: Mapping[str, int | None]) -> list[str]:

@@ -1,8 +1,7 @@
 """What must be true before Triton starts on TensorRT plans: a GPU that they were built for, and the TensorRT of theirs.
 
 Known from the descriptions beside the plans, the driver and the libraries' file names, so a server that could not load
-its engines is refused in a sentence instead of a minute. Every check returns problems as `preflight.py` does.
-Only seen without a GPU so far.
+its engines is refused in a sentence instead of a minute, or gets them built first (`missing_engines.py`).
 """
 
 from __future__ import annotations
@@ -11,21 +10,26 @@ import ctypes
 import functools
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ipt_triton.export.engines.metadata import (
-    EngineError,
-    EngineMetadata,
-    Gpu,
-    PlanMismatch,
-    read_metadata,
-    version_numbers,
-)
+from ipt_triton.export.engines.metadata import EngineError, Gpu, PlanMismatch, read_metadata, version_numbers
 
 _DRIVER = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-_BUILD_AGAIN = "build the engines again (make engines, or export/engines/build.py) and export the repository again"
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A kind of GPU that has no engines to run: its first device, and why, one reason or more."""
+
+    device: int
+    gpu: Gpu
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.gpu.name} lacks engines, {'; '.join(self.reasons)}"
 
 
 @functools.cache
@@ -92,64 +96,64 @@ def server_tensorrt(backend: Path, environment: Mapping[str, str]) -> str | None
     return None
 
 
-def check_plans(parts: Iterable[Path], installed: str | None) -> list[str]:
-    """Check the plans of an exported repository against this machine.
+def check_plans(parts: Sequence[Path], installed: str | None) -> list[Lack]:
+    """The GPUs of this machine that cannot run a repository, a lack for each compute capability.
+
+    Triton puts every model on every GPU that it sees, so each of them needs a plan of each model. What else lies beside
+    those plans, for other GPUs or of other versions, does no harm.
 
     Args:
         parts: folders of the models that have plans.
         installed: version of the TensorRT that will load them, or its first numbers; None if it is not known.
+
+    Raises:
+        EngineError: there is no GPU.
     """
-    problems: list[str] = []
-    models: dict[Path, list[EngineMetadata]] = {}
-    for folder in parts:
-        descriptions = {path.with_suffix("") for path in folder.glob("[1-9]*/*.plan.json")}
-        plans = sorted(descriptions.union(folder.glob("[1-9]*/*.plan")))
-        if not plans:
-            problems.append(f"{folder} holds no plan: {_BUILD_AGAIN}")
-        for plan in plans:
-            try:
-                metadata = read_metadata(plan)
-            except PlanMismatch as error:
-                problems.append(str(error))
-                continue
-            models.setdefault(folder, []).append(metadata)
-            size = plan.stat().st_size if plan.is_file() else 0
-            if size != metadata.plan_bytes:
-                problems.append(
-                    f"{plan} has {size} bytes and {metadata.plan_bytes} are expected: copy it again, or {_BUILD_AGAIN}"
-                )
-    everything = [metadata for group in models.values() for metadata in group]
-    if installed is not None:
-        problems += _check_versions(everything, installed)
     try:
         gpus = find_gpus()
     except EngineError as error:
-        return [
-            *problems,
+        raise EngineError(
             f"the repository runs on a GPU and no GPU can be used ({error}): serve it on a machine with an NVIDIA GPU "
-            "and driver (in a container: docker run --gpus all), or run ipt-export CHECKPOINT --runtime openvino",
-        ]
-    return problems + _check_gpus(list(models.values()), gpus)
+            "and driver (in a container: docker run --gpus all), or run ipt-export CHECKPOINT --runtime openvino"
+        ) from error
+    kinds: dict[str, tuple[int, Gpu]] = {}
+    for device, gpu in enumerate(gpus):
+        kinds.setdefault(gpu.compute_capability, (device, gpu))
+    lacks = []
+    for device, gpu in kinds.values():
+        reasons = [_why_not(folder, gpu.compute_capability, installed) for folder in parts]
+        if any(reasons):
+            lacks.append(Lack(device, gpu, tuple(dict.fromkeys(filter(None, reasons)))))
+    return lacks
 
 
-def _check_versions(plans: Sequence[EngineMetadata], installed: str) -> list[str]:
-    known = version_numbers(installed)
-    wrong = sorted({p.tensorrt for p in plans if version_numbers(p.tensorrt)[: len(known)] != known})
-    return [
-        f"the plans were built by TensorRT {version} and the server has {installed}: {_BUILD_AGAIN}, with {installed}"
-        for version in wrong
-    ]
-
-
-def _check_gpus(models: Sequence[Sequence[EngineMetadata]], gpus: Sequence[Gpu]) -> list[str]:
-    """Triton puts every model on every GPU that it sees, so each of them needs a plan of each model."""
-    problems = []
-    for gpu in dict.fromkeys(gpus):
-        lacking = [plans for plans in models if gpu.compute_capability not in {p.compute_capability for p in plans}]
-        if lacking:
-            built = sorted({f"{p.compute_capability} ({p.gpu})" for plans in lacking for p in plans})
-            problems.append(
-                f"the plans were built for compute capability {', '.join(built)} and this GPU, {gpu.name}, has "
-                f"{gpu.compute_capability}: on it {_BUILD_AGAIN}, or hide it with CUDA_VISIBLE_DEVICES"
+def _why_not(part: Path, compute_capability: str, installed: str | None) -> str | None:
+    """Why none of a part's plans runs on a GPU, in the words of the first that comes near; None if one does."""
+    unfit: list[str] = []
+    elsewhere: set[str] = set()
+    descriptions = {path.with_suffix("") for path in part.glob("[1-9]*/*.plan.json")}
+    for plan in sorted(descriptions.union(part.glob("[1-9]*/*.plan"))):
+        try:
+            metadata = read_metadata(plan)
+        except PlanMismatch as error:
+            unfit.append(str(error).partition(": ")[0])
+            continue
+        size = plan.stat().st_size if plan.is_file() else 0
+        if metadata.compute_capability != compute_capability:
+            elsewhere.add(metadata.built_for)
+        elif installed is not None and not same_version(metadata.version, installed):
+            unfit.append(
+                f"the plans were built by {metadata.library} {metadata.version} and the server has {installed}"
             )
-    return problems
+        elif size != metadata.plan_bytes:
+            unfit.append(f"{plan} has {size} bytes and {metadata.plan_bytes} are expected")
+        else:
+            return None
+    there = f", only for {', '.join(sorted(elsewhere))}" if elsewhere else ""
+    return unfit[0] if unfit else f"there are no plans for compute capability {compute_capability}{there}"
+
+
+def same_version(version: str, installed: str) -> bool:
+    """Whether a version begins with the numbers of another, as a library's file name has fewer than its module."""
+    known = version_numbers(installed)
+    return version_numbers(version)[: len(known)] == known

@@ -8,32 +8,30 @@ The command `ipt-serve`, the demo, the tests and the benchmarks all start server
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import logging
-import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import tritonclient.grpc as triton
 
-from ipt_triton.export.serving import preflight, supervise
+from ipt_triton.export.serving import missing_engines, preflight, supervise
 from ipt_triton.export.serving.errors import (
+    BuildError,
     CheckError,
     InterruptedStartError,
     NotReadyError,
     ServeError,
     ServerEndedError,
 )
-from ipt_triton.export.serving.flags import EXIT_TIMEOUT_S, check_flags, link_backends, server_flags
+from ipt_triton.export.serving.flags import EXIT_TIMEOUT_S, check_flags, is_off, link_backends, server_flags
 from ipt_triton.export.serving.output import ServerOutput
 from ipt_triton.export.serving.warm_up import warm_up
 from ipt_triton.service import ROUTER
@@ -58,6 +56,8 @@ class TritonServer:
         http_port, grpc_port, metrics_port: a port, or None or 0 for a free one.
         extra_args: flags for tritonserver; they come last, so they win over the launcher's.
         log_path: file for what the server writes; without it each line goes to `output.output_logger`.
+        build: whether to build engines that the repository lacks for this machine's GPUs; None: if it does not take
+            long (`missing_engines.UNASKED_WEIGHTS`).
 
     As a context manager it starts and stops. `start` may be called again after `stop`; free ports are then looked up
     anew. Methods may be called from any thread, `interrupt` and `kill` from signal handlers too.
@@ -72,6 +72,7 @@ class TritonServer:
         metrics_port: int | None = None,
         extra_args: Sequence[str] = (),
         log_path: str | Path | None = None,
+        build: bool | None = None,
     ) -> None:
         self.repository = Path(repository)
         self.host = host
@@ -81,6 +82,7 @@ class TritonServer:
         self._ports = {flag: port or 0 for flag, port in self._wanted_ports.items()}
         self._extra_args = tuple(extra_args)
         self._log_path = Path(log_path) if log_path else None
+        self._build = build
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._output: ServerOutput | None = None
         self._prefix = ""
@@ -114,6 +116,13 @@ class TritonServer:
         return f"http://{self._reachable_host}:{self._ports['--metrics-port']}/metrics"
 
     @property
+    def addresses(self) -> str:
+        """Where it answers, in words: HTTP, gRPC, metrics, without what `--allow-http=false` and the like turn off."""
+        http = "" if is_off("--allow-http", self._extra_args) else f"http://{self.http_url}, "
+        metrics = "" if is_off("--allow-metrics", self._extra_args) else f", metrics {self.metrics_url}"
+        return f"{http}grpc {self.grpc_url}{metrics}"
+
+    @property
     def _reachable_host(self) -> str:
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host
 
@@ -136,17 +145,25 @@ class TritonServer:
         """Return every reason not to start, one sentence each; starts nothing."""
         return self._check(preflight.find_server())
 
+    def notes(self) -> list[str]:
+        """Return what is worth knowing before a start and does not stop it, one sentence each."""
+        return preflight.repository_notes(self.repository, preflight.find_server(), self._build)
+
     def _check(self, files: preflight.ServerFiles | None) -> list[str]:
         problems = preflight.check_server(files)
-        problems += preflight.check_repository(self.repository, files)
+        problems += preflight.check_repository(self.repository, files, self._build)
         problems += preflight.check_address(self.host, self._wanted_ports)
         return problems + check_flags(self._extra_args, files)
 
-    def start(self, timeout: float = 300.0) -> None:
-        """Check, start, wait until every model is ready, and restore one small image per task.
+    def start(self, timeout: float = 300.0, report: Callable[[str], None] = logger.info) -> None:
+        """Check, build missing engines, start, wait until every model is ready, and restore one small image per task.
 
-        Raises CheckError, ServerEndedError, NotReadyError (after `timeout` seconds), WarmUpError or
-        InterruptedStartError; nothing of the server is left then.
+        Args:
+            timeout: seconds from the end of the build until all is ready.
+            report: gets what the build of engines says, line by line.
+
+        Raises CheckError, BuildError, ServerEndedError, NotReadyError, WarmUpError or InterruptedStartError; nothing of
+        the server is left then.
         """
         if self.running:
             raise ServeError("this server runs already: stop it first")
@@ -159,6 +176,7 @@ class TritonServer:
         if self._stopped:  # an interrupt that came before the first start counts
             self._interrupted.clear()
             self._stopped = False
+        self._build_engines(files, report)
         deadline = time.monotonic() + timeout
         try:
             self._launch(files)
@@ -169,6 +187,16 @@ class TritonServer:
         except BaseException:
             self.stop(grace=0)
             raise
+
+    def _build_engines(self, files: preflight.ServerFiles, report: Callable[[str], None]) -> None:
+        on_gpu = preflight.gpu_repository(self.repository, files)
+        if on_gpu is None:
+            return
+        for lack in on_gpu.lacks():
+            report(f"engines for {lack.gpu.name}, compute capability {lack.gpu.compute_capability}")
+            missing_engines.build(self.repository, lack, report, self._interrupted)
+        if still := on_gpu.lacks():
+            raise BuildError(f"engines were built and still {still[0]}: run ipt-export CHECKPOINT again")
 
     def stop(self, grace: float = GRACE_S) -> None:
         """End the server once the photographs under way are answered, after `grace` seconds at the latest.
@@ -184,11 +212,11 @@ class TritonServer:
             return
         if grace > 0:
             self._await_answers(time.monotonic() + grace)
-        self._tell(b"stop" if grace > 0 else b"kill")
+        supervise.tell(supervisor, b"stop" if grace > 0 else b"kill")
         try:
             supervisor.wait(_END_S)
         except subprocess.TimeoutExpired:
-            self._tell(b"kill")
+            supervise.tell(supervisor, b"kill")
             supervisor.wait()
         self._clean_up(supervisor)
         self._supervisor = None
@@ -216,7 +244,8 @@ class TritonServer:
 
     def kill(self) -> None:
         """Ask for the immediate end of the server without waiting for it; `stop` still cleans up."""
-        self._tell(b"kill")
+        if supervisor := self._supervisor:
+            supervise.tell(supervisor, b"kill")
 
     def interrupt(self) -> None:
         """Make `start` raise InterruptedStartError, or `wait` return, soon; the server is then to be stopped."""
@@ -233,11 +262,6 @@ class TritonServer:
             if deadline is not None and time.monotonic() > deadline:
                 return False
         return True
-
-    def _tell(self, word: bytes) -> None:
-        if self._supervisor and self._supervisor.stdin:
-            with contextlib.suppress(OSError):
-                os.write(self._supervisor.stdin.fileno(), word)
 
     def _check_alive(self) -> None:
         supervisor = self._supervisor
@@ -287,16 +311,8 @@ class TritonServer:
         )
         command = [str(files.executable), *flags]
         logger.info("starting %s", " ".join(command))
-        supervisor_command = [sys.executable, "-I", "-S", supervise.__file__, self._prefix, str(self._directory)]
         try:
-            self._supervisor = subprocess.Popen(
-                [*supervisor_command, *command],
-                env=files.environment(*libraries),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the launcher alone
-            )
+            self._supervisor = supervise.start(command, files.environment(*libraries), owner, self._directory)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise

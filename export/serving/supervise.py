@@ -7,6 +7,7 @@
 The pipe carries `stop` (SIGTERM) or `kill` (SIGKILL); its end means that the launcher is gone and is a `kill` as well.
 Told to stop, tritonserver answers what is in flight and then ends its models' processes: each takes a second, and those
 of one model go one after the other. Nothing is lost any more by then, so that the first to go takes the others along.
+The builder of engines (`export.serving.missing_engines`) runs in tritonserver's place before it.
 However the server ends, its orphans come to this process (it is a subreaper), are killed and reaped, and then its
 shared-memory regions and its private directory are removed. Standard library only, because it runs isolated
 (`python -I -S`) in some 30 ms.
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -176,6 +177,33 @@ def _owner_of(process: int) -> str:
     except OSError:
         started = "gone"
     return f"ipt-serve-{_namespace()}-{process}-{started}"
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], owner: str, directory: Path
+) -> subprocess.Popen[bytes]:
+    """Start a command below a supervisor, which is returned: `tell` tells it, its output is that of the command.
+
+    Args:
+        owner: from `new_owner`.
+        directory: private folder of the command, removed at its end; need not be there.
+    """
+    supervisor = [sys.executable, "-I", "-S", __file__, f"{owner}-", str(directory)]
+    return subprocess.Popen(
+        [*supervisor, *command],
+        env=dict(environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a Ctrl-C in the terminal is for the launcher alone
+    )
+
+
+def tell(supervisor: subprocess.Popen[bytes], word: bytes) -> None:
+    """Send a supervisor `stop` or `kill`, if it still listens."""
+    if supervisor.stdin:
+        with contextlib.suppress(OSError, ValueError):  # gone, or cleaned up after
+            os.write(supervisor.stdin.fileno(), word)
 
 
 def supervise(prefix: str, directory: Path, command: list[str]) -> int:

@@ -7,6 +7,7 @@ because this file is also copied beside the Triton models that run engines.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ PRECISIONS = {
     "openvino": ("fp32", "bf16", "int8"),
     "tensorrt": ("fp32", "fp16", "bf16"),
     "tensorrt-python": ("fp32", "fp16", "bf16"),
+    "tensorrt-rtx": ("fp32", "fp16", "bf16"),
 }
-"""Precisions by runtime: OpenVINO, Triton's TensorRT backend, and TensorRT in Triton's Python backend."""
+"""Precisions by runtime: OpenVINO; Triton's TensorRT backend; TensorRT, and TensorRT for RTX, in its Python backend."""
 
 RESIDUALS = ("float32", "float16")
 TENSORS = {
@@ -53,6 +55,11 @@ class Port:
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} {list(self.shape)}"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one sample."""
+        return math.prod(self.shape) * {"float32": 4, "float16": 2}[self.dtype]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Port:
@@ -172,7 +179,11 @@ def tasks_of_parts(routes: Sequence[Route]) -> dict[str, tuple[str, list[str]]]:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a parts folder holds; runtime and precision as `ipt-export` takes them."""
+    """What a parts folder holds; runtime and precision as `ipt-export` takes them.
+
+    Attributes:
+        max_batch: most patches of one request to the network, and the largest batch that engines are built for.
+    """
 
     patch_size: int
     runtime: str

@@ -19,10 +19,13 @@ ROUTER = "restore"
 """Name of the model that takes whole images."""
 
 MAX_BATCH = 8
-"""Most patches of one request to an ensemble, and of one run of an OpenVINO part."""
+"""Most patches of one request to an ensemble on a CPU, and of one run of an OpenVINO part."""
 
-REQUESTS_IN_FLIGHT = 3
-"""Such requests under way for one image: enough for two bodies, few enough to let other images in between."""
+GPU_BATCHES = (8, 256)
+"""Within these bounds the largest batch on a GPU is chosen by memory: a power of two, see `gpu_batch`."""
+
+GPU_CHUNK_BYTES = 128 * 2**20
+"""Of GPU memory that the tensors of one chunk may take, from IMAGE to RESTORED."""
 
 MAX_INPUT_PIXELS, MAX_OUTPUT_PIXELS = 64_000_000, 256_000_000
 """Largest image of one request, unless the export was told otherwise."""
@@ -36,6 +39,34 @@ T = TypeVar("T", bound="ServiceInfo")
 
 class ServiceError(IptError, ValueError):
     """A router's configuration that does not describe its tasks."""
+
+
+def gpu_batch(patch_bytes: int) -> int:
+    """Most patches of one request to an ensemble on a GPU.
+
+    A GPU needs many patches at once: a kernel of a small body is over before the next one is launched.
+
+    Args:
+        patch_bytes: what the tensors of one patch take, from IMAGE to RESTORED.
+    """
+    batch, highest = GPU_BATCHES
+    while batch < highest and 2 * batch * patch_bytes <= GPU_CHUNK_BYTES:
+        batch *= 2
+    return batch
+
+
+def graph_batches(largest: int) -> tuple[int, ...]:
+    """Batches that get a CUDA graph of their own: small ones, where launching costs most, and every eighth.
+
+    The router's chunks are full but for those of an image's end, and the batcher joins what is left; a batch without
+    a graph runs as well, kernel by kernel.
+    """
+    return tuple(sorted({*range(1, min(8, largest) + 1), *range(8, largest + 1, 8), largest}))
+
+
+def requests_in_flight(body_instances: int) -> int:
+    """Requests to an ensemble under way for one image: one for each body, and one to take its place."""
+    return body_instances + 1
 
 
 def ensemble_name(task: str) -> str:

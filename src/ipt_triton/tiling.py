@@ -264,7 +264,7 @@ class _Joiner:
         shared = max((above.high - below.low for above, below in zip(rows, rows[1:])), default=0)
         strip = max((c.number * c.width for segment in self._segments for c in segment.cells if c.weights), default=0)
         self._unit = DTYPES.get(output.dtype.name)  # None: neither round nor clip
-        kind = np.float64 if self._unit is None else np.float32  # so that identity holds where nothing is rounded
+        kind = "float64" if self._unit is None else "float32"  # so that identity holds where nothing is rounded
         self._window = np.empty((tiles, side, 3 * side), kind)  # the tiles at hand, colours last
         self._shared = np.empty((self._columns, shared * scale, 3 * side), kind)  # sums for the rows to come
         self._shared_sums = b""  # of their weights

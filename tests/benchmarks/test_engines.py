@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from helpers.small_engines import metadata
 from helpers.small_parts import small_parts
 from helpers.support import SMALL
 
@@ -15,6 +16,7 @@ from ipt_triton.benchmarks.compute import engines
 from ipt_triton.benchmarks.compute.engines_pytorch import measure_pytorch
 from ipt_triton.benchmarks.compute.measurement import Measurement
 from ipt_triton.benchmarks.record import Record, Spread
+from ipt_triton.export.engines.files import write_plan
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.train.model.ipt import PRESETS
@@ -129,9 +131,9 @@ def test_calls_repeat_at_least_the_fewest_times() -> None:
 def test_a_folder_without_plans_and_an_unknown_part_are_refused(
     parts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(EngineError, match=r"holds no plan; it holds nothing: run export/engines/build.py"):
+    with pytest.raises(EngineError, match=r"holds no plan; it holds nothing: run ipt-export engines"):
         engines.measure_gpu(tmp_path, [], [1], 0.1, 64, 0)
-    (tmp_path / "body.plan").write_bytes(b"")
+    write_plan(tmp_path / "body_9.0.plan", b"plan", metadata())
     with pytest.raises(EngineError, match=r"holds no bodi; it holds body: run"):
         engines.measure_gpu(tmp_path, ["bodi"], [1], 0.1, 64, 0)
     assert engines.main(["--parts", str(parts_folder), "--only", "bodi"]) == 1

@@ -10,7 +10,7 @@ import pytest
 from helpers.support import SMALL, small_model
 
 from ipt_triton.export.engines.files import write_plan
-from ipt_triton.export.engines.metadata import EngineMetadata
+from ipt_triton.export.engines.metadata import EngineMetadata, plan_path
 from ipt_triton.export.parts.split import export_parts
 from ipt_triton.manifest import Manifest, Parity, Port
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
@@ -30,14 +30,15 @@ def typed_parts(factory: pytest.TempPathFactory) -> TypedParts:
     model = small_model(config=config)
     checkpoint = Checkpoint(model, content_hash(dict(model.state_dict())))
     folder = factory.mktemp("typed") / "parts"
-    return TypedParts(checkpoint, folder, export_parts([checkpoint], folder, "fp16", "tensorrt"))
+    return TypedParts(checkpoint, folder, export_parts([checkpoint], folder, "fp16", "tensorrt", max_batch=16))
 
 
 def metadata(plan: bytes = b"plan", **changes: object) -> EngineMetadata:
-    """What `export/engines/build.py` would write of a plan, but for the changes."""
+    """What `ipt-export engines` would write of a plan, but for the changes."""
     values = EngineMetadata(
         part="body",
-        tensorrt=TENSORRT,
+        library="tensorrt",
+        version=TENSORRT,
         gpu="NVIDIA H200",
         compute_capability="9.0",
         precision="fp16",
@@ -52,6 +53,7 @@ def metadata(plan: bytes = b"plan", **changes: object) -> EngineMetadata:
         weight_count=100,
         layers={"fp16": 10, "fp32": 2},
         parity=(Parity("fp16", 0.5, 60.0, 1),),
+        ran=True,
         build_seconds=1.5,
         flops=1000,
     )
@@ -59,7 +61,7 @@ def metadata(plan: bytes = b"plan", **changes: object) -> EngineMetadata:
 
 
 def write_engines(folder: Path, parts: TypedParts, **changes: object) -> Path:
-    """Plans of random bytes with the description that `export/engines/build.py` would write, but for the changes."""
+    """Plans of random bytes with the description that `ipt-export engines` would write, but for the changes."""
     for part in parts.manifest.parts:
         plan = f"plan of {part.name} for {folder.name}".encode()
         own = {
@@ -69,6 +71,8 @@ def write_engines(folder: Path, parts: TypedParts, **changes: object) -> Path:
             "onnx_sha256": hashlib.sha256((parts.folder / f"{part.name}.onnx").read_bytes()).hexdigest(),
             "layers": {"fp16": 10},
             "flops": part.flops,
+            "profile": (1, 8, parts.manifest.max_batch),
         }
-        write_plan(folder, plan, metadata(plan, **{**own, **changes}))
+        found = metadata(plan, **{**own, **changes})
+        write_plan(plan_path(folder / part.name, found.compute_capability), plan, found)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -77,6 +78,42 @@ def test_no_image_runs_as_root_or_fetches_unpinned_servers(stages: dict[str, Sta
             for package in ("pycuda", "nvidia-pytriton", "openvino", "tritonclient[grpc]"):
                 assert package not in command or f"{package}==" in command
         assert not [kind for kind, _ in stage.lines if kind == "ADD"]
+
+
+def test_pycuda_is_one_that_compiles_against_cuda_13_here_and_in_the_image(stages: dict[str, Stage]) -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    (bound,) = re.findall(r'"pycuda>=([\d.]+)"', project)
+    (pin,) = re.findall(r"pycuda==([\d.]+)", stages["engines"].last("RUN"))
+    assert bound == pin
+    assert tuple(map(int, pin.split("."))) >= (2026, 1)  # cuCtxCreate_v4
+
+
+def test_the_server_stage_leaves_the_pool_of_gpu_memory_to_the_launcher(stages: dict[str, Stage]) -> None:
+    assert "CMD" not in dict(stages["server"].lines)
+
+
+COMMAND = re.compile(r"docker compose run --rm [^']*?engines")
+
+
+@pytest.mark.parametrize("name", ["Makefile", "compose.yaml", "docs/tensorrt.md"])
+def test_engines_that_a_container_builds_belong_to_who_asked_for_them(tmp_path: Path, name: str) -> None:
+    (command,) = COMMAND.findall((ROOT / name).read_text())
+    (tmp_path / "docker").write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    (tmp_path / "docker").chmod(0o755)
+    if name != "compose.yaml":  # what make hands on to the shell
+        make = ["make", "--dry-run", "--no-print-directory", "-C", str(ROOT), "engines", f"BUILD_ENGINES={command}"]
+        recipe = subprocess.run(make, capture_output=True, text=True, check=True).stdout
+        (command,) = [line for line in recipe.splitlines() if "docker" in line]
+    # As bash runs it: it sets UID and does not export it, so that docker compose never sees it.
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    words = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True).stdout
+    assert words.split()[:6] == ["compose", "run", "--rm", "--user", f"{os.getuid()}:{os.getgid()}", "engines"]
+
+
+def test_compose_asks_for_no_variable_but_the_one_that_it_documents() -> None:
+    lines = (ROOT / "compose.yaml").read_text().splitlines()
+    settings = "\n".join(line for line in lines if not line.startswith("#"))
+    assert set(re.findall(r"\$\{?(\w+)", settings)) == {"MODELS"}
 
 
 @pytest.mark.parametrize("name", ["server", "cpu", "engines"])

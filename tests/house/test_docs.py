@@ -20,14 +20,13 @@ from helpers.support import Served, read_image
 from PIL import Image
 
 from ipt_triton import RestorationClient, commands
-from ipt_triton.export.engines import build
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4,}.*)?\n)+", re.MULTILINE)
-FILES = {"client/restore.py": "ipt-restore", "export/engines/build.py": "build.py"}
+FILES = {"client/restore.py": "ipt-restore", "export/engines/build.py": "ipt-export engines"}
 WITH_SUBCOMMANDS = {"ipt-train", "ipt-benchmark"}
 
 
@@ -54,7 +53,7 @@ def command_lines(path: Path) -> list[str]:
             command = re.sub(
                 r"^python (client/restore|export/engines/build)\.py", lambda m: FILES[m[1] + ".py"], command
             )
-            if re.match(r"ipt-|build\.py", command):
+            if command.startswith("ipt-"):
                 found.append(command.strip())
     return found
 
@@ -67,7 +66,7 @@ COMMANDS = [
 @cache
 def help_of(*words: str) -> str:
     """What a command, or a sub-command of it, prints for `--help`."""
-    main = build.main if words[0] == "build.py" else getattr(commands, words[0].removeprefix("ipt-"))
+    main = getattr(commands, words[0].removeprefix("ipt-"))
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.setattr(sys, "argv", [*words, "--help"])
@@ -81,7 +80,7 @@ def help_of(*words: str) -> str:
 def test_a_command_of_the_pages_exists_and_knows_its_flags(line: str) -> None:
     words = shlex.split(line)
     words = words[: words.index("--")] if "--" in words else words  # what follows is for tritonserver
-    exporting = words[0] == "ipt-export" and words[1] in ("parts", "repository")
+    exporting = words[0] == "ipt-export" and words[1] in ("parts", "engines", "repository")
     text = help_of(*words[: 2 if words[0] in WITH_SUBCOMMANDS or exporting else 1])
     known = set(re.findall(r"^ +(?:-\w, )?(--[a-z][a-z0-9-]*)", text, re.MULTILINE))  # not what its examples show
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
@@ -90,7 +89,7 @@ def test_a_command_of_the_pages_exists_and_knows_its_flags(line: str) -> None:
 
 def test_enough_commands_are_found_for_the_test_above_to_mean_something() -> None:
     lines = [str(parameter.values[0]) for parameter in COMMANDS]
-    assert {line.split()[0] for line in lines} >= {"ipt-restore", "ipt-serve", "ipt-train", "ipt-export", "build.py"}
+    assert {line.split()[0] for line in lines} >= {"ipt-restore", "ipt-serve", "ipt-train", "ipt-export"}
     assert len(lines) > 50
 
 

@@ -6,7 +6,14 @@ import json
 
 import pytest
 
-from ipt_triton.service import ServiceError, ServiceInfo, ensemble_name
+from ipt_triton.service import (
+    GPU_CHUNK_BYTES,
+    ServiceError,
+    ServiceInfo,
+    ensemble_name,
+    gpu_batch,
+    graph_batches,
+)
 from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS
 
 INFO = ServiceInfo(
@@ -40,3 +47,17 @@ def test_tasks_of_a_newer_server_are_read_as_far_as_they_are_known() -> None:
     dehaze = info.tasks[0]
     assert (dehaze.id, dehaze.name, dehaze.kind, dehaze.scale, dehaze.sigma) == (9, "dehaze", "dehaze", 8, 0.5)
     assert [ensemble_name(task.name) for task in info.tasks] == ["ipt_dehaze", "ipt_derain"]
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "batch"), [(0.1, 256), (0.6, 128), (1.35, 64), (3, 32), (100, 8)]
+)  # 0.6: ipt-tiny at x4, 1.35: the paper's model
+def test_a_gpus_batch_is_a_power_of_two_whose_tensors_fit(megabytes: float, batch: int) -> None:
+    patch = int(megabytes * 2**20)
+    assert gpu_batch(patch) == batch
+    assert batch == 8 or batch * patch <= GPU_CHUNK_BYTES
+
+
+def test_small_batches_every_eighth_and_the_largest_have_a_cuda_graph() -> None:
+    assert graph_batches(5) == (1, 2, 3, 4, 5)
+    assert graph_batches(20) == (1, 2, 3, 4, 5, 6, 7, 8, 16, 20)

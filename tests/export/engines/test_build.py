@@ -17,10 +17,10 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -33,10 +33,12 @@ from helpers.small_parts import MODEL, small_parts
 from helpers.support import SMALL, small_model
 from onnx import TensorProto, helper
 
-from ipt_triton.export.engines import build, checks, cuda, files
+from ipt_triton.export.engines import build, checks, files, messages
 from ipt_triton.export.engines import inputs as engine_inputs
 from ipt_triton.export.engines import metadata as plan_metadata
-from ipt_triton.export.engines.files import BuildOptions
+from ipt_triton.export.engines.builder import Built
+from ipt_triton.export.engines.files import BuildOptions, Folders
+from ipt_triton.export.engines.library import Library, load_library
 from ipt_triton.export.engines.metadata import EngineError, Gpu, InputError, PlanMismatch
 from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.export.parts.parity import real_tiles
@@ -47,6 +49,7 @@ from ipt_triton.manifest import (
     Layer,
     Manifest,
     ManifestError,
+    Part,
     Port,
     read_manifest,
     tasks_of_parts,
@@ -89,7 +92,7 @@ class Use:
 
 
 class Uses(ast.NodeVisitor):
-    """Every `trt.X`, `trt.X.Y`, and attribute of a variable annotated as `trt.X`."""
+    """Every `lib.X`, `lib.X.Y`, and attribute of a variable annotated as `trt.X`."""
 
     def __init__(self, path: Path):
         self.file = path.name
@@ -129,7 +132,7 @@ class Uses(ast.NodeVisitor):
             and ast.unparse(test.func) == "hasattr"
             and isinstance(test.args[1], ast.Constant)
         ):
-            guard = f"{ast.unparse(test.args[0])}.{test.args[1].value}".removeprefix("trt.")
+            guard = f"{ast.unparse(test.args[0])}.{test.args[1].value}".removeprefix("lib.")
         self.guards.add(guard)
         for child in node.body:
             self.visit(child)
@@ -139,8 +142,8 @@ class Uses(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         owner, name = ast.unparse(node.value), node.attr
-        kind = self.kinds.get(owner, "" if owner == "trt" else owner.removeprefix("trt."))
-        if (owner in self.kinds or owner.split(".")[0] == "trt") and not (kind and name.startswith("__")):
+        kind = self.kinds.get(owner, "" if owner == "lib" else owner.removeprefix("lib."))
+        if (owner in self.kinds or owner.split(".")[0] == "lib") and not (kind and name.startswith("__")):
             guarded = f"{kind}.{name}".removeprefix(".") in self.guards
             self.found.append(Use(kind, name, guarded, self.function, f"{self.file}:{node.lineno}"))
         self.generic_visit(node)
@@ -160,15 +163,17 @@ def parse_api(lines: list[str]) -> dict[str, set[str]]:
 
 ONLY_SINCE_10 = "make_monitor"
 """Called where `IBuilderConfig.progress_monitor` is there."""
-ONLY_BEFORE_10 = "_pin_types"
+ONLY_BEFORE_10 = "pin_types"
 """Called where `plan_precision` says so, which it does for no TensorRT from 10 on (tested below)."""
+ONLY_RTX = ("aim_at", "known_capabilities", "capability_member", "_make_context", "_keep_kernels")
+"""Called for TensorRT for RTX alone, of which test_rtx.py uses the real module."""
 
 
-def missing(uses: list[Use], api: dict[str, set[str]], skipped: str = "") -> list[str]:
+def missing(uses: list[Use], api: dict[str, set[str]], skipped: tuple[str, ...] = ()) -> list[str]:
     return [
         f"{u.place}: {u.owner or 'tensorrt'}.{u.name}"
         for u in uses
-        if not u.guarded and u.function != skipped and u.name not in api.get(u.owner, set())
+        if not u.guarded and u.function not in skipped and u.name not in api.get(u.owner, set())
     ]
 
 
@@ -228,7 +233,7 @@ def test_the_walk_sees_modules_enums_and_methods(uses: list[Use]) -> None:
         ("ParserError", "node"),
         ("INetworkDefinition", "add_matrix_multiply"),
     } <= seen
-    assert {use.function for use in uses} >= {ONLY_SINCE_10, ONLY_BEFORE_10}
+    assert {use.function for use in uses} >= {ONLY_SINCE_10, ONLY_BEFORE_10, *ONLY_RTX}
 
 
 def test_an_attribute_that_is_gone_would_be_noticed(tmp_path: Path) -> None:
@@ -236,10 +241,10 @@ def test_an_attribute_that_is_gone_would_be_noticed(tmp_path: Path) -> None:
     source.write_text(
         textwrap.dedent("""
         def build(builder: trt.Builder):
-            if hasattr(trt.BuilderFlag, "FP16"):
-                trt.BuilderFlag.FP16
+            if hasattr(lib.BuilderFlag, "FP16"):
+                lib.BuilderFlag.FP16
             builder.platform_has_fast_fp16
-            trt.BuilderFlag.BF16
+            lib.BuilderFlag.BF16
         """)
     )
     api = parse_api(["Builder: build_serialized_network", "BuilderFlag: TF32"])
@@ -253,13 +258,13 @@ def test_an_attribute_that_is_gone_would_be_noticed(tmp_path: Path) -> None:
 def test_all_that_we_use_is_in_every_tensorrt(path: Path, uses: list[Use]) -> None:
     old = path.name.startswith("tensorrt_8")
     skipped = ONLY_SINCE_10 if old else ONLY_BEFORE_10
-    assert missing(uses, parse_api(path.read_text().splitlines()), skipped) == []
+    assert missing(uses, parse_api(path.read_text().splitlines()), (skipped, *ONLY_RTX)) == []
 
 
 def test_the_flags_of_tensorrt_8_6_are_in_it() -> None:
     api = parse_api((ROOT / "tests" / "helpers" / "tensorrt_8.6.0_api.txt").read_text().splitlines())
     for graph, asked in (("fp32", "fp32"), ("fp32", "fp16"), ("fp16", "fp16")):
-        how = engine_inputs.plan_precision((8, 6, 0), asked, graph)
+        how = engine_inputs.plan_precision(tensorrt("8.6.0"), asked, graph)
         assert set(how.network_flags) <= api["NetworkDefinitionCreationFlag"]
         assert {*how.builder_flags, *how.cleared_flags} <= api["BuilderFlag"]
 
@@ -267,25 +272,24 @@ def test_the_flags_of_tensorrt_8_6_are_in_it() -> None:
 def test_flags_logger_and_monitor_work_with_the_real_bindings(bindings: Bindings) -> None:
     result = bindings.run("""
         import tensorrt as trt
-        from ipt_triton.export.engines import build
+        from ipt_triton.export.engines import builder, messages
         from ipt_triton.export.engines import inputs as engine_inputs
-        from ipt_triton.export.engines.cuda import require_tensorrt
-        from ipt_triton.export.engines.metadata import version_numbers
-        version = require_tensorrt()
+        from ipt_triton.export.engines.library import load_library
+        library = load_library()
         for precision in ("fp32", "fp16", "bf16"):
-            how = engine_inputs.plan_precision(version_numbers(version), precision, precision)
-            print(build.network_flags(how) == 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+            how = engine_inputs.plan_precision(library, precision, precision)
+            print(builder.network_flags(trt, how) == 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
             [getattr(trt.BuilderFlag, name) for name in (*how.builder_flags, *how.cleared_flags)]
-        log = build.make_logger()
+        log = messages.make_logger(trt)
         log.log(trt.ILogger.ERROR, "broken")
         log.log(trt.ILogger.VERBOSE, "chatter")
         print(isinstance(log, trt.ILogger), log.errors)
-        lines = []
-        monitor = build.make_monitor("body", lines.append)
+        lines, times = [], iter(range(1000))
+        monitor = messages.make_monitor(trt, "body", lines.append, lambda: next(times) / 4)
         monitor.phase_start("Building Engine", None, 20)
         print([monitor.step_complete("Building Engine", step) for step in range(20)] == 20 * [True])
         monitor.phase_finish("Building Engine")
-        print(isinstance(monitor, trt.IProgressMonitor), lines[0], lines[-1], len(lines), sep="; ")
+        print(isinstance(monitor, trt.IProgressMonitor), *lines, sep="; ")
         kinds = {kind.name for kind in (trt.float32, trt.float16, trt.int32, trt.int64, trt.int8, trt.uint8, trt.bool)}
         from ipt_triton.export.engines.runner import DTYPES
         print(kinds == set(DTYPES))
@@ -294,7 +298,7 @@ def test_flags_logger_and_monitor_work_with_the_real_bindings(bindings: Bindings
         *3 * ["True"],
         "True ['broken']",
         "True",
-        "True; body: Building Engine; body: Building Engine 20/20; 11",
+        "True; body: Building Engine, step 7 of 20, 2 s; body: Building Engine, step 15 of 20, 4 s",
         "True",
     ], result.stderr
 
@@ -349,11 +353,11 @@ def test_the_builder_runs_where_there_is_nothing_but_numpy(parts_folder: Path, t
 def test_parts_and_reference_tensors_are_read_with_nothing_but_numpy(typed_parts: Path) -> None:
     code = ONLY_NUMPY + textwrap.dedent("""
         from pathlib import Path
-        from ipt_triton.export.engines import build
         from ipt_triton.export.engines import inputs as engine_inputs
+        from ipt_triton.manifest import read_manifest
         folder = Path(sys.argv[1])
-        for part in build.read_manifest(folder).parts:
-            inputs, outputs = engine_inputs.reference_tensors(folder, part, "denoise_30")
+        for part in read_manifest(folder).parts:
+            inputs, outputs = engine_inputs.reference_tensors(folder / "samples.npz", part, "denoise_30")
             print(part.name, part.layer_precision, *[x.dtype for x in (*inputs.values(), *outputs.values())])
     """)
     command = [sys.executable, "-c", code, str(HOUSE.parent), str(typed_parts)]
@@ -368,6 +372,7 @@ def test_parts_and_reference_tensors_are_read_with_nothing_but_numpy(typed_parts
 def test_the_builder_alone_without_tensorrt_says_so(tmp_path: Path) -> None:
     if engine_is_here():
         pytest.skip("TensorRT is installed here")
+    Manifest(48, "tensorrt", "fp16", (), ()).save(tmp_path)
     command = [sys.executable, str(BUILDER), str(tmp_path), "--output", str(tmp_path / "plans")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
@@ -376,7 +381,7 @@ def test_the_builder_alone_without_tensorrt_says_so(tmp_path: Path) -> None:
 
 def engine_is_here() -> bool:
     try:
-        cuda.require_tensorrt()
+        load_library()
     except EngineError:
         return False
     return True
@@ -391,6 +396,7 @@ def engine_is_here() -> bool:
 )
 def test_an_old_or_broken_tensorrt_is_one_sentence(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "tensorrt.py").write_text(content)
+    Manifest(48, "tensorrt", "fp16", (), ()).save(tmp_path)
     command = [sys.executable, str(BUILDER), str(tmp_path), "--output", str(tmp_path / "plans")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -446,29 +452,36 @@ def test_a_missing_or_foreign_manifest_and_an_unknown_part_are_refused(parts_fol
         engine_inputs.choose_parts(read_manifest(parts_folder).parts, ["bodi"])
 
 
-@pytest.mark.parametrize("version", [(10, 13, 3), (11, 4, 0)])
-def test_new_tensorrts_take_the_precision_from_the_graph_alone(version: tuple[int, ...]) -> None:
-    how = engine_inputs.plan_precision(version, None, "fp16")
+def tensorrt(version: str, name: str = "tensorrt") -> Library:
+    """A library of which only name and version are asked."""
+    return Library(name, version, ModuleType(name))
+
+
+@pytest.mark.parametrize(
+    "library", [tensorrt("10.13.3"), tensorrt("11.4.0"), tensorrt("1.7.1", "tensorrt-rtx")], ids=str
+)
+def test_new_tensorrts_take_the_precision_from_the_graph_alone(library: Library) -> None:
+    how = engine_inputs.plan_precision(library, None, "fp16")
     assert (how.precision, how.network_flags, how.builder_flags, how.pin_types) == (
         "fp16",
         ("STRONGLY_TYPED",),
         (),
         False,
     )
-    assert engine_inputs.plan_precision(version, "fp32", "fp32").cleared_flags == ("TF32",)
+    assert engine_inputs.plan_precision(library, "fp32", "fp32").cleared_flags == ("TF32",)
     with pytest.raises(EngineError, match=r"the parts are FP32: export them with --precision fp16, or ask for fp32"):
-        engine_inputs.plan_precision(version, "fp16", "fp32")
+        engine_inputs.plan_precision(library, "fp16", "fp32")
 
 
 def test_tensorrt_8_6_takes_it_from_flags() -> None:
-    plain, typed = (engine_inputs.plan_precision((8, 6, 1), "fp16", graph) for graph in ("fp32", "fp16"))
+    plain, typed = (engine_inputs.plan_precision(tensorrt("8.6.1"), "fp16", graph) for graph in ("fp32", "fp16"))
     assert plain.network_flags == typed.network_flags == ("EXPLICIT_BATCH",)
     assert (plain.builder_flags, plain.pin_types) == (("FP16",), False)
     assert (typed.builder_flags, typed.pin_types) == (("FP16", "PREFER_PRECISION_CONSTRAINTS"), True)
     with pytest.raises(EngineError, match=r"TensorRT 8.6 computes no BF16: use TensorRT 10"):
-        engine_inputs.plan_precision((8, 6, 1), None, "bf16")
+        engine_inputs.plan_precision(tensorrt("8.6.1"), None, "bf16")
     with pytest.raises(EngineError, match="FP32 was asked for"):
-        engine_inputs.plan_precision((8, 6, 1), "fp32", "fp16")
+        engine_inputs.plan_precision(tensorrt("8.6.1"), "fp32", "fp16")
 
 
 def test_the_profile_is_the_manifests_shape_at_three_batches() -> None:
@@ -488,9 +501,9 @@ def test_a_profile_that_does_not_rise_is_refused(profile: tuple[int, int, int]) 
 
 def test_out_of_memory_and_other_failures_are_one_sentence() -> None:
     log = ["[defaultAllocator.cpp::allocate::62] Error Code 1: Cuda Runtime (out of memory)\n", "Could not build"]
-    sentence = build.explain_failure("body", log, 2.0)
+    sentence = messages.explain_failure("body", log, 2.0)
     assert sentence.startswith("body: not enough GPU memory to build (--workspace is 2 GiB): stop what")
-    other = build.explain_failure("body", ["Internal Error\n  (no kernel)"], None)
+    other = messages.explain_failure("body", ["Internal Error\n  (no kernel)"], None)
     assert other == "body: TensorRT could not build the engine: Internal Error (no kernel)"
 
 
@@ -498,8 +511,17 @@ def test_out_of_memory_and_other_failures_are_one_sentence() -> None:
 
 
 def layer(kind: str, types: list[str], name: str = "layer", **more: object) -> dict[str, object]:
+    """A layer as TensorRT 8.6 and 10 tell it."""
     ports = [{"Name": f"t{i}", "Dimensions": [8, 256, 72], "Format/Datatype": text} for i, text in enumerate(types)]
     return {"Name": name, "LayerType": kind, "Inputs": ports[:1], "Outputs": ports[1:], **more}
+
+
+def layer_11(kind: str, types: list[str], name: str = "layer") -> dict[str, object]:
+    """A layer as TensorRT 11 tells it: type and format apart."""
+    entry = layer(kind, types, name)
+    for port in (*entry["Inputs"], *entry["Outputs"]):  # type: ignore[misc]
+        port["Datatype"], port["Format"] = port.pop("Format/Datatype"), "(Linear) Row major linear format"
+    return entry
 
 
 REPORT_8_6 = {
@@ -518,12 +540,12 @@ REPORT_8_6 = {
 }
 REPORT_11 = {
     "Layers": [
-        layer("gemm", ["Half", "Half"]),
-        layer("kgen", ["Half", "Float"], "__myl_CastMulMeaSubMul"),
-        layer("kgen", ["Float", "Float"], "__myl_Add"),
-        layer("kgen", ["Int64", "Int64"]),
-        layer("gemm", ["BFloat16", "BFloat16"]),
-        layer("shape_call", ["Int64"]),
+        layer_11("gemm", ["Half", "Half"]),
+        layer_11("kgen", ["Half", "Float"], "__myl_CastMulMeaSubMul"),
+        layer_11("kgen", ["Float", "Float"], "__myl_Add"),
+        layer_11("kgen", ["Int64", "Int64"]),
+        layer_11("gemm", ["BFloat16", "BFloat16"]),
+        layer_11("shape_call", ["Int64"]),
     ],
     "I/O Tensors": [{"Name": name} for name in ("FEATURES", "TASK_EMBEDDING", "BODY_FEATURES")],
 }
@@ -545,6 +567,14 @@ def test_an_engine_with_other_tensors_than_the_manifests_is_refused(typed_parts:
     checks.check_tensors(tail, given, made)
     with pytest.raises(EngineError, match=r"has RESTORED float16 \[3, 48, 48\], the manifest RESTORED float32"):
         checks.check_tensors(tail, given, (replace(made[0], dtype="float16"),))
+
+
+def test_a_report_without_a_type_that_is_known_is_called_unreadable() -> None:
+    entry = layer_11("gemm", ["Half", "Half"])
+    for port in (*entry["Inputs"], *entry["Outputs"]):  # type: ignore[misc]
+        port["Kind"] = port.pop("Datatype")
+    with pytest.raises(EngineError, match="cannot be read: tensors have Dimensions, Format, Kind, Name, and none is"):
+        checks.layer_precisions(json.dumps({"Layers": [entry]}))
 
 
 def test_a_report_of_names_alone_is_refused() -> None:
@@ -569,14 +599,14 @@ def test_an_engine_that_the_inspector_cannot_see_into_is_judged_by_its_size() ->
 @pytest.mark.slow
 def test_reference_tensors_are_the_parts_own_and_repeat_to_any_batch(parts_folder: Path, tmp_path: Path) -> None:
     part, task = read_manifest(parts_folder).part("body"), MODEL.config.tasks[1].name
-    assert engine_inputs.reference_tensors(tmp_path, part, task) is None
+    assert engine_inputs.reference_tensors(tmp_path / SAMPLES, part, task) is None
     tiles = torch.from_numpy(real_tiles(48)[:3])
     with torch.inference_mode():
         features, embedding = MODEL.heads[task](tiles)
         body = MODEL.body(features, embedding)
     tensors = {"FEATURES": features, "TASK_EMBEDDING": embedding[:1], "BODY_FEATURES": body}
     np.savez(tmp_path / SAMPLES, **{f"{task}/{n}": t.detach().numpy() for n, t in tensors.items()})
-    found = engine_inputs.reference_tensors(tmp_path, part, task)
+    found = engine_inputs.reference_tensors(tmp_path / SAMPLES, part, task)
     assert found is not None
     inputs, expected = ({n: engine_inputs.repeat_rows(t, 7) for n, t in group.items()} for group in found)
     assert inputs["TASK_EMBEDDING"].shape == (7, 256, 72)
@@ -589,7 +619,7 @@ def test_reference_tensors_are_the_parts_own_and_repeat_to_any_batch(parts_folde
     with pytest.raises(ParityError, match=r"part body at batch 7: fp32 max \|Δ\| 1, PSNR .* dB; not published"):
         compare("body at batch 7", {"BODY_FEATURES": result + 1}, expected, "fp32")
     with pytest.raises(EngineError, match="lacks tensors of tail"):
-        engine_inputs.reference_tensors(tmp_path, read_manifest(parts_folder).part(f"tail_{task}"), task)
+        engine_inputs.reference_tensors(tmp_path / SAMPLES, read_manifest(parts_folder).part(f"tail_{task}"), task)
 
 
 class OnnxRuntimeEngine:
@@ -621,33 +651,50 @@ def test_a_build_describes_each_plan_and_keeps_those_that_are_up_to_date(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = small_engines.typed_parts(tmp_path_factory)
-    session = nullcontext()
-    session.gpu = H200  # type: ignore[attr-defined]
-    monkeypatch.setattr(build, "require_tensorrt", lambda: "10.13.3.9")
-    monkeypatch.setattr(build, "GpuSession", lambda device: session)
-    monkeypatch.setattr(build, "_build", lambda part, *_: f"plan of {part.name}".encode())
+
+    @contextmanager
+    def current() -> Iterator[None]:
+        yield
+
+    def session(device: int) -> object:
+        context = current()
+        context.gpu, context.device = H200, device  # type: ignore[attr-defined]
+        return context
+
+    def built(library: Library, part: Part, *_: object) -> Built:
+        return Built(f"plan of {part.name}".encode(), part.inputs, part.outputs, "")
+
+    monkeypatch.setattr(build, "GpuSession", session)
+    monkeypatch.setattr(build, "build_engine", built)
     monkeypatch.setattr(checks, "EngineRunner", OnnxRuntimeEngine)
     monkeypatch.setattr(OnnxRuntimeEngine, "graph", parts.folder)
     lines: list[str] = []
     options = BuildOptions(profile=(1, 2, 3))
-    done = build.build_engines(parts.folder, tmp_path, options, report=lines.append)
+    folders, library = Folders(parts.folder, tmp_path), tensorrt("10.13.3.9")
+    done = build.build_engines(folders, library, options, report=lines.append)
     for part, found in zip(parts.manifest.parts, done, strict=True):
-        assert found == plan_metadata.read_metadata(tmp_path / f"{part.name}.plan")
+        assert found == plan_metadata.read_metadata(tmp_path / f"{part.name}_9.0.plan")
         assert (found.part, found.gpu, found.profile) == (part.name, H200.name, (1, 2, 3))
         assert (found.inputs, found.outputs, found.flops) == (part.inputs, part.outputs, part.flops)
         assert (found.layers, found.evidence, found.weight_count) == ({"fp16": 1}, "inspector", part.weight_count)
+        assert found.ran and (found.library, found.version) == ("tensorrt", "10.13.3.9")
         assert [(p.precision, p.tiles) for p in found.parity] == [("fp16", batch) for batch in (1, 2, 3)]
         assert all(p.psnr > 60 for p in found.parity)
-    again = build.build_engines(parts.folder, tmp_path, options, only=["body"], report=lines.append)
-    assert again == [done[0] if done[0].part == "body" else done[1]] and lines[-1] == "body: up to date"
+    again = build.build_engines(folders, library, options, only=["body"], report=lines.append)
+    assert again == [done[0] if done[0].part == "body" else done[1]] and lines[-1] == "body for 9.0: up to date"
+    with pytest.raises(EngineError, match=r"builds for the GPU that it runs on, of .* 9.0, not for 8.9: build"):
+        build.build_engines(folders, library, options, ["8.9"], report=lines.append)
 
 
 def test_a_node_that_the_parser_refuses_is_named() -> None:
-    error = SimpleNamespace(node=lambda: 1, desc=lambda: "no kernel\n for it")
+    error = SimpleNamespace(node=lambda: 1, desc=lambda: "no kernel\n for it", code=lambda: "ErrorCode.INVALID_NODE")
     layers = (Layer("first", "Add", "fp16"), Layer("node_conv2d", "Conv", "fp16"))
-    assert build.parser_error(error, layers) == "node node_conv2d (Conv): no kernel for it"
-    assert build.parser_error(error, (layers[0], Layer("", "Conv", "fp16"))) == "node 1 (Conv): no kernel for it"
-    assert build.parser_error(error, ()) == "the graph: no kernel for it"  # of parts for OpenVINO
+    assert messages.parser_error(error, layers) == "node node_conv2d (Conv): no kernel for it (INVALID_NODE)"
+    assert (
+        messages.parser_error(error, (layers[0], Layer("", "Conv", "fp16")))
+        == "node 1 (Conv): no kernel for it (INVALID_NODE)"
+    )
+    assert messages.parser_error(error, ()) == "the graph: no kernel for it (INVALID_NODE)"  # of parts for OpenVINO
 
 
 def test_nan_and_inf_are_refused() -> None:
@@ -661,13 +708,15 @@ def test_nan_and_inf_are_refused() -> None:
 
 
 def test_a_plan_and_its_description_come_back_as_written(tmp_path: Path) -> None:
-    path = files.write_plan(tmp_path / "plans", b"plan", metadata())
+    path = tmp_path / "plans" / "body_9.0.plan"
+    files.write_plan(path, b"plan", metadata())
     assert path.read_bytes() == b"plan" and plan_metadata.read_metadata(path) == metadata()
-    assert sorted(p.name for p in path.parent.iterdir()) == ["body.plan", "body.plan.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["body_9.0.plan", "body_9.0.plan.json"]
 
 
 def test_nothing_half_written_stays_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = files.write_plan(tmp_path, b"old", metadata(b"old"))
+    path = tmp_path / "body_9.0.plan"
+    files.write_plan(path, b"old", metadata(b"old"))
     real = Path.write_bytes
 
     def full(self: Path, content: bytes) -> int:
@@ -676,27 +725,48 @@ def test_nothing_half_written_stays_when_the_disk_is_full(tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
-        files.write_plan(tmp_path, b"new plan", metadata(b"new plan"))
-    assert [p.name for p in tmp_path.iterdir()] == ["body.plan"] and path.read_bytes() == b"old"
+        files.write_plan(path, b"new plan", metadata(b"new plan"))
+    assert [p.name for p in tmp_path.iterdir()] == ["body_9.0.plan"] and path.read_bytes() == b"old"
     with pytest.raises(PlanMismatch, match="is missing: build the engine again"):
         plan_metadata.read_metadata(path)
 
 
 def test_a_plan_is_kept_only_if_a_build_would_make_it_again(tmp_path: Path) -> None:
-    path = files.write_plan(tmp_path, b"plan", metadata())
+    path = tmp_path / "body_9.0.plan"
+    files.write_plan(path, b"plan", metadata())
     options = BuildOptions(profile=(1, 8, 16))
-    assert files.up_to_date(path, "ab", "10.13.3.9", H200, "fp16", options)
-    assert not files.up_to_date(path, "cd", "10.13.3.9", H200, "fp16", options)
-    assert not files.up_to_date(path, "ab", "11.4.0.106", H200, "fp16", options)
-    assert not files.up_to_date(path, "ab", "10.13.3.9", Gpu("NVIDIA L4", "8.9"), "fp16", options)
-    assert not files.up_to_date(path, "ab", "10.13.3.9", H200, "fp16", replace(options, level=5))
+    library = tensorrt("10.13.3.9")
+
+    def kept(onnx: str = "ab", library: Library = library, capability: str = "9.0", level: int = 3) -> bool:
+        return files.up_to_date(path, onnx, library, capability, "fp16", replace(options, level=level), run=True)
+
+    assert kept()
+    assert not kept(onnx="cd") and not kept(capability="8.9") and not kept(level=5)
+    assert not kept(library=tensorrt("11.4.0.106")) and not kept(library=tensorrt("10.13.3.9", "tensorrt-rtx"))
     path.write_bytes(b"cut")
-    assert not files.up_to_date(path, "ab", "10.13.3.9", H200, "fp16", options)
+    assert not kept()
+
+
+def test_a_plan_that_was_never_run_is_built_again_where_it_can_be_run(tmp_path: Path) -> None:
+    path = tmp_path / "body_9.0.plan"
+    files.write_plan(path, b"plan", metadata(ran=False, parity=()))
+    options, library = BuildOptions(profile=(1, 8, 16)), tensorrt("10.13.3.9")
+    kept = [files.up_to_date(path, "ab", library, "9.0", "fp16", options, run) for run in (False, True)]
+    assert kept == [True, False] and "not run" in files.summarise(plan_metadata.read_metadata(path))
+
+
+def test_plans_of_several_cards_lie_beside_one_another(tmp_path: Path) -> None:
+    for capability in ("8.9", "12.0"):
+        files.write_plan(plan_metadata.plan_path(tmp_path / "head_sr_x2", capability), b"", metadata())
+    (tmp_path / "head_sr_x2_fast_8.9.plan").touch()  # of another part
+    (tmp_path / "head_sr_x2_9.0.plan.json").touch()  # its plan is missing
+    names = {capability: path.name for capability, path in plan_metadata.plans_beside(tmp_path / "head_sr_x2").items()}
+    assert list(names) == ["8.9", "9.0", "12.0"] and names["9.0"] == "head_sr_x2_9.0.plan"
 
 
 def test_a_plan_of_another_tensorrt_or_gpu_is_refused_before_tensorrt_sees_it() -> None:
     plan_metadata.check_machine(metadata(), "10.13.3.9", Gpu("NVIDIA H100", "9.0"))
-    with pytest.raises(PlanMismatch, match=r"built by TensorRT 10.13.3.9 and this is 11.4.0.106: build it again"):
+    with pytest.raises(PlanMismatch, match=r"by tensorrt 10.13.3.9 and this is 11.4.0.106: build the engine again"):
         plan_metadata.check_machine(metadata(), "11.4.0.106", H200)
     with pytest.raises(
         PlanMismatch, match=r"for compute capability 9.0 \(NVIDIA H200\) and this GPU, NVIDIA L4, has 8.9"

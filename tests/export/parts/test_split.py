@@ -26,7 +26,7 @@ from ipt_triton.export.parts.parity import ParityError, check_part, compare, rea
 from ipt_triton.export.parts.split import ExportError, check_combination, export_parts, plan_routes
 from ipt_triton.export.parts.typed import fp16_ports
 from ipt_triton.export.repository.write import RepositoryError, ServingOptions, write_repository
-from ipt_triton.manifest import Manifest, read_manifest
+from ipt_triton.manifest import SAMPLES, Manifest, read_manifest
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash, load_checkpoint, save_checkpoint
 from ipt_triton.train.model.ipt import IPT, OFFICIAL_TASKS
 
@@ -285,7 +285,7 @@ def test_samples_hold_what_pytorch_computed_for_each_task(typed: tuple[Manifest,
     # The engine builder reads them by part; the graphs that it compiles agree with them (here with CUDA's stand-in).
     for part in manifest.parts:
         task = part.name.removeprefix("head_").removeprefix("tail_")
-        reference = engine_inputs.reference_tensors(folder, part, "sr_x2" if task == "body" else task)
+        reference = engine_inputs.reference_tensors(folder / SAMPLES, part, "sr_x2" if task == "body" else task)
         assert reference is not None
         session = onnxruntime.InferenceSession(folder / f"{part.name}.onnx", providers=["CPUExecutionProvider"])
         rows = {p.name: engine_inputs.repeat_rows(reference[0][p.name], 3).astype(p.dtype) for p in part.inputs}
@@ -354,18 +354,19 @@ def test_command_exports_and_reports_errors_in_one_sentence(tmp_path: Path, caps
 
 
 @pytest.mark.slow
-def test_command_without_engines_writes_parts_and_tells_how_engines_are_built(
+def test_command_for_a_gpu_writes_a_repository_that_has_no_engines_yet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     checkpoint, parts = tmp_path / "checkpoint", tmp_path / "parts"
     save_checkpoint(one_task(3).model, checkpoint)
     command = [str(checkpoint), "--repository", str(tmp_path / "models"), "--parts", str(parts), "--runtime"]
-    assert main([*command, "tensorrt-python", "--precision", "fp16", "--residual", "float16"]) == 0
+    assert main([*command, "tensorrt-python", "--precision", "fp16", "--residual", "float16", "--fp16-restored"]) == 0
     told = capsys.readouterr()
-    assert f"{parts}: 3 parts in fp16, tasks derain" in told.out
-    assert f"run  python export/engines/build.py {parts} --output build/engines  on the GPU machine, then  " in told.err
-    assert told.err.endswith(f"ipt-export repository --parts {parts} --engines build/engines\n")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "parts"]
+    assert told.out == f"{tmp_path / 'models'}: 5 models, tasks derain, no engines yet\n"
+    for name in ("tail_derain", "ipt_derain"):
+        config = text_format.Parse((tmp_path / "models" / name / "config.pbtxt").read_text(), pb.ModelConfig())
+        assert [output.data_type for output in config.output] == [pb.TYPE_FP16]
+    assert (tmp_path / "models" / "manifest.json").read_text() == (parts / "manifest.json").read_text()
     manifest = json.loads((parts / "manifest.json").read_text())
     assert {part["residual"] for part in manifest["parts"]} == {"float16"}
     assert {kind for _, operator, kind in read_manifest(parts).part("body").layers if operator == "Add"} == {"fp16"}
@@ -395,7 +396,8 @@ def test_command_with_parts_and_their_engines_writes_the_repository(
     engines = write_engines(tmp_path / "engines", TypedParts(checkpoint, folder, manifest))
     models = tmp_path / "models"
     assert main(["repository", "--parts", str(folder), "--engines", str(engines), "--repository", str(models)]) == 0
-    assert f"{models}: 8 models, tasks sr_x2, denoise_30" in capsys.readouterr().out
+    told = f"{models}: 8 models, tasks sr_x2, denoise_30, engines for compute capability 9.0\n"
+    assert capsys.readouterr().out == told
     for name in (part.name for part in manifest.parts):
         assert list((models / name / "1").glob("*.plan"))
 
@@ -420,9 +422,14 @@ def test_command_refuses_a_folder_that_holds_no_parts(
         (["checkpoint", "--precision", "fp16"], "runtime openvino has no precision 'fp16'"),
         (["checkpoint", "--engines", "."], "ipt-export repository [--parts DIR] [--engines DIR ...]"),
         (["--parts", "a", "--engines", "b"], "ipt-export repository [--parts DIR] [--engines DIR ...]"),
-        (["repository", "--engines", "nowhere"], "--engines nowhere is not a folder; python export/engines/build.py"),
+        (
+            ["repository", "--engines", "nowhere"],
+            "--engines nowhere is not a folder; ipt-export engines build/parts --output nowhere makes one",
+        ),
         (["checkpoint", "--runtime", "tensorrt", "--residual", "float16"], "float16 needs precision fp16, not fp32"),
         (["repository", "--precision", "bf16"], "unrecognized arguments: --precision bf16"),
+        (["checkpoint", "--fp16-restored"], "openvino in fp32 gives FP32 alone; leave --fp16-restored out"),
+        (["checkpoint", "--max-batch", "0"], "--max-batch 0 is not within 1 to 1024"),
         (["parts", "checkpoint", "--threads", "2"], "unrecognized arguments: --threads 2"),
     ],
 )

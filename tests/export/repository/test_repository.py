@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,15 +13,16 @@ from pathlib import Path
 import onnx
 import pytest
 from google.protobuf import text_format
-from helpers.small_engines import TypedParts, typed_parts, write_engines
+from helpers.small_engines import TypedParts, metadata, typed_parts, write_engines
 from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2 as pb
 
-from ipt_triton.export.engines.metadata import describe_path, read_metadata
+from ipt_triton.export.engines.files import Folders, write_plan
+from ipt_triton.export.engines.metadata import describe_path, plans_beside, read_metadata
 from ipt_triton.export.parts.split import export_parts
 from ipt_triton.export.repository.plans import RepositoryError
 from ipt_triton.export.repository.write import ServingOptions, write_repository
-from ipt_triton.manifest import Port
+from ipt_triton.manifest import SAMPLES, Port, read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -51,16 +54,18 @@ def test_parts_are_tensorrt_plans_on_every_gpu_with_a_cuda_graph_for_each_batch(
         assert group.kind == pb.ModelInstanceGroup.KIND_GPU and not group.gpus  # none named: all there are
         assert group.count == (2 if name == "body" else 1)
         assert config.optimization.cuda.graphs
-        assert [spec.batch_size for spec in config.optimization.cuda.graph_spec] == list(range(1, 17))
+        graphs = [spec.batch_size for spec in config.optimization.cuda.graph_spec]
+        assert graphs == [1, 2, 3, 4, 5, 6, 7, 8, 16]
         assert [warm_up.batch_size for warm_up in config.model_warmup] == [1, 16]
-        assert config.HasField("dynamic_batching") and not config.cc_model_filenames
-        assert (folder / "model.plan").read_bytes() == f"plan of {name} for engines".encode()
-        assert read_metadata(folder / "model.plan").part == name
-        assert sorted(path.name for path in folder.iterdir()) == ["model.plan", "model.plan.json"]
+        assert config.HasField("dynamic_batching") and config.cc_model_filenames["9.0"] == "model_9.0.plan"
+        assert (folder / "model_9.0.plan").read_bytes() == f"plan of {name} for engines".encode()
+        assert read_metadata(folder / "model_9.0.plan").part == name
+        assert sorted(p.name for p in folder.iterdir()) == ["model.onnx", "model_9.0.plan", "model_9.0.plan.json"]
     router = configs["restore"]
     assert (router.backend, router.instance_group[0].kind) == ("python", pb.ModelInstanceGroup.KIND_CPU)
     assert router.parameters["runtime"].string_value == "tensorrt"
     assert router.parameters["precision"].string_value == "fp16"
+    assert [router.parameters[key].string_value for key in ("chunk", "requests_in_flight")] == ["16", "3"]
 
 
 def test_tensors_have_the_types_of_the_graphs(parts: TypedParts, tmp_path: Path):
@@ -80,11 +85,11 @@ def test_tensors_have_the_types_of_the_graphs(parts: TypedParts, tmp_path: Path)
     assert seen == {pb.TYPE_FP32, pb.TYPE_FP16}
 
 
-@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-python"])
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-python", "tensorrt-rtx"])
 def test_models_and_what_clients_see_of_them_are_those_of_the_cpu_repository(
     parts: TypedParts, tmp_path: Path, runtime: str
 ):
-    gpu = write(parts, tmp_path / "gpu", runtime, write_engines(tmp_path / "engines", parts))
+    gpu = write(parts, tmp_path / "gpu", runtime)
     manifest = export_parts([parts.checkpoint], tmp_path / "parts")
     write_repository(tmp_path / "parts", manifest, tmp_path / "cpu", ServingOptions())
     assert sorted(gpu) == sorted(folder.name for folder in (tmp_path / "cpu").iterdir())
@@ -95,33 +100,59 @@ def test_models_and_what_clients_see_of_them_are_those_of_the_cpu_repository(
         if name in ("restore", "ipt_derain"):
             assert (list(config.input), list(config.output)) == (list(cpu.input), list(cpu.output))
             assert config.ensemble_scheduling == cpu.ensemble_scheduling
-            for key in cpu.parameters.keys() - {"runtime", "precision"}:
+            for key in cpu.parameters.keys() - {"runtime", "precision", "chunk"}:
                 assert config.parameters[key] == cpu.parameters[key]
 
 
-def test_plans_for_two_gpus_lie_side_by_side_and_the_smaller_batch_holds(parts: TypedParts, tmp_path: Path):
-    h200 = write_engines(tmp_path / "h200", parts)
-    l4 = write_engines(tmp_path / "l4", parts, compute_capability="8.9", gpu="NVIDIA L4", profile=(1, 8, 8))
-    configs = write(parts, tmp_path / "models", "tensorrt", h200, l4)
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-python"])
+def test_plans_for_two_gpus_lie_side_by_side_whether_of_one_folder_or_two(
+    parts: TypedParts, tmp_path: Path, runtime: str
+):
+    one = write_engines(tmp_path / "one", parts)
+    l4 = {"compute_capability": "8.9", "gpu": "NVIDIA L4"}
+    engines = [one, write_engines(tmp_path / "two", parts, **l4)] if runtime == "tensorrt" else [one]
+    if runtime == "tensorrt-python":
+        write_engines(one, parts, **l4)
+    write(parts, tmp_path / "models", runtime, *engines)
     for name in PARTS:
-        files = dict(configs[name].cc_model_filenames)
-        assert files == {"9.0": "model_9.0.plan", "8.9": "model_8.9.plan"}
-        for capability, file in files.items():
-            assert read_metadata(tmp_path / "models" / name / "1" / file).compute_capability == capability
-    assert {config.max_batch_size for config in configs.values()} == {0, 8}
+        plans = plans_beside(tmp_path / "models" / name / "1" / "model")
+        assert {key: read_metadata(plan).compute_capability for key, plan in plans.items()} == {
+            "8.9": "8.9",
+            "9.0": "9.0",
+        }
 
 
-def test_an_ensemble_takes_no_more_than_the_smallest_of_its_parts(parts: TypedParts, tmp_path: Path):
-    engines = write_engines(tmp_path / "engines", parts)
-    larger = write_engines(tmp_path / "larger", parts, profile=(1, 16, 32))
-    for path in (larger / "body.plan", describe_path(larger / "body.plan")):
-        path.replace(engines / path.name)
-    configs = write(parts, tmp_path / "models", "tensorrt", engines)
-    assert [configs[name].max_batch_size for name in ("body", "head_derain", "ipt_derain")] == [32, 16, 16]
+def test_a_repository_without_plans_holds_all_that_they_are_built_from(parts: TypedParts, tmp_path: Path):
+    write(parts, tmp_path / "models", "tensorrt-rtx")
+    assert read_manifest(tmp_path / "models") == parts.manifest
+    assert (tmp_path / "models" / SAMPLES).read_bytes() == (parts.folder / SAMPLES).read_bytes()
+    for name in PARTS:
+        graph = Folders(tmp_path / "models", None).onnx(name)
+        assert graph.read_bytes() == (parts.folder / f"{name}.onnx").read_bytes()
+
+
+def test_plans_that_were_built_in_place_stay_as_long_as_the_graph_does(parts: TypedParts, tmp_path: Path):
+    models = tmp_path / "models"
+    write(parts, models, "tensorrt")
+    for name in PARTS:
+        plan = Folders(models, None).plan(name, "8.9")
+        onnx_sha256 = hashlib.sha256(Folders(models, None).onnx(name).read_bytes()).hexdigest()
+        own = {"onnx_sha256": onnx_sha256 if name != "body" else "of another graph"}
+        write_plan(plan, b"built in place", metadata(b"built in place", compute_capability="8.9", part=name, **own))
+    write(parts, models, "tensorrt", write_engines(tmp_path / "engines", parts))
+    kept = {name: list(plans_beside(models / name / "1" / "model")) for name in PARTS}
+    assert kept == {"body": ["9.0"], "head_derain": ["8.9", "9.0"], "tail_derain": ["8.9", "9.0"]}
+
+
+def test_an_export_for_cpus_leaves_nothing_of_one_for_gpus(parts: TypedParts, tmp_path: Path):
+    write(parts, tmp_path / "models", "tensorrt")
+    manifest = export_parts([parts.checkpoint], tmp_path / "parts")
+    write_repository(tmp_path / "parts", manifest, tmp_path / "models", ServingOptions())
+    assert not [path.name for path in (tmp_path / "models").iterdir() if path.is_file()]
 
 
 def test_the_python_runtime_carries_plan_and_runner_and_the_runner_imports_alone(parts: TypedParts, tmp_path: Path):
-    configs = write(parts, tmp_path / "models", "tensorrt-python", write_engines(tmp_path / "engines", parts))
+    configs = write(parts, tmp_path / "models", "tensorrt-rtx")
     body = configs["body"]
     assert (body.backend, body.platform) == ("python", "")
     assert body.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
@@ -134,45 +165,58 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(fi
 from ipt_engine.export.engines import runner
 from pathlib import Path
 try:
-    runner.EngineRunner.open(Path({str(version)!r}, "model.plan"))
+    runner.EngineRunner.open(Path({str(version)!r}, "model"))
 except runner.EngineError as error:
     print(error)
 print("ipt_triton" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.stdout.splitlines() == [
-        "TensorRT is not installed: pip install tensorrt, or use an NGC container",
-        "False",
-    ], result.stderr
+    told, imported = result.stdout.splitlines()
+    assert told.startswith("PyCUDA is not installed: pip install pycuda") and imported == "False", result.stderr
 
 
 def spoil_the_plan(engines: Path) -> None:
-    (engines / "body.plan").write_bytes(b"cut off")
+    (engines / "body_9.0.plan").write_bytes(b"cut off")
 
 
 def drop_the_plan(engines: Path) -> None:
-    (engines / "body.plan").unlink()
+    (engines / "body_9.0.plan").unlink()
 
 
 def drop_a_description(engines: Path) -> None:
-    describe_path(engines / "tail_derain.plan").unlink()
+    describe_path(engines / "tail_derain_9.0.plan").unlink()
+
+
+def drop_a_part(engines: Path) -> None:
+    drop_a_description(engines)
+    (engines / "tail_derain_9.0.plan").unlink()
+
+
+def drop_everything(engines: Path) -> None:
+    shutil.rmtree(engines)
+    engines.mkdir()
 
 
 def swap_two_plans(engines: Path) -> None:
     for suffix in ("plan", "plan.json"):
-        (engines / f"body.{suffix}").write_bytes((engines / f"head_derain.{suffix}").read_bytes())
+        (engines / f"body_9.0.{suffix}").write_bytes((engines / f"head_derain_9.0.{suffix}").read_bytes())
 
 
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (spoil_the_plan, r"body.plan: the plan of body is not the one .* copy both files again"),
-        (drop_the_plan, r"body.plan cannot be read \(No such file or directory\): copy it again"),
+        (spoil_the_plan, r"body_9.0.plan: the plan of body is not the one .* copy both files again"),
+        (drop_the_plan, r"body_9.0.plan cannot be read \(No such file or directory\): copy it again"),
         (
             drop_a_description,
-            r"engines has no plans of tail_derain: build them \(python export/engines/build.py .*parts",
+            r"derain_9.0.plan.json, the description of a plan, is missing: build the engine again",
         ),
-        (swap_two_plans, r"body.plan: the description is that of head_derain: build the engines again"),
+        (
+            drop_a_part,
+            r"engines has no tail_derain_9.0.plan: build them \(ipt-export engines .*parts --output",
+        ),
+        (drop_everything, r"engines has no head_derain_N.N.plan, body_N.N.plan, tail_derain_N.N.plan: build them"),
+        (swap_two_plans, r"body_9.0.plan: the description is that of head_derain: build the engines again"),
     ],
 )
 def test_a_folder_that_is_not_whole_is_refused(
@@ -188,7 +232,7 @@ def test_a_folder_that_is_not_whole_is_refused(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"onnx_sha256": "ab"}, r"built from another \w+.onnx than .*: build the engines again"),
+        ({"onnx_sha256": "ab"}, r"built from another \w+.onnx: build the engines again"),
         (
             {"precision": "fp32"},
             "built in FP32 and the parts are FP16: build it without --precision, or export the parts with "
@@ -200,9 +244,16 @@ def test_a_folder_that_is_not_whole_is_refused(
         ),
         (
             {"profile": (1, 2, 4)},
-            "for batches of 1 to 4 and the server sends 1 to 8: build it with .* --max-batch of at least 8",
+            "for batches of 1 to 4 and the server sends 1 to 16: build it with .* --max-batch of at least 16",
         ),
-        ({"profile": (2, 8, 16)}, "for batches of 2 to 16 and the server sends 1 to 8: build it with --min-batch 1"),
+        (
+            {"profile": (2, 8, 20)},
+            "for batches of 2 to 20 and the server sends 1 to 16: build it with --min-batch 1",
+        ),
+        (
+            {"library": "tensorrt-rtx"},
+            "by tensorrt-rtx and the runtime tensorrt runs plans of tensorrt: build it",
+        ),
     ],
 )
 def test_plans_of_other_parts_or_batches_are_refused(
@@ -215,26 +266,18 @@ def test_plans_of_other_parts_or_batches_are_refused(
 
 def test_plans_that_one_server_cannot_load_together_are_refused(parts: TypedParts, tmp_path: Path):
     h200 = write_engines(tmp_path / "h200", parts)
-    newer = write_engines(tmp_path / "newer", parts, compute_capability="8.9", tensorrt="11.4.0.106")
-    with pytest.raises(RepositoryError, match=r"TensorRT 10.13.3.9 and 11.4.0.106 and a server has one"):
+    newer = write_engines(tmp_path / "newer", parts, compute_capability="8.9", version="11.4.0.106")
+    with pytest.raises(RepositoryError, match=r"versions 10.13.3.9 and 11.4.0.106 and a server has one"):
         write(parts, tmp_path / "models", "tensorrt", h200, newer)
-    with pytest.raises(RepositoryError, match=r"h100 are both for compute capability 9.0: name one of them"):
+    with pytest.raises(RepositoryError, match=r"h100 both have plans for compute capability 9.0: name one of them"):
         write(parts, tmp_path / "models", "tensorrt", h200, write_engines(tmp_path / "h100", parts))
-    l4 = write_engines(tmp_path / "l4", parts, compute_capability="8.9")
-    for path in (l4 / "body.plan", describe_path(l4 / "body.plan")):
-        path.replace(h200 / path.name)
-    with pytest.raises(RepositoryError, match=r"h200 mixes plans for the compute capabilities 8.9 and 9.0"):
-        write(parts, tmp_path / "models", "tensorrt", h200)
 
 
 def test_runtimes_and_engines_that_do_not_go_together_are_refused(parts: TypedParts, tmp_path: Path):
     h200 = write_engines(tmp_path / "h200", parts)
-    l4 = write_engines(tmp_path / "l4", parts, compute_capability="8.9")
-    for runtime, engines, sentence in (
-        ("tensorrt", (), r"needs engines: build them on the GPU machine \(python export/engines/build.py"),
-        ("openvino", (h200,), "openvino runs no engines: leave out --engines"),
-        ("tensorrt-python", (h200, l4), "takes engines of one GPU: name one folder"),
-        ("abacus", (), "runtime 'abacus' is not one of openvino, tensorrt, tensorrt-python"),
+    for runtime, sentence in (
+        ("openvino", "openvino runs no engines: leave out --engines"),
+        ("abacus", "runtime 'abacus' is not one of openvino, tensorrt, tensorrt-python, tensorrt-rtx"),
     ):
         with pytest.raises(RepositoryError, match=sentence):
-            write(parts, tmp_path / "models", runtime, *engines)
+            write(parts, tmp_path / "models", runtime, h200)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import tritonclient.grpc as triton
+from helpers.toy_repository import ROUTER_CONFIG, ROUTER_MODEL, no_ports, write_model
 
 from ipt_triton.export.serving import preflight, supervise
 from ipt_triton.export.serving.command import main
@@ -29,46 +31,7 @@ from ipt_triton.export.serving.errors import (
     WarmUpError,
 )
 from ipt_triton.export.serving.server import TritonServer
-from ipt_triton.service import MAX_INPUT_PIXELS, MAX_OUTPUT_PIXELS, ServiceInfo
-from ipt_triton.tasks import OFFICIAL_TASKS
-from ipt_triton.tiling import KEEP, STRIDE
 
-SERVICE = ServiceInfo(
-    (OFFICIAL_TASKS[0], OFFICIAL_TASKS[3]),
-    48,
-    STRIDE,
-    KEEP,
-    MAX_INPUT_PIXELS,
-    MAX_OUTPUT_PIXELS,
-    444_444,
-    "0" * 64,
-    "openvino",
-    "fp32",
-)
-ROUTER_CONFIG = """
-name: "restore" backend: "python" max_batch_size: 0
-input [ { name: "IMAGE" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
-        { name: "TASK_ID" data_type: TYPE_INT32 dims: [ 1 ] } ]
-output [ { name: "RESTORED" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] },
-         { name: "RESTORED16" data_type: TYPE_UINT16 dims: [ -1, -1, 3 ] } ]
-instance_group [ { count: 2 kind: KIND_CPU } ]
-""" + "".join(
-    f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
-    for key, value in SERVICE.to_parameters().items()
-)
-ROUTER_MODEL = """
-import sys
-import triton_python_backend_utils as pb
-print("stub of", sys.prefix, flush=True)
-class TritonPythonModel:
-    def execute(self, requests):
-        return [self.answer(request) for request in requests]
-    def answer(self, request):
-        image, task = (pb.get_input_tensor_by_name(request, name).as_numpy() for name in ("IMAGE", "TASK_ID"))
-        assert list(request.requested_output_names()) == ["RESTORED"], "this is an 8-bit image"
-        scale = {0: 2, 3: 1}[int(task[0])]
-        return pb.InferenceResponse([pb.Tensor("RESTORED", image.repeat(scale, 0).repeat(scale, 1))])
-"""
 PART_CONFIG = """
 name: "%s" backend: "python" max_batch_size: 0
 input [ { name: "X" data_type: TYPE_FP32 dims: [ -1 ] } ] output [ { name: "Y" data_type: TYPE_FP32 dims: [ -1 ] } ]
@@ -80,15 +43,6 @@ ensemble_scheduling { step [
   { model_name: "head" model_version: -1 input_map { key: "X" value: "X" } output_map { key: "Y" value: "F" } },
   { model_name: "tail" model_version: -1 input_map { key: "X" value: "F" } output_map { key: "Y" value: "Y" } } ] }
 """
-
-
-def write_model(repository: Path, name: str, config: str, model: str | None) -> Path:
-    folder = repository / name
-    (folder / "1").mkdir(parents=True)
-    (folder / "config.pbtxt").write_text(config)
-    if model is not None:
-        (folder / "1" / "model.py").write_text(model)
-    return folder
 
 
 @pytest.fixture
@@ -279,6 +233,25 @@ def test_a_signal_stops_the_command_with_exit_0_and_nothing_is_left(repository: 
 
 
 @pytest.mark.server
+def test_without_http_no_address_for_it_is_told_and_the_rest_works(repository: Path) -> None:
+    command = Command(repository, "--", "--allow-http=false")
+    line = command.ready()
+    assert line.startswith("ready: grpc 127.0.0.1:") and line.endswith("2 tasks: sr_x2, derain")
+    with urllib.request.urlopen(re.findall(r"metrics (\S+),", line)[0]) as page:
+        assert page.status == 200
+    command.process.terminate()
+    assert command.process.wait(20) == 0, command.output
+    assert command.left() == []
+
+
+@pytest.mark.parametrize(("word", "off"), [("=false", True), ("=OFF", True), ("=0", True), ("=true", False)])
+def test_an_address_is_told_unless_a_flag_turns_it_off(repository: Path, word: str, off: bool) -> None:
+    server = TritonServer(repository, extra_args=["--log-info=true", f"--allow-metrics{word}"])
+    assert ("metrics" not in server.addresses) == off
+    assert server.addresses.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.server
 def test_a_stop_answers_what_is_in_flight_and_then_waits_for_no_model_to_end(repository: Path) -> None:
     slow = ROUTER_MODEL.replace(
         "        scale =", "        if image[0, 0, 0]: import time; time.sleep(2)\n        scale ="
@@ -459,7 +432,7 @@ def test_a_whole_repository_passes_the_checks_without_a_start(
         ("fp32", "avx2", None),
     ],
 )
-def test_check_notes_what_this_cpu_lacks_and_passes(
+def test_check_notes_what_this_cpu_lacks_and_passes_if_openvino_takes_it(
     repository: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -474,6 +447,7 @@ def test_check_notes_what_this_cpu_lacks_and_passes(
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: spectre_v1\n")
     monkeypatch.setattr("ipt_triton.cpu.CPUINFO", cpuinfo)
+    monkeypatch.setattr(preflight, "openvino_has_bf16", lambda: True)
     assert main(["--repository", str(repository), "--check", *no_ports()]) == 0
     said = capsys.readouterr()
     assert "can be served" in said.out
@@ -482,8 +456,18 @@ def test_check_notes_what_this_cpu_lacks_and_passes(
     assert not preflight.repository_notes(repository)
 
 
-def no_ports() -> list[str]:
-    return ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+def test_check_refuses_bf16_where_openvino_does(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = repository / "restore" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"fp32"', '"bf16"'))
+    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert preflight.openvino_has_bf16() == capable  # this CPU, as the runner asks
+    monkeypatch.setattr(preflight, "openvino_has_bf16", lambda: False)
+    assert main(["--repository", str(repository), "--check", *no_ports()]) == 2
+    assert "BF16, which OpenVINO does not compute on this CPU: run ipt-export CHECKPOINT with --precision fp32" in (
+        capsys.readouterr().err
+    )
 
 
 def break_nothing_but_the_path(repository: Path) -> None:

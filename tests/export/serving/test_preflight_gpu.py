@@ -16,7 +16,7 @@ from ipt_triton.export.engines.metadata import EngineError, Gpu, describe_path
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving import preflight, preflight_gpu
 from ipt_triton.export.serving.command import main
-from ipt_triton.export.serving.preflight_gpu import check_plans, find_gpus, server_tensorrt
+from ipt_triton.export.serving.preflight_gpu import Lack, check_plans, find_gpus, server_tensorrt
 
 H200 = Gpu("NVIDIA H200", "9.0")
 L4 = Gpu("NVIDIA L4", "8.9")
@@ -132,23 +132,18 @@ def test_plans_that_fit_pass(repository: Path, gpus: list[Gpu]) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_with_another_tensorrt_is_one_sentence(repository: Path, gpus: list[Gpu]) -> None:
-    (problem,) = check_plans(parts_of(repository), "10.14.1")
-    assert problem == (
-        "the plans were built by TensorRT 10.13.3.9 and the server has 10.14.1: build the engines again (make engines, "
-        "or export/engines/build.py) and export the repository again, with 10.14.1"
-    )
+def test_plans_of_another_tensorrt_are_missing_plans(repository: Path, gpus: list[Gpu]) -> None:
+    reason = "the plans were built by tensorrt 10.13.3.9 and the server has 10.14.1"
+    assert check_plans(parts_of(repository), "10.14.1") == [Lack(0, H200, (reason,))]
 
 
 @pytest.mark.slow
-def test_another_gpu_among_those_there_are_is_one_sentence(repository: Path, gpus: list[Gpu]) -> None:
+def test_each_kind_of_gpu_that_lacks_plans_is_named_once(repository: Path, gpus: list[Gpu]) -> None:
     gpus += [L4, L4]
-    (problem,) = check_plans(parts_of(repository), None)
-    assert problem.startswith(
-        "the plans were built for compute capability 9.0 (NVIDIA H200) and this GPU, NVIDIA L4, has 8.9: on it build "
-        "the engines again"
-    )
-    assert problem.endswith("or hide it with CUDA_VISIBLE_DEVICES")
+    (lack,) = check_plans(parts_of(repository), None)
+    reason = "there are no plans for compute capability 8.9, only for 9.0 (NVIDIA H200)"
+    assert lack == Lack(1, L4, (reason,))
+    assert str(lack) == f"NVIDIA L4 lacks engines, {reason}"
 
 
 @pytest.mark.slow
@@ -161,23 +156,33 @@ def test_plans_for_several_gpus_serve_each_of_them(parts: TypedParts, tmp_path: 
     gpus.append(L4)
     assert check_plans(parts_of(tmp_path / "models"), None) == []
     gpus.append(Gpu("NVIDIA B200", "10.0"))
-    (problem,) = check_plans(parts_of(tmp_path / "models"), None)
-    assert "capability 8.9 (NVIDIA L4), 9.0 (NVIDIA H200) and this GPU, NVIDIA B200, has 10.0" in problem
+    (lack,) = check_plans(parts_of(tmp_path / "models"), None)
+    assert lack.device == 2
+    assert "no plans for compute capability 10.0, only for 8.9 (NVIDIA L4), 9.0 (NVIDIA H200)" in str(lack)
 
 
 @pytest.mark.slow
-def test_damaged_plans_and_descriptions_are_named(repository: Path, gpus: list[Gpu]) -> None:
-    body, head, tail = (repository / name / "1" / "model.plan" for name in ("body", "head_derain", "tail_derain"))
+def test_damaged_plans_and_descriptions_are_missing_plans(repository: Path, gpus: list[Gpu]) -> None:
+    body, head, tail = (next(part.glob("1/*.plan")) for part in parts_of(repository))
     body.unlink()
     describe_path(head).unlink()
     describe_path(tail).write_text("{")
-    problems = check_plans(parts_of(repository), TENSORRT)
-    assert len(problems) == 3
-    assert f"{body} has 0 bytes and" in problems[0] and "copy it again" in problems[0]
-    assert f"{describe_path(head)}, the description of a plan, is missing: build" in problems[1]
-    assert f"{describe_path(tail)}, the description of a plan, cannot be read" in problems[2]
+    (lack,) = check_plans(parts_of(repository), TENSORRT)
+    assert f"{body} has 0 bytes and" in lack.reasons[0]
+    assert lack.reasons[1] == f"{describe_path(head)}, the description of a plan, is missing"
+    assert f"{describe_path(tail)}, the description of a plan, cannot be read" in lack.reasons[2]
     describe_path(body).unlink()
-    assert f"{repository / 'body'} holds no plan: build the engines again" in check_plans(parts_of(repository), None)[0]
+    (lack,) = check_plans(parts_of(repository), None)
+    assert lack.reasons[0] == "there are no plans for compute capability 9.0"
+
+
+@pytest.mark.slow
+def test_a_damaged_plan_for_a_gpu_that_is_not_here_does_no_harm(repository: Path, gpus: list[Gpu]) -> None:
+    plan = next((repository / "body").glob("1/*.plan"))
+    other = plan.with_name("model_8.9.plan")
+    other.touch()
+    describe_path(other).write_text("{")
+    assert check_plans(parts_of(repository), TENSORRT) == []
 
 
 @pytest.mark.slow
@@ -192,7 +197,9 @@ def test_a_model_of_somebody_else_needs_no_description(repository: Path, gpus: l
 @pytest.mark.slow
 @pytest.mark.skipif(has_gpu(), reason="there is a GPU here")
 def test_no_gpu_is_one_sentence_with_both_ways_out(repository: Path) -> None:
-    (problem,) = check_plans(parts_of(repository), None)
+    with pytest.raises(EngineError) as caught:
+        check_plans(parts_of(repository), None)
+    problem = str(caught.value)
     assert problem.startswith("the repository runs on a GPU and no GPU can be used (the driver's libcuda.so.1 was not")
     assert "docker run --gpus all" in problem and problem.endswith("ipt-export CHECKPOINT --runtime openvino")
 
@@ -222,10 +229,10 @@ def test_the_python_runtime_needs_the_tensorrt_of_the_plans(
     (modules / "pycuda.py").touch()
     monkeypatch.syspath_prepend(str(modules))
     try:
-        (problem,) = preflight.check_repository(models)
+        (problem,) = preflight.check_repository(models, build=False)
     finally:
         sys.modules.pop("tensorrt", None)
-    assert "built by TensorRT 10.13.3.9 and the server has 10.14.1.2" in problem
+    assert "built by tensorrt 10.13.3.9 and the server has 10.14.1.2" in problem
 
 
 @pytest.mark.slow
@@ -239,4 +246,4 @@ def test_the_tensorrt_runtime_needs_the_tensorrt_of_the_servers_backend(
     for description in repository.glob("*/1/*.plan.json"):
         description.write_text(description.read_text().replace(TENSORRT, "11.4.0.106"))
     (problem,) = preflight.check_repository(repository, server)
-    assert "built by TensorRT 11.4.0.106 and the server has 10.13.3" in problem
+    assert "built by tensorrt 11.4.0.106 and the server has 10.13.3" in problem

@@ -173,6 +173,8 @@ async def _restore_patches(ensemble, patches):
         model_name=ensemble,
         requested_output_names=["RESTORED"],
         inputs=[pb_utils.Tensor("IMAGE", patches)],
+        # Left to itself, Triton hands on what TensorRT computed where it lies: on the GPU, out of numpy's reach.
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     )
     response = await request.async_exec()
     if response.has_error():
