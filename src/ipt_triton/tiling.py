@@ -263,12 +263,13 @@ class _Joiner:
         width = 3 * max(segment.right - segment.left for segment in self._segments)
         shared = max((above.high - below.low for above, below in zip(rows, rows[1:])), default=0)
         strip = max((c.number * c.width for segment in self._segments for c in segment.cells if c.weights), default=0)
-        self._window = np.empty((tiles, side, 3 * side), np.float32)  # the tiles at hand, colours last
-        self._shared = np.empty((self._columns, shared * scale, 3 * side), np.float32)  # sums for the rows to come
-        self._shared_sums = b""  # of their weights
-        self._strips = np.empty((2, side * strip), np.float32)
         self._unit = DTYPES.get(output.dtype.name)  # None: neither round nor clip
-        self._lines = np.empty(side * width, np.float32)
+        kind = "float64" if self._unit is None else "float32"  # so that identity holds where nothing is rounded
+        self._window = np.empty((tiles, side, 3 * side), kind)  # the tiles at hand, colours last
+        self._shared = np.empty((self._columns, shared * scale, 3 * side), kind)  # sums for the rows to come
+        self._shared_sums = b""  # of their weights
+        self._strips = np.empty((2, side * strip), kind)
+        self._lines = np.empty(side * width, kind)
         self._levels = np.empty(side * width, np.int16 if self._unit == 1 else np.int32)
         self._blends: dict[tuple[int, int, int], list[_Blend]] = {}
         self._far = False  # whether an answer was beyond _FAR
@@ -302,7 +303,8 @@ class _Joiner:
                 self.taken += int(finite.argmin())
                 return False
             self._far = True
-            np.clip(window, -_HUGE, _HUGE, out=window)
+            if self._unit is not None:
+                np.clip(window, -_HUGE, _HUGE, out=window)
         self.taken += count
         return True
 
