@@ -1,12 +1,13 @@
 """A Triton model in place of `ipt_<task>` that only repeats pixels: the network that costs nothing.
 
-For `ipt-benchmark router`. Runs in Triton's Python; imports only numpy.
+For `ipt-benchmark router`. Runs in Triton's Python; imports only numpy and `seal.py`.
 """
 
 import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from seal import SEAL, fingerprint, seal
 
 
 class TritonPythonModel:
@@ -23,4 +24,5 @@ class TritonPythonModel:
         answers = np.empty((count, colours, height, self._scale, width, self._scale), np.float32)
         answers[:] = patches[:, :, :, None, :, None]
         restored = answers.reshape(count, colours, height * self._scale, width * self._scale)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("RESTORED", restored)])
+        seals = seal(fingerprint(patches), [restored])
+        return pb_utils.InferenceResponse([pb_utils.Tensor("RESTORED", restored), pb_utils.Tensor(SEAL, seals)])

@@ -28,6 +28,7 @@ import torch
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+import ipt_triton.seal
 from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.errors import LoadError
 from ipt_triton.benchmarks.presentation import Figure, figure, grouped, quartiles, table
@@ -82,6 +83,7 @@ def stand_in(folder: Path) -> None:
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
     (folder / "1").mkdir(exist_ok=True)
     shutil.copyfile(NETWORK, folder / "1" / "model.py")
+    shutil.copyfile(ipt_triton.seal.__file__, folder / "1" / "seal.py")
 
 
 def cpu_seconds(pids: Sequence[int]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from ipt_triton.export.engines.metadata import plan_path
 from ipt_triton.manifest import Manifest, Part, Port, Route
+from ipt_triton.seal import SEAL
 from ipt_triton.service import (
     MAX_INPUT_PIXELS,
     MAX_OUTPUT_PIXELS,
@@ -75,6 +76,12 @@ def part_config(part: Part, manifest: Manifest, options: ServingOptions) -> pb.M
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=options.queue_delay_us),
         model_warmup=[_warm_up(part, batch) for batch in (1, manifest.max_batch)],
     )
+    if is_sealed(manifest.runtime):
+        config.output.add(name=SEAL, data_type=pb.TYPE_INT64, dims=[2])
+        if "IMAGE" not in {port.name for port in part.inputs}:
+            config.input.add(name=SEAL, data_type=pb.TYPE_INT64, dims=[2])
+            for warm_up in config.model_warmup:
+                warm_up.inputs[SEAL].CopyFrom(pb.ModelWarmup.Input(data_type=pb.TYPE_INT64, dims=[2], zero_data=True))
     if manifest.runtime == "tensorrt":
         config.platform = "tensorrt_plan"
         for capability in CAPABILITIES:
@@ -91,6 +98,11 @@ def part_config(part: Part, manifest: Manifest, options: ServingOptions) -> pb.M
     return config
 
 
+def is_sealed(runtime: str) -> bool:
+    """Whether patches carry seals: where parts run in Triton's Python backend, which may mix them up."""
+    return runtime != "tensorrt"
+
+
 def ensemble_config(route: Route, parts: Sequence[pb.ModelConfig]) -> pb.ModelConfig:
     """Configuration of `ipt_<task>`: IMAGE [3, 48, 48] -> RESTORED [3, 48·scale, 48·scale], around 0..255.
 
@@ -105,13 +117,15 @@ def ensemble_config(route: Route, parts: Sequence[pb.ModelConfig]) -> pb.ModelCo
         input=head.input,
         output=tail.output,
     )
-    for part in parts:
+    # Tensors keep their names from part to part, but for seals: each part writes its own.
+    written = ["HEAD_SEAL", "BODY_SEAL", SEAL]
+    for part, read, write in zip(parts, ["", *written[:2]], written, strict=True):
         config.ensemble_scheduling.step.append(
             pb.ModelEnsembling.Step(
                 model_name=part.name,
                 model_version=-1,
-                input_map={p.name: p.name for p in part.input},
-                output_map={p.name: p.name for p in part.output},
+                input_map={p.name: read if p.name == SEAL else p.name for p in part.input},
+                output_map={p.name: write if p.name == SEAL else p.name for p in part.output},
             )
         )
     _set_parameters(config)
@@ -160,6 +174,7 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
         body_instances=options.body_instances,
         chunk=manifest.max_batch,
         requests_in_flight=requests_in_flight(options.body_instances),
+        sealed=int(is_sealed(manifest.runtime)),
     )
     return config
 

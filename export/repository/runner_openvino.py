@@ -4,20 +4,20 @@
 outputs are those of the ONNX graph. Parameters of the part's configuration: `precision` and `threads` (0: half of the
 cores, because two bodies run side by side). `fp32` and `bf16` are hints to OpenVINO, while the graph itself is FP32; an
 `int8` graph has its INT8 layers marked, and the others compute in BF16 if the CPU can.
-Python 3.9 syntax, nothing of ours imported.
+Python 3.9 syntax.
 """
 
 import json
 import os
 from pathlib import Path
 
-import numpy as np
 import openvino as ov
 import triton_python_backend_utils as pb_utils
+from part_model import PartModel
 
 
-class TritonPythonModel:
-    """One OpenVINO-compiled part; requests that the dynamic batcher brings together run as one batch."""
+class TritonPythonModel(PartModel):
+    """One OpenVINO-compiled part."""
 
     def initialize(self, args):
         config = json.loads(args["model_config"])
@@ -37,26 +37,8 @@ class TritonPythonModel:
             "ENABLE_CPU_PINNING": False,  # instances are processes: all would pin themselves to core 0
         }
         compiled = core.compile_model(folder / "model.onnx", "CPU", options)
-        self._inputs = [port.any_name for port in compiled.inputs]
-        self._outputs = [port.any_name for port in compiled.outputs]
         self._request = compiled.create_infer_request()
+        self.prepare(config, *([port.any_name for port in ports] for ports in (compiled.inputs, compiled.outputs)))
 
-    def execute(self, requests):
-        rows = []
-        columns = {name: [] for name in self._inputs}
-        for request in requests:
-            for name in self._inputs:
-                columns[name].append(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
-            rows.append(len(columns[self._inputs[0]][-1]))
-        batch = {name: x[0] if len(x) == 1 else np.concatenate(x) for name, x in columns.items()}
-        results = self._request.infer(batch, share_inputs=True, share_outputs=True)
-        outputs = [results[name] for name in self._outputs]
-        responses, first = [], 0
-        for count in rows:
-            tensors = [
-                pb_utils.Tensor(name, np.ascontiguousarray(x[first : first + count]))
-                for name, x in zip(self._outputs, outputs)
-            ]
-            responses.append(pb_utils.InferenceResponse(tensors))
-            first += count
-        return responses
+    def compute(self, batch):
+        return self._request.infer(batch, share_inputs=True, share_outputs=True)

@@ -10,13 +10,15 @@ out). Python 3.9 syntax.
 import json
 from pathlib import Path
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 from ipt_engine.export.engines import runner
+from part_model import PartModel
 
 
-class TritonPythonModel:
-    """One engine with its own buffers and stream; requests that the dynamic batcher brings together run as one."""
+class TritonPythonModel(PartModel):
+    """One engine with its own buffers and stream."""
+
+    FAILURES = (runner.EngineError,)
 
     def initialize(self, args):
         config = json.loads(args["model_config"])
@@ -35,26 +37,15 @@ class TritonPythonModel:
                 f"for at most {largest}: build the engine with a larger --max-batch, or export the repository again"
             )
 
-    def execute(self, requests):
-        columns = {info.name: [] for info in self._runner.inputs}
-        for request in requests:
-            for name, column in columns.items():
-                column.append(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
-        counts = [len(x) for x in next(iter(columns.values()))]
-        batch = {name: x[0] if len(x) == 1 else np.concatenate(x) for name, x in columns.items()}
-        try:
-            results = self._runner.run(batch)
-        except runner.EngineError as error:
-            return [pb_utils.InferenceResponse([], pb_utils.TritonError(str(error))) for _ in requests]
+        ports = (self._runner.inputs, self._runner.outputs)
+        self.prepare(config, *([info.name for info in group] for group in ports))
+
+    def compute(self, batch):
+        results = self._runner.run(batch)
         if self._runner.graph_error != self._told:
             self._told = self._runner.graph_error
             pb_utils.Logger.log_warn(f"{self._runner.facts.part} runs without some CUDA graphs: {self._told}")
-        responses, first = [], 0
-        for count in counts:
-            tensors = [pb_utils.Tensor(name, x[first : first + count]) for name, x in results.items()]
-            responses.append(pb_utils.InferenceResponse(tensors))
-            first += count
-        return responses
+        return results
 
     def finalize(self):
         self._runner.close()

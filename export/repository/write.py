@@ -37,6 +37,7 @@ from ipt_triton.export.repository.configs import (
     PLAN_STEM,
     ServingOptions,
     ensemble_config,
+    is_sealed,
     part_config,
     router_config,
 )
@@ -48,7 +49,7 @@ from ipt_triton.service import ROUTER, ensemble_name
 ROOM = Path(__file__).parent
 HOUSE = ROOM.parents[1]  # src/ipt_triton, or what the wheel installs of it
 ROUTER_SOURCE = ROOM / "router.py"
-TILING_SOURCE = HOUSE / "tiling.py"
+TILING_SOURCE, SEAL_SOURCE = HOUSE / "tiling.py", HOUSE / "seal.py"
 ENGINE_PACKAGE = "ipt_engine"
 """Package beside `runner_tensorrt.py`; not `ipt_triton`, because Triton's Python may have that one installed."""
 ENGINE_SOURCES = (
@@ -100,11 +101,14 @@ def write_repository(
             shutil.copyfile(parts_folder / f"{name}.onnx", folder / "1" / "model.onnx")
             if runtime == "openvino":
                 shutil.copyfile(ROOM / "runner_openvino.py", folder / "1" / "model.py")
-                _keep_out_bytecode(folder / "1")
             else:
                 _add_plans(plans[name], folder / "1", repository / name / "1")
             if runtime not in ("openvino", "tensorrt"):
                 _add_engine_runner(folder / "1")
+            if is_sealed(runtime):
+                shutil.copyfile(ROOM / "part_model.py", folder / "1" / "part_model.py")
+                shutil.copyfile(SEAL_SOURCE, folder / "1" / "seal.py")
+                _keep_out_bytecode(folder / "1")
             _write(folder / "config.pbtxt", config)
     for route in manifest.routes:
         with atomic_directory(repository / ensemble_name(route.task.name)) as folder:
@@ -115,7 +119,8 @@ def write_repository(
     (router / "1").mkdir(parents=True, exist_ok=True)
     if (router / "1").resolve() != ROUTER_SOURCE.resolve().parent:
         _replace(ROUTER_SOURCE, router / "1" / "model.py")
-    _replace(TILING_SOURCE, router / "1" / "tiling.py")
+    for source in (TILING_SOURCE, SEAL_SOURCE):
+        _replace(source, router / "1" / source.name)
     with atomic_file(router / "config.pbtxt") as temporary:
         _write(temporary, router_config(manifest, options))
     return [ROUTER, *sorted(models)]
@@ -149,7 +154,6 @@ def _add_plans(plans: Sequence[Plan], version: Path, there: Path) -> None:
 
 def _add_engine_runner(version: Path) -> None:
     shutil.copyfile(ROOM / "runner_tensorrt.py", version / "model.py")
-    _keep_out_bytecode(version)
     package = version / ENGINE_PACKAGE
     for name in ENGINE_SOURCES:
         (package / name).parent.mkdir(parents=True, exist_ok=True)

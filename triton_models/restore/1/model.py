@@ -1,8 +1,9 @@
 """The router: Triton model `restore`. Whole image and task in, tiles in chunks to the ensembles, restored image out.
 
 It cuts the image into patches (`tiling.py` beside this file, copied there by `ipt-export`), sends them in bounded
-chunks, several at a time, to the ensemble `ipt_<task>` and joins the answers. The tasks and limits are parameters of
-its configuration. Python backend with asynchronous BLS; Python 3.9 syntax; imports only numpy and the tiling module.
+chunks, several at a time, to the ensemble `ipt_<task>` and joins the answers. An answer that does not belong to the
+patches that were sent, as its seal tells (`seal.py`, copied too), is refused. The tasks and limits are parameters of
+its configuration. Python backend with asynchronous BLS; Python 3.9 syntax; imports only numpy and these two modules.
 
 Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
 A server that is told to stop refuses further patches, even those of a photograph that it has begun; so `ipt-serve`
@@ -14,6 +15,7 @@ import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from seal import SEAL, BrokenSeal, check_seal, fingerprint
 from tiling import Tiler, check_rule, count_patches
 
 OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
@@ -35,6 +37,7 @@ class TritonPythonModel:
             self._max_input = int(parameters["max_input_pixels"])
             self._max_output = int(parameters["max_output_pixels"])
             self._max_patches = int(parameters["max_patches"])
+            self._sealed = parameters["sealed"] == "1"
         except KeyError as error:
             raise pb_utils.TritonModelException(
                 f"the router's config.pbtxt lacks {error}, so it is of another version: run ipt-export CHECKPOINT"
@@ -82,11 +85,14 @@ class TritonPythonModel:
         self._check_size(image, task)
         self._check_work(image, stride)
         tiler = Tiler(image, task["scale"], self._patch, stride, keep)
-        await self._run(tiler, "ipt_" + task["name"], request)
+        await self._run(tiler, "ipt_" + task["name"], self._patch * task["scale"], request)
         return output, tiler.result()
 
-    async def _run(self, tiler, ensemble, request):
-        """All patches through the ensemble, at most `requests_in_flight` chunks under way, joined in order."""
+    async def _run(self, tiler, ensemble, side, request):
+        """All patches through the ensemble, at most `requests_in_flight` chunks under way, joined in order.
+
+        Each answer is [3, side, side].
+        """
         pending = []
         try:
             for first, last in tiler.batches(self._chunk, self._bodies):
@@ -94,11 +100,46 @@ class TritonPythonModel:
                     tiler.add(await pending.pop(0))
                 if request.is_cancelled():
                     raise Cancelled
-                pending.append(asyncio.ensure_future(_restore_patches(ensemble, tiler.patches(first, last))))
+                patches = tiler.patches(first, last)
+                pending.append(asyncio.ensure_future(self._restore_patches(ensemble, patches, side)))
             while pending:
                 tiler.add(await pending.pop(0))
         finally:
             await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _restore_patches(self, ensemble, patches, side):
+        """Answers [n, 3, side, side] for patches [n, 3, patch, patch]; a chunk that goes wrong is tried once more."""
+        try:
+            return await self._ask(ensemble, patches, side)
+        except (PartFailure, UnfitAnswer) as error:
+            pb_utils.Logger.log_warn(f"{ensemble}: {error}; the chunk is sent again")
+        try:
+            return await self._ask(ensemble, patches, side)
+        except UnfitAnswer as error:
+            raise PartFailure(pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)) from error
+
+    async def _ask(self, ensemble, patches, side):
+        request = pb_utils.InferenceRequest(
+            model_name=ensemble,
+            requested_output_names=["RESTORED", SEAL] if self._sealed else ["RESTORED"],
+            inputs=[pb_utils.Tensor("IMAGE", patches)],
+            # Left to itself, Triton hands on what TensorRT computed where it lies: on the GPU, out of numpy's reach.
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+        )
+        response = await request.async_exec()
+        if response.has_error():
+            raise PartFailure(response.error())
+        answers = _output(response, "RESTORED")
+        if answers.shape != (len(patches), 3, side, side):
+            raise UnfitAnswer(f"answers of shape {list(answers.shape)} to {len(patches)} patches")
+        if self._sealed:
+            try:
+                tags = check_seal(_output(response, SEAL), [answers])
+            except BrokenSeal as error:
+                raise UnfitAnswer(str(error)) from error
+            if not np.array_equal(tags, fingerprint(patches)):
+                raise UnfitAnswer("answers to other patches than were asked for")
+        return answers
 
     def _image(self, request):
         given = [name for name in OUTPUTS if pb_utils.get_input_tensor_by_name(request, name) is not None]
@@ -167,19 +208,16 @@ class Cancelled(Exception):
 class PartFailure(Exception):
     """An ensemble answered with an error; carries Triton's TritonError."""
 
+    def __str__(self):
+        return self.args[0].message()
 
-async def _restore_patches(ensemble, patches):
-    request = pb_utils.InferenceRequest(
-        model_name=ensemble,
-        requested_output_names=["RESTORED"],
-        inputs=[pb_utils.Tensor("IMAGE", patches)],
-        # Left to itself, Triton hands on what TensorRT computed where it lies: on the GPU, out of numpy's reach.
-        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
-    )
-    response = await request.async_exec()
-    if response.has_error():
-        raise PartFailure(response.error())
-    return pb_utils.get_output_tensor_by_name(response, "RESTORED").as_numpy()
+
+class UnfitAnswer(Exception):
+    """An ensemble answered with something that does not belong to the patches it was given."""
+
+
+def _output(response, name):
+    return pb_utils.get_output_tensor_by_name(response, name).as_numpy()
 
 
 def _gauge(instance):

@@ -1,0 +1,148 @@
+"""The router outside of Triton, before a network that mixes things up: a picture is right, or it is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.fake_triton import InferenceResponse, Request, Tensor, TritonError, load_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ipt_triton.export.repository.write import ROUTER_SOURCE
+from ipt_triton.seal import SEAL, fingerprint, seal
+
+TASK = {"id": 3, "name": "derain", "scale": 2}
+PARAMETERS = {
+    "tasks": json.dumps([TASK]),
+    "patch_size": 48,
+    "body_instances": 2,
+    "chunk": 2,
+    "requests_in_flight": 3,
+    "stride": 40,
+    "keep": 46,
+    "max_input_pixels": 10**6,
+    "max_output_pixels": 10**7,
+    "max_patches": 1000,
+    "sealed": 1,
+}
+
+
+def answer(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the network is to answer: patches twice as large, and their seals."""
+    restored = patches.repeat(2, axis=2).repeat(2, axis=3)
+    return restored, seal(fingerprint(patches), [restored])
+
+
+class Network:
+    """Answers as it is told to, one word for each call, and well when no word is left."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words, self.seen = list(words), [np.full((1, 3, 48, 48), 99, np.float32)]
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> InferenceResponse:
+        patches = inputs["IMAGE"].copy()
+        word = self.words.pop(0) if self.words else "well"
+        earlier = next(x for x in reversed(self.seen) if not np.array_equal(x, patches))
+        self.seen.append(patches)
+        restored, seals = answer(patches)
+        if word == "error":
+            return InferenceResponse(error=TritonError("Stub process 'body_0_1' is not healthy."))
+        if word == "late":  # the answer to an earlier request, of another picture perhaps
+            restored, seals = answer(earlier)
+        elif word == "late, as many":
+            restored, seals = answer(np.resize(earlier, patches.shape))
+        elif word == "pixels of another":  # memory that was given to somebody else meanwhile
+            restored = answer(np.resize(earlier, patches.shape))[0]
+        elif word == "half of another":
+            restored[:, :, 48:] = 7
+        elif word == "order":
+            restored, seals = restored[::-1], seals[::-1]
+        elif word == "short":
+            restored, seals = restored[:-1], seals[:-1]
+        elif word == "nothing":
+            restored, seals = restored * 0, seals * 0
+        return InferenceResponse([Tensor("RESTORED", restored), Tensor(SEAL, seals)])
+
+
+WORDS = ("well", "error", "late", "late, as many", "pixels of another", "half of another", "order", "short", "nothing")
+
+
+def router(monkeypatch: pytest.MonkeyPatch, network: Callable[..., InferenceResponse], **changes: object) -> Any:
+    module = load_model(ROUTER_SOURCE, monkeypatch, network)
+    model = module.TritonPythonModel()
+    entries = {name: {"string_value": str(value)} for name, value in {**PARAMETERS, **changes}.items()}
+    model.initialize({"model_config": json.dumps({"parameters": entries}), "model_instance_name": "restore_0"})
+    return module, model
+
+
+def restore(model: Any, image: np.ndarray) -> InferenceResponse:
+    request = Request(["RESTORED"], IMAGE=image, TASK_ID=np.array([3], np.int32))
+    (response,) = asyncio.run(model.execute([request]))
+    return response  # type: ignore[no-any-return]
+
+
+def picture(height: int = 90, width: int = 130) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_patches_are_asked_for_in_the_memory_of_the_cpu_where_tensorrt_would_leave_them_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, model = router(monkeypatch, Network([]))
+    restore(model, picture())
+    assert {request["preferred_memory"] for request in module.asked} == {("CPU", 0)}
+
+
+@given(words=st.lists(st.sampled_from(WORDS), max_size=10))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_picture_is_right_or_refused_whatever_the_network_mixes_up(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    _, model = router(monkeypatch, Network(words))
+    image = picture()
+    response = restore(model, image)
+    error = response.error()
+    if error is None:
+        assert np.array_equal(response["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
+    else:
+        assert error.code == TritonError.UNAVAILABLE or "not healthy" in error.message()
+
+
+@pytest.mark.parametrize("word", WORDS[1:])
+def test_a_chunk_that_goes_wrong_once_is_sent_again(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    image = picture()
+    asked = []
+    for words in ([], ["well", word]):
+        module, model = router(monkeypatch, Network(words))
+        response = restore(model, image)
+        assert np.array_equal(response["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
+        asked.append(len(module.asked))
+    assert asked[1] == asked[0] + 1
+
+
+@pytest.mark.parametrize("word", WORDS[1:])
+def test_what_goes_wrong_twice_is_refused(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    _, model = router(monkeypatch, Network(20 * [word]))
+    error = restore(model, picture()).error()
+    assert error is not None
+    assert (error.code == TritonError.UNAVAILABLE) == (word != "error")
+
+
+def test_parts_that_run_outside_of_pythons_backend_need_no_seals(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsealed(inputs: dict[str, np.ndarray]) -> InferenceResponse:
+        return InferenceResponse([Tensor("RESTORED", answer(inputs["IMAGE"])[0])])
+
+    module, model = router(monkeypatch, unsealed, sealed=0)
+    assert restore(model, picture()).error() is None
+    assert {tuple(request["requested_output_names"]) for request in module.asked} == {("RESTORED",)}
+
+
+def test_without_seals_such_a_mix_up_would_reach_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = router(monkeypatch, Network(["well", "late, as many"]), sealed=0)
+    image = picture()
+    assert not np.array_equal(restore(model, image)["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
