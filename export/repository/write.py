@@ -49,7 +49,8 @@ from ipt_triton.service import ROUTER, ensemble_name
 ROOM = Path(__file__).parent
 HOUSE = ROOM.parents[1]  # src/ipt_triton, or what the wheel installs of it
 ROUTER_SOURCE = ROOM / "router.py"
-TILING_SOURCE, SEAL_SOURCE = HOUSE / "tiling.py", HOUSE / "seal.py"
+SEAL_SOURCE = HOUSE / "seal.py"
+ROUTER_SOURCES = (HOUSE / "tiling.py", HOUSE / "board.py", SEAL_SOURCE)
 ENGINE_PACKAGE = "ipt_engine"
 """Package beside `runner_tensorrt.py`; not `ipt_triton`, because Triton's Python may have that one installed."""
 ENGINE_SOURCES = (
@@ -119,7 +120,7 @@ def write_repository(
     (router / "1").mkdir(parents=True, exist_ok=True)
     if (router / "1").resolve() != ROUTER_SOURCE.resolve().parent:
         _replace(ROUTER_SOURCE, router / "1" / "model.py")
-    for source in (TILING_SOURCE, SEAL_SOURCE):
+    for source in ROUTER_SOURCES:
         _replace(source, router / "1" / source.name)
     with atomic_file(router / "config.pbtxt") as temporary:
         _write(temporary, router_config(manifest, options))

@@ -312,7 +312,8 @@ class TritonServer:
         command = [str(files.executable), *flags]
         logger.info("starting %s", " ".join(command))
         try:
-            self._supervisor = supervise.start(command, files.environment(*libraries), owner, self._directory)
+            environment = {**files.environment(*libraries), "IPT_SERVER_FOLDER": str(self._directory)}
+            self._supervisor = supervise.start(command, environment, owner, self._directory)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise

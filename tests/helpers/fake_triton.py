@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ipt_triton import seal, tiling
+from ipt_triton import board, seal, tiling
 
 
 class Tensor:
@@ -105,7 +105,7 @@ def load_model(source: Path, monkeypatch: pytest.MonkeyPatch, network: Network |
     utilities.TRITONSERVER_MEMORY_CPU = "CPU"
     utilities.Logger = SimpleNamespace(log_warn=lambda message: None)
     utilities.get_input_tensor_by_name = utilities.get_output_tensor_by_name = lambda found, name: found.get(name)
-    for name, module in ((utilities.__name__, utilities), ("tiling", tiling), ("seal", seal)):
+    for name, module in ((utilities.__name__, utilities), ("tiling", tiling), ("seal", seal), ("board", board)):
         monkeypatch.setitem(sys.modules, name, module)
     spec = importlib.util.spec_from_file_location(source.stem, source)
     assert spec is not None and spec.loader is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from helpers.fake_triton import InferenceResponse, Request, Tensor, TritonError,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ipt_triton.board import Board
 from ipt_triton.export.repository.write import ROUTER_SOURCE
 from ipt_triton.seal import SEAL, fingerprint, seal
 
@@ -146,3 +149,33 @@ def test_without_seals_such_a_mix_up_would_reach_the_picture(monkeypatch: pytest
     _, model = router(monkeypatch, Network(["well", "late, as many"]), sealed=0)
     image = picture()
     assert not np.array_equal(restore(model, image)["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
+    _, model = router(monkeypatch, Network([]))
+    others = [Board(tmp_path / "board", slot) for slot in (5, 6)]
+    asked = []
+
+    async def ask(ensemble: str, patches: np.ndarray, side: int) -> np.ndarray:
+        asked.append(time.monotonic())
+        await asyncio.sleep(0.01)
+        return answer(patches)[0]
+
+    monkeypatch.setattr(model, "_ask", ask)
+    for board in others:  # as many smaller ones as bodies
+        board.write(1)
+
+    async def both() -> InferenceResponse:
+        request = Request(["RESTORED"], IMAGE=picture(), TASK_ID=np.array([3], np.int32))
+        task = asyncio.ensure_future(model.execute([request]))
+        await asyncio.sleep(0.3)
+        assert not asked
+        others[0].write(0)
+        (response,) = await task
+        return response  # type: ignore[no-any-return]
+
+    image = picture()
+    assert np.array_equal(asyncio.run(both())["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
+    gaps = np.diff(asked)
+    assert (gaps > 0.009).all()  # one chunk at a time, while a smaller picture is under way

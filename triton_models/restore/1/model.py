@@ -3,7 +3,7 @@
 It cuts the image into patches (`tiling.py` beside this file, copied there by `ipt-export`), sends them in bounded
 chunks, several at a time, to the ensemble `ipt_<task>` and joins the answers. An answer that does not belong to the
 patches that were sent, as its seal tells (`seal.py`, copied too), is refused. The tasks and limits are parameters of
-its configuration. Python backend with asynchronous BLS; Python 3.9 syntax; imports only numpy and these two modules.
+its configuration. Python backend with asynchronous BLS; Python 3.9 syntax; imports only numpy and what is copied.
 
 Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
 A server that is told to stop refuses further patches, even those of a photograph that it has begun; so `ipt-serve`
@@ -12,13 +12,20 @@ waits for this count to fall to 0 before it tells the server.
 
 import asyncio
 import json
+import os
+import time
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from board import Board
 from seal import SEAL, BrokenSeal, check_seal, fingerprint
 from tiling import Tiler, check_rule, count_patches
 
 OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
+
+LOOK_S, PATIENCE_S = 0.005, 5.0
+"""A photograph whose turn it is not looks again so often, and sends a chunk in any case when it has waited so long."""
 
 
 class InvalidRequest(ValueError):
@@ -42,6 +49,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"the router's config.pbtxt lacks {error}, so it is of another version: run ipt-export CHECKPOINT"
             ) from None
+        self._board = _board(args["model_instance_name"])
         self._family, self._under_way = _gauge(args["model_instance_name"])
 
     async def execute(self, requests):
@@ -91,13 +99,18 @@ class TritonPythonModel:
     async def _run(self, tiler, ensemble, side, request):
         """All patches through the ensemble, at most `requests_in_flight` chunks under way, joined in order.
 
-        Each answer is [3, side, side].
+        As long as a smaller photograph is under way it is one chunk, and none while there are as many smaller ones as
+        bodies. Each answer is [3, side, side].
         """
         pending = []
         try:
             for first, last in tiler.batches(self._chunk, self._bodies):
-                if len(pending) == self._in_flight:
+                self._write(tiler.count - first)
+                while pending and len(pending) >= (1 if self._before() else self._in_flight):
                     tiler.add(await pending.pop(0))
+                waited_until = time.monotonic() + PATIENCE_S
+                while self._before() >= self._bodies and time.monotonic() < waited_until:
+                    await asyncio.sleep(LOOK_S)
                 if request.is_cancelled():
                     raise Cancelled
                 patches = tiler.patches(first, last)
@@ -105,7 +118,15 @@ class TritonPythonModel:
             while pending:
                 tiler.add(await pending.pop(0))
         finally:
+            self._write(0)
             await asyncio.gather(*pending, return_exceptions=True)
+
+    def _write(self, left):
+        if self._board is not None:
+            self._board.write(left)
+
+    def _before(self):
+        return 0 if self._board is None else self._board.before()
 
     async def _restore_patches(self, ensemble, patches, side):
         """Answers [n, 3, side, side] for patches [n, 3, patch, patch]; a chunk that goes wrong is tried once more."""
@@ -218,6 +239,12 @@ class UnfitAnswer(Exception):
 
 def _output(response, name):
     return pb_utils.get_output_tensor_by_name(response, name).as_numpy()
+
+
+def _board(instance):
+    """The board of this server's routers; None where no `ipt-serve` has named its private folder."""
+    folder = os.environ.get("IPT_SERVER_FOLDER")
+    return Board(Path(folder, "board"), int(instance.rpartition("_")[2])) if folder else None
 
 
 def _gauge(instance):
