@@ -5,12 +5,14 @@ chunks, several at a time, to the ensemble `ipt_<task>` and joins the answers. T
 its configuration. Python backend with asynchronous BLS; Python 3.9 syntax; imports only numpy and the tiling module.
 
 Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
-A server that is told to stop refuses further patches, even those of a photograph that it has begun; so `ipt-serve`
-waits for this count to fall to 0 before it tells the server.
+`ipt-serve`, told to stop, makes the file that IPT_STOP_FILE names: from then on the router refuses what is new, and the
+server is ended when the count has fallen to 0.
 """
 
 import asyncio
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -38,12 +40,16 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"the router's config.pbtxt lacks {error}, so it is of another version: run ipt-export CHECKPOINT"
             ) from None
+        stop_file = os.environ.get("IPT_STOP_FILE")
+        self._stop_file = Path(stop_file) if stop_file else None
         self._family, self._under_way = _gauge(args["model_instance_name"])
 
     async def execute(self, requests):
         return await asyncio.gather(*[self._answer(request) for request in requests])
 
     async def _answer(self, request):
+        if self._stop_file is not None and self._stop_file.exists():
+            return _error("the server is stopping; ask another one, or again", pb_utils.TritonError.UNAVAILABLE)
         self._count(1)
         try:
             output, restored = await self._restore(request)
@@ -52,6 +58,8 @@ class TritonPythonModel:
         except FloatingPointError as error:
             return _error(str(error), pb_utils.TritonError.INTERNAL)
         except PartFailure as error:
+            if "not healthy" in error.args[0].message():  # its process is gone; ipt-serve starts the server again
+                return _error(error.args[0].message(), pb_utils.TritonError.UNAVAILABLE)
             return pb_utils.InferenceResponse(error=error.args[0])
         except Cancelled:
             return _error("the caller has left; the rest of the image was not computed", pb_utils.TritonError.CANCELLED)
