@@ -90,7 +90,7 @@ def server_flags(
         f"--grpc-address={address}",
         f"--metrics-address={LOOPBACK}",
         *(f"{flag}={port}" for flag, port in ports.items() if port),
-        f"--allow-http={'true' if ports['--http-port'] else 'false'}",
+        f"--allow-http={'true' if ports.get('--http-port') else 'false'}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--exit-on-error=true",

@@ -62,8 +62,8 @@ class TritonServer:
         build: whether to build engines that the repository lacks for this machine's GPUs; None: if it does not take
             long (`missing_engines.UNASKED_WEIGHTS`).
 
-    As a context manager it starts and stops; `keep.Keeper` heals it. `start` may be called again after `stop`; free ports
-    are then looked up anew. Methods may be called from any thread, `interrupt` and `kill` from signal handlers too.
+    As a context manager it starts and stops; `keep.Keeper` heals it. `start` may be called again after `stop`; free
+    ports are then looked up anew. Methods may be called from any thread, `interrupt` and `kill` from signal handlers.
     """
 
     def __init__(
@@ -228,6 +228,7 @@ class TritonServer:
         try:
             self._launch(files)
             self._await_ready(deadline)
+            supervise.close_regions(self._prefix)
             if (self.repository / ROUTER).is_dir():
                 self.tasks = warm_up(self.grpc_url, lambda: self._pause(deadline, 0.02))
             self._check_alive()
@@ -257,10 +258,14 @@ class TritonServer:
         supervisor = self._supervisor
         if supervisor is None:
             return
+        deadline = time.monotonic() + grace
         if grace > 0 and self.running:
             with contextlib.suppress(OSError):  # a full disk: new photographs are taken, and cut off at the end
                 (self._directory / _STOP_FILE).touch()
-            self._await_answers(time.monotonic() + grace)
+            if not self._await_answers(deadline):
+                supervise.tell(supervisor, b"stop")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    supervisor.wait(max(0, deadline - time.monotonic()))
         self._end(supervisor)
 
     def _end(self, supervisor: subprocess.Popen[bytes]) -> None:
@@ -269,29 +274,26 @@ class TritonServer:
         self._clean_up(supervisor)
         self._supervisor = None
 
-    def _await_answers(self, deadline: float) -> None:
-        """Wait until twice in a row nothing is under way: a request that is handed to the router counts nowhere."""
-        idle, patches = 0, None
-        while idle < 2 and self.running and time.monotonic() < deadline:
-            computed, patches = patches, self._patches()
-            busy = patches is None or patches != computed or supervise.has_unsent(self._ports["--grpc-port"] or 0)
-            idle = 0 if busy else idle + 1
-            time.sleep(_POLL_S)
+    def _await_answers(self, deadline: float) -> bool:
+        """Wait until twice in a row nothing is under way: a request that is handed to the router counts nowhere.
 
-    def _patches(self) -> float | None:
-        """Patches computed so far; None while photographs are under way or wait for the router.
-
-        Patches that were sent to an ensemble, past the router, show only in that they are computed.
+        False, at once, if the server does not tell what is under way: it has no metrics or another router than ours.
         """
-        try:
-            counters = self.counters() if self.has_metrics else None
-        except TimeoutError:
-            return None
-        if counters is None:
-            return 0
-        if counters.waiting.get(ROUTER) or any(counters.under_way.values()):
-            return None
-        return sum(count for model, count in counters.computed.items() if model != ROUTER)
+        idle, patches = 0, -1.0
+        while idle < 2 and self.running and time.monotonic() < deadline:
+            try:
+                counters = self.counters() if self.has_metrics else None
+            except TimeoutError:
+                idle = 0
+                continue
+            if counters is None or not counters.under_way:
+                return False
+            # Patches that were sent to an ensemble, past the router, show only in that they are computed.
+            before, patches = patches, sum(n for model, n in counters.computed.items() if model != ROUTER)
+            busy = counters.waiting.get(ROUTER) or any(counters.under_way.values()) or patches != before
+            idle = 0 if busy or supervise.has_unsent(self._ports["--grpc-port"] or 0) else idle + 1
+            time.sleep(_POLL_S)
+        return True
 
     def metrics_page(self) -> bytes:
         """The page of metrics; raises OSError, of which TimeoutError means a busy server."""
@@ -398,8 +400,7 @@ class TritonServer:
         logger.info("starting %s", " ".join(command))
         try:
             environment = {**files.environment(*libraries), "IPT_STOP_FILE": str(self._directory / _STOP_FILE)}
-            # What Python models share in memory is nobody else's to read.
-            self._supervisor = supervise.start(command, environment, owner, self._directory, umask=0o077)
+            self._supervisor = supervise.start(command, environment, owner, self._directory)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise

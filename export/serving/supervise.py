@@ -5,9 +5,9 @@
     ipt-serve ──pipe──▶ supervise.py ──▶ tritonserver ──▶ triton_python_backend_stub …
 
 The pipe carries `kill` (SIGKILL) or `stop` (SIGTERM); its end means that the launcher is gone and is a `kill` as well.
-tritonserver is killed: asked to stop, it would refuse the patches of photographs that it has begun, and answer INTERNAL
-and NOT_FOUND for a second or more. The launcher waits before until nothing is under way, so that nothing is lost.
-The builder of engines (`export.serving.missing_engines`), which runs in its place before it, is asked to stop.
+tritonserver with our router is killed: asked to stop, it would refuse the patches of photographs that it has begun, and
+answer INTERNAL and NOT_FOUND for a second or more. The launcher waits before until nothing is under way, so that
+nothing is lost. Other servers, and the builder of engines (`export.serving.missing_engines`), are asked to stop.
 However the server ends, its orphans come to this process (it is a subreaper), are killed and reaped, and then its
 shared-memory regions and its private directory are removed. Standard library only, because it runs isolated
 (`python -I -S`) in some 30 ms.
@@ -135,6 +135,13 @@ def remove_regions(prefix: str) -> list[str]:
     return removed
 
 
+def close_regions(prefix: str) -> None:
+    """Let none but their owner read the regions whose names start with `prefix`: Triton makes them 0644."""
+    for region in SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            region.chmod(0o600)
+
+
 def clean_up(session: int, prefix: str, directory: Path, since: float) -> None:
     """Remove everything of a server that a supervisor, the leader of `session`, started at `since` (epoch seconds)."""
     end_session(session)
@@ -223,14 +230,13 @@ def _owner_of(process: int) -> str:
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str], owner: str, directory: Path, umask: int = -1
+    command: Sequence[str], environment: Mapping[str, str], owner: str, directory: Path
 ) -> subprocess.Popen[bytes]:
     """Start a command below a supervisor, which is returned: `tell` tells it, its output is that of the command.
 
     Args:
         owner: from `new_owner`.
         directory: private folder of the command, removed at its end; need not be there.
-        umask: of the command; -1 for this process's own.
     """
     supervisor = [sys.executable, "-I", "-S", __file__, f"{owner}-", str(directory)]
     return subprocess.Popen(
@@ -240,7 +246,6 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # a Ctrl-C in the terminal is for the launcher alone
-        umask=umask,
     )
 
 

@@ -56,4 +56,4 @@ def write_model(repository: Path, name: str, config: str, model: str | None) -> 
 
 
 def no_ports() -> list[str]:
-    return ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+    return ["--grpc-port=0", "--metrics-port=0", "--health-port=0"]

@@ -56,14 +56,20 @@ def repository(tmp_path: Path) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("shared")
     write_model(folder / "models", "restore", ROUTER_CONFIG, ROUTER_MODEL)
-    with TritonServer(folder / "models", log_path=folder / "log", extra_args=["--log-info=true"]) as running:
+    flags = ["--log-info=true"]
+    with TritonServer(folder / "models", http_port=0, log_path=folder / "log", extra_args=flags) as running:
         yield running
 
 
-def restore(server: TritonServer, image: np.ndarray, task: int) -> np.ndarray:
+def inputs_of(image: np.ndarray, task: int) -> list[triton.InferInput]:
     inputs = [triton.InferInput("IMAGE", list(image.shape), "UINT8"), triton.InferInput("TASK_ID", [1], "INT32")]
     inputs[0].set_data_from_numpy(image)
     inputs[1].set_data_from_numpy(np.array([task], np.int32))
+    return inputs
+
+
+def restore(server: TritonServer, image: np.ndarray, task: int) -> np.ndarray:
+    inputs = inputs_of(image, task)
     with triton.InferenceServerClient(server.grpc_url) as client:
         outputs = [triton.InferRequestedOutput("RESTORED")]
         restored = client.infer("restore", inputs, outputs=outputs).as_numpy("RESTORED")
@@ -115,7 +121,7 @@ class Command:
         self.temporary = repository.parent / "tmp"
         self.temporary.mkdir(exist_ok=True)
         self.log = repository.parent / "ipt-serve.log"
-        flags = [f"--{n}-port={p}" for n, p in zip(("http", "grpc", "metrics"), ports, strict=True)]
+        flags = [f"--{n}-port={p}" for n, p in zip(("grpc", "metrics", "health"), ports, strict=True)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [
@@ -205,7 +211,7 @@ class TestARunningServer:
     ) -> None:
         with TritonServer(repository) as second:
             processes, prefix = second.pids, second.region_prefix
-            assert len({server.http_url, server.grpc_url, second.http_url, second.grpc_url}) == 4
+            assert len({server.http_url, server.grpc_url, second.metrics_url, second.grpc_url}) == 4
             assert list(supervise.SHARED_MEMORY.glob(f"{prefix}*"))
             second.stop(grace=0)
             assert not second.running
@@ -233,57 +239,70 @@ def test_a_signal_stops_the_command_with_exit_0_and_nothing_is_left(repository: 
 
 
 @pytest.mark.server
-def test_without_http_no_address_for_it_is_told_and_the_rest_works(repository: Path) -> None:
-    command = Command(repository, "--", "--allow-http=false")
+def test_http_is_closed_unless_asked_for_and_the_rest_works(repository: Path) -> None:
+    command = Command(repository)
     line = command.ready()
     assert line.startswith("ready: grpc 127.0.0.1:") and line.endswith("2 tasks: sr_x2, derain")
-    with urllib.request.urlopen(re.findall(r"metrics (\S+),", line)[0]) as page:
-        assert page.status == 200
+    metrics, readiness = re.findall(r"(?:metrics|health) (\S+),", line)
+    for url in (metrics, readiness, readiness.replace("readyz", "metrics"), readiness.replace("readyz", "livez")):
+        with urllib.request.urlopen(url) as page:
+            assert page.status == 200
+    (server,) = named(command.family, "tritonserver")[-1:]
+    words = Path(f"/proc/{server}/cmdline").read_text()
+    assert "--allow-http=false" in words and "--http-port" not in words
+    limits = Path(f"/proc/{server}/limits").read_text()
+    soft, hard = re.findall(r"Max open files +(\d+) +(\d+)", limits)[0]
+    assert int(soft) == min(int(hard), 2**20)
+    assert command.regions
+    assert all((supervise.SHARED_MEMORY / region).stat().st_mode & 0o077 == 0 for region in command.regions)
     command.process.terminate()
     assert command.process.wait(20) == 0, command.output
     assert command.left() == []
+
+
+@pytest.mark.server
+def test_an_open_http_port_of_an_old_triton_is_warned_of(server: TritonServer) -> None:
+    warning = server.faulty_http()
+    assert warning is not None and "2.51" in warning and server.http_url in warning
 
 
 @pytest.mark.parametrize(("word", "off"), [("=false", True), ("=OFF", True), ("=0", True), ("=true", False)])
 def test_an_address_is_told_unless_a_flag_turns_it_off(repository: Path, word: str, off: bool) -> None:
     server = TritonServer(repository, extra_args=["--log-info=true", f"--allow-metrics{word}"])
     assert ("metrics" not in server.addresses) == off
-    assert server.addresses.startswith("http://127.0.0.1:")
+    assert server.addresses.startswith("grpc 127.0.0.1:")
 
 
 @pytest.mark.server
-def test_a_stop_answers_what_is_in_flight_and_then_waits_for_no_model_to_end(repository: Path) -> None:
+def test_a_stop_of_another_router_than_ours_answers_what_is_in_flight(repository: Path) -> None:
     slow = ROUTER_MODEL.replace(
         "        scale =", "        if image[0, 0, 0]: import time; time.sleep(2)\n        scale ="
     )
-    slow_end = """    def finalize(self):
-        import os, time
-        try:
-            os.mkdir(__file__ + ".ended")
-        except FileExistsError:  # the other instance has ended
-            time.sleep(60)
-"""
-    (repository / "restore" / "1" / "model.py").write_text(slow + slow_end)
-    log = repository.parent / "log"
-    with TritonServer(repository, log_path=log) as server, ThreadPoolExecutor() as pool:
+    (repository / "restore" / "1" / "model.py").write_text(slow)
+    with TritonServer(repository) as server, ThreadPoolExecutor() as pool:
         answers = [pool.submit(restore, server, np.full((3, 3, 3), 9, np.uint8), task) for task in (0, 3)]
         assert server.wait(1) is False
         server.stop(grace=60)
         assert [answer.result().shape for answer in answers] == [(6, 6, 3), (3, 3, 3)]
-        assert (repository / "restore" / "1" / "model.py.ended").is_dir()
-    assert "Exit timeout expired" not in log.read_text()
 
 
 @pytest.mark.server
 def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:
-    slow_end = "    def finalize(self):\n        import time; time.sleep(60)\n"
-    (repository / "restore" / "1" / "model.py").write_text(ROUTER_MODEL + slow_end)
+    slow = ROUTER_MODEL.replace(
+        "        scale =", "        if image[0, 0, 0]: import time; time.sleep(60)\n        scale ="
+    )
+    (repository / "restore" / "1" / "model.py").write_text(slow)
     command = Command(repository)
-    command.ready()
-    command.process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    command.process.send_signal(signal.SIGINT)
-    assert command.process.wait(3) == 0, command.output
+    url = re.findall(r"grpc (\S+),", command.ready())[0]
+    with triton.InferenceServerClient(url) as client:
+        image = np.full((3, 3, 3), 9, np.uint8)
+        client.async_infer("restore", inputs_of(image, 3), lambda result, error: None)
+        time.sleep(0.3)
+        command.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert command.process.poll() is None
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(3) == 0, command.output
     assert command.left() == []
 
 
@@ -304,17 +323,6 @@ def test_an_interrupt_before_the_start_is_not_lost(repository: Path) -> None:
     with pytest.raises(InterruptedStartError):
         server.start()
     assert server.pids == []
-
-
-@pytest.mark.server
-def test_a_killed_tritonserver_is_reported_and_nothing_of_it_is_left(repository: Path) -> None:
-    command = Command(repository)
-    command.ready()
-    (triton_process,) = [p for p in named(command.family, "tritonserver") if parent_of(p) != command.process.pid]
-    os.kill(triton_process, signal.SIGKILL)
-    assert command.process.wait(10) == 1
-    assert "tritonserver ended by itself with signal 9 (SIGKILL)" in command.output
-    assert command.left() == []
 
 
 @pytest.mark.server
@@ -342,12 +350,12 @@ def test_a_killed_stub_leaves_nothing_behind_when_the_server_stops(repository: P
 
 @pytest.mark.server
 def test_a_killed_launcher_takes_its_server_along_and_its_ports_serve_again_at_once(repository: Path) -> None:
-    http_port, grpc_port, metrics_port = preflight.free_ports("127.0.0.1", 3)
-    first = Command(repository, ports=(http_port, grpc_port, metrics_port))
+    grpc_port, metrics_port, health_port = preflight.free_ports("127.0.0.1", 3)
+    first = Command(repository, ports=(grpc_port, metrics_port, health_port))
     first.ready()
     first.process.kill()
     first.process.wait()
-    second = Command(repository, ports=(http_port, grpc_port, metrics_port))
+    second = Command(repository, ports=(grpc_port, metrics_port, health_port))
     assert f"grpc 127.0.0.1:{grpc_port}" in second.ready()
     assert [process for process in first.family if parent_of(process) is not None] == []
     assert first.regions == []
@@ -357,7 +365,7 @@ def test_a_killed_launcher_takes_its_server_along_and_its_ports_serve_again_at_o
     second.process.kill()
     second.process.wait()
     os.kill(supervisor, signal.SIGKILL)
-    third = Command(repository, ports=(http_port, grpc_port, metrics_port))
+    third = Command(repository, ports=(grpc_port, metrics_port, health_port))
     third.ready()
     assert "which a killed server had left" in third.output
     assert [process for process in second.family if parent_of(process) is not None] == []
@@ -554,7 +562,9 @@ def test_a_port_in_use_is_named_with_its_flag(repository: Path, capsys: pytest.C
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert main(["--repository", str(repository), "--http-port=0", "--metrics-port=0", f"--grpc-port={port}"]) == 2
+        assert (
+            main(["--repository", str(repository), "--health-port=0", "--metrics-port=0", f"--grpc-port={port}"]) == 2
+        )
     assert f"port {port} on 127.0.0.1 is in use: stop what listens there or give another --grpc-port" in (
         capsys.readouterr().err
     )
@@ -566,7 +576,7 @@ def test_one_port_for_two_and_a_foreign_host_are_refused() -> None:
     assert "has no IPv4 address" in preflight.check_address("no-such-host.invalid", {"--http-port": 9001})[0]
 
 
-@pytest.mark.parametrize("arguments", [["--http-port", "70000"], ["--nonsense"], ["stray"]])
+@pytest.mark.parametrize("arguments", [["--grpc-port", "70000"], ["--nonsense"], ["stray"]])
 def test_wrong_arguments_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
