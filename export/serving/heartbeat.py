@@ -27,9 +27,9 @@ from ipt_triton.export.serving.counters import Counters
 from ipt_triton.service import ROUTER, ensemble_name
 from ipt_triton.tasks import Task
 
-BEAT_S = 2.0
+BEAT_S = 1.5
 """Seconds from a task's last restored picture to its next beat, if beats are quick."""
-PATIENCE_S = 2.5
+PATIENCE_S = 2.0
 """Seconds without a reason to wait after which an unanswered beat is lost, if beats are quick."""
 BLIND_PATIENCE_S = 120.0
 """The same for a server without metrics, which cannot show that it is busy."""
@@ -78,7 +78,7 @@ class Heart:
     def __post_init__(self) -> None:
         self._looked = time.monotonic()
         self._beats = [_Beat(t, (ROUTER, *self.ways.get(t.name, ())), self._looked) for t in self.tasks]
-        self._answers: queue.SimpleQueue[tuple[_Beat, Any, Any]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[_Beat, float, Any, Any]] = queue.SimpleQueue()
         self._client = triton.InferenceServerClient(self.grpc_url)
         rows, columns = np.indices((_SIDE, _SIDE))
         self._image = np.stack([30 * columns, 30 * rows, 15 * (rows + columns)], axis=-1).astype(np.uint8)
@@ -106,7 +106,7 @@ class Heart:
         self._forgive(now)
         self._note(counters, busy, now)
         while not self._answers.empty():
-            if fault := self._take(*self._answers.get(), now):
+            if fault := self._take(*self._answers.get()):
                 return fault
         for beat in self._beats:
             if beat.sent is None and (beat.failed or now - beat.proven > self._rest):
@@ -160,10 +160,13 @@ class Heart:
         inputs[1].set_data_from_numpy(np.array([beat.task.id], np.int32))
         # A beat that is sent again after a refusal has waited since the first.
         beat.sent, beat.hope = now, now if not beat.failed else beat.hope
-        outputs = [triton.InferRequestedOutput("RESTORED")]
-        self._client.async_infer(ROUTER, inputs, lambda r, e: self._answers.put((beat, r, e)), outputs=outputs)
 
-    def _take(self, beat: _Beat, result: triton.InferResult | None, error: Any, now: float) -> str | None:
+        def keep(result: triton.InferResult | None, error: Any) -> None:
+            self._answers.put((beat, time.monotonic(), result, error))
+
+        self._client.async_infer(ROUTER, inputs, keep, outputs=[triton.InferRequestedOutput("RESTORED")])
+
+    def _take(self, beat: _Beat, now: float, result: triton.InferResult | None, error: Any) -> str | None:
         sent, beat.sent = beat.sent or now, None
         failed_before, beat.failed = beat.failed, result is None
         if result is None:

@@ -60,6 +60,7 @@ def command(repository: Path) -> Iterator[Command]:
     command = Command(repository)
     command.ready()
     yield command
+    (repository / "restore" / "1" / "hang").unlink(missing_ok=True)
     command.process.terminate()
     assert command.process.wait(20) == 0, command.output
     assert command.left() == []
