@@ -21,9 +21,6 @@ CHUNKS_ON_A_GPU = 8
 """Chunks of patches whose tensors the pool of a GPU's memory holds between their parts: two that the bodies compute,
 two that wait for them, two in heads, two in tails. What finds no room takes the CPU's memory: slower, never wrong."""
 
-LOOPBACK = "127.0.0.1"
-"""Where metrics listen; the launcher hands the page on at its own port."""
-
 _POOL_FLAG = "--cuda-memory-pool-byte-size"
 _SMALLEST_POOL = 64 << 20  # Triton's own; holds some 70 patches of the paper's model in FP16
 _TYPE_BYTES = {pb.TYPE_FP32: 4, pb.TYPE_FP16: 2, pb.TYPE_BF16: 2}
@@ -88,7 +85,7 @@ def server_flags(
         f"--model-repository={repository.resolve()}",
         f"--http-address={address}",
         f"--grpc-address={address}",
-        f"--metrics-address={LOOPBACK}",
+        f"--metrics-address={preflight.LOOPBACK}",
         *(f"{flag}={port}" for flag, port in ports.items() if port),
         f"--allow-http={'true' if ports.get('--http-port') else 'false'}",
         "--model-control-mode=none",

@@ -33,7 +33,7 @@ from ipt_triton.export.serving.errors import (
     ServeError,
     ServerEndedError,
 )
-from ipt_triton.export.serving.flags import LOOPBACK, check_flags, is_off, link_backends, server_flags
+from ipt_triton.export.serving.flags import check_flags, is_off, link_backends, server_flags
 from ipt_triton.export.serving.output import ServerOutput
 from ipt_triton.export.serving.warm_up import warm_up
 from ipt_triton.service import ROUTER
@@ -121,7 +121,7 @@ class TritonServer:
     @property
     def metrics_url(self) -> str:
         """`http://host:port/metrics`, the Prometheus page."""
-        return f"http://{LOOPBACK}:{self._ports['--metrics-port']}/metrics"
+        return f"http://{preflight.LOOPBACK}:{self._ports['--metrics-port']}/metrics"
 
     def url_of(self, port: int) -> str:
         """`http://host:port` of a port on this server's host."""
@@ -297,7 +297,7 @@ class TritonServer:
 
     def metrics_page(self) -> bytes:
         """The page of metrics; raises OSError, of which TimeoutError means a busy server."""
-        return fetch_page(LOOPBACK, self._ports["--metrics-port"] or 0)
+        return fetch_page(preflight.LOOPBACK, self._ports["--metrics-port"] or 0)
 
     def counters(self) -> Counters | None:
         """What the server has done and does; None where it does not tell. Raises TimeoutError when it is busy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ipt_triton.service import MAX_INPUT_PIXELS, MAX_OUTPUT_PIXELS, ServiceInfo
+from ipt_triton.service import ServiceInfo
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.tiling import KEEP, STRIDE
 
@@ -14,8 +14,8 @@ SERVICE = ServiceInfo(
     48,
     STRIDE,
     KEEP,
-    MAX_INPUT_PIXELS,
-    MAX_OUTPUT_PIXELS,
+    1_000_000,
+    4_000_000,
     "0" * 64,
     "openvino",
     "fp32",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -116,6 +117,25 @@ class TestARunningServer:
                 client.unload_model("restore")
             assert client.get_model_config("restore").config.parameters["tasks"].string_value
             assert client.get_inference_statistics("restore").model_stats
+
+    def test_the_key_of_the_closed_apis_can_be_read_and_not_be_sent(self, server: TritonServer) -> None:
+        (process,) = named(set(server.pids), "tritonserver")
+        key = re.findall(r"launcher=([0-9a-f]+\s*)\0", Path(f"/proc/{process}/cmdline").read_text())[0]
+        assert key.endswith("\n")
+        for tried in (key, key.strip(), f"{key.strip()}%0a", f"{key.strip()}\\n"):
+            head = (
+                f"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nlauncher: {tried}\r\nContent-Length: 2\r\n\r\n{{}}"
+            )
+            host, _, port = server.http_url.partition(":")
+            with socket.create_connection((host, int(port)), 5) as connection:
+                connection.sendall(head.encode())
+                assert b" 200 " not in connection.recv(100)
+            headers = {"triton-grpc-protocol-launcher": tried}
+            with (
+                triton.InferenceServerClient(server.grpc_url) as client,
+                pytest.raises(Exception, match=r"restricted|etadata"),
+            ):
+                client.get_model_repository_index(headers=headers)
 
     def test_two_servers_stand_side_by_side_and_one_ends_without_harm_to_the_other(
         self, server: TritonServer, repository: Path
@@ -375,6 +395,15 @@ def test_check_notes_what_this_cpu_lacks_and_passes_if_openvino_takes_it(
     assert not preflight.repository_notes(repository)
 
 
+def test_check_notes_shared_memory_that_cannot_hold_one_photograph(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(supervise.SHARED_MEMORY)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(total=29_000_000))
+    assert main(["--repository", str(repository), "--check", *no_ports()]) == 0
+    assert "/dev/shm has 29 MB, and one photograph at this repository's limits takes 30 MB" in capsys.readouterr().err
+
+
 def test_check_refuses_bf16_where_openvino_does(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -410,6 +439,16 @@ def drop_the_version_folder(repository: Path) -> None:
     (repository / "restore" / "1").rmdir()
 
 
+def drop_a_bodys_graph(repository: Path) -> None:
+    generated = 'parameters { key: "generated_by" value { string_value: "ipt-export" } }'
+    write_model(repository, "body", PART_CONFIG % "body" + generated, "")
+
+
+def drop_the_routers_tiling(repository: Path) -> None:
+    generated = 'parameters { key: "generated_by" value { string_value: "ipt-export" } }'
+    (repository / "restore" / "config.pbtxt").write_text(ROUTER_CONFIG + generated)
+
+
 def add_a_stray_folder(repository: Path) -> None:
     (repository / "notes").mkdir()
 
@@ -442,6 +481,8 @@ def add_an_onnx_model(repository: Path) -> None:
         (empty_it, "holds no model: run ipt-export CHECKPOINT first"),
         (drop_the_routers_config, "restore/config.pbtxt is missing: run ipt-export CHECKPOINT first"),
         (drop_the_routers_code, "restore/1/model.py is missing"),
+        (drop_a_bodys_graph, "body/1/model.onnx is missing: run ipt-export CHECKPOINT again"),
+        (drop_the_routers_tiling, "restore/1/tiling.py is missing: run ipt-export CHECKPOINT again"),
         (drop_the_version_folder, "has no version folder"),
         (add_a_stray_folder, "notes is not a model, it has no config.pbtxt"),
         (tear_the_config, "cannot be read"),
