@@ -37,7 +37,7 @@ READY_S = 15.0
 """Age of a task's last restored picture up to which the task counts as working, if beats are quick."""
 
 _SIDE = 8
-_SLOWER = 10  # a lost beat is this many times slower than usual; twice this is the rest between two
+_SLOWER = 10  # a lost beat is this many times slower than usual; all beats take a tenth of the time at most
 _MOST_DIFFERENCE = 16  # grey levels; batches may be computed a little otherwise than single patches
 _BUSY = ("StatusCode.UNAVAILABLE", "StatusCode.RESOURCE_EXHAUSTED", "StatusCode.CANCELLED")
 
@@ -123,7 +123,7 @@ class Heart:
 
     @property
     def _rest(self) -> float:
-        return max(BEAT_S, 2 * _SLOWER * self._usual)
+        return max(BEAT_S, _SLOWER * len(self._beats) * self._usual)
 
     @property
     def _patience(self) -> float:

@@ -14,7 +14,7 @@ from ipt_triton.export.serving.errors import GaveUpError, InterruptedStartError,
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.export.serving.watch import LOOK_S, Watch
 
-MOST_RESTARTS = 5
+MOST_RESTARTS = 8
 WINDOW_S = 600.0
 """A server that fails after `MOST_RESTARTS` starts within this time is given up."""
 
@@ -81,7 +81,7 @@ class Keeper:
                 )
             self._say(f"starting tritonserver again: {fault}")
             self._server.end()
-            self._server.rest(2 ** len(self._restarts) - 1)  # at once, then after 1, 3, 7, 15 s
+            self._server.rest(2 ** (len(self._restarts) - 2) if len(self._restarts) > 1 else 0)
             self._restarts.append(time.monotonic())
             try:
                 self._server.start_again(timeout)
