@@ -6,7 +6,8 @@ for it is renewed while some model on its way has requests waiting and has compu
 
 - an overloaded server, however slow, is never taken for a dead one;
 - a part that hangs is noticed though other tasks are being restored, unless the router itself has a queue;
-- one instance that hangs among several of a model is noticed only if a beat, and not a photograph, is caught in it.
+- one instance that hangs among several of a model is noticed when a beat is caught in it; and if a photograph is, once
+  nothing else is being restored.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ PATIENCE_S = 2.0
 """Seconds without a reason to wait after which an unanswered beat is lost, if beats are quick."""
 BLIND_PATIENCE_S = 120.0
 """The same for a server without metrics, which cannot show that it is busy."""
+LOST_S = 10.0
+"""Seconds after which a photograph under way is lost when an idle server has computed nothing for it."""
 READY_S = 15.0
 """Age of a task's last restored picture up to which the task counts as working, if beats are quick."""
 
@@ -74,9 +77,12 @@ class Heart:
     _moved: dict[str, float] = field(init=False, default_factory=dict)
     _last: Counters | None = field(init=False, default=None)
     _looked: float = field(init=False)
+    _restored: int = field(init=False, default=0)
+    _patches: float = field(init=False, default=0.0)
+    _worked: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._looked = time.monotonic()
+        self._looked = self._worked = time.monotonic()
         self._beats = [_Beat(t, (ROUTER, *self.ways.get(t.name, ())), self._looked) for t in self.tasks]
         self._answers: queue.SimpleQueue[tuple[_Beat, float, Any, Any]] = queue.SimpleQueue()
         self._client = triton.InferenceServerClient(self.grpc_url)
@@ -115,7 +121,19 @@ class Heart:
                 beat.hope = max([beat.hope, *(self._moved.get(m, 0) for m in beat.way if counters.waiting.get(m))])
             if beat.sent is not None and now - beat.hope > self._patience:
                 return f"a picture for {beat.task.name} was not answered for {now - beat.sent:.1f} s"
+        if counters is not None and self._is_idle_under_work(counters, busy, now):
+            return f"a photograph is under way, and nothing was computed for {LOST_S:.0f} s"
         return None
+
+    def _is_idle_under_work(self, counters: Counters, busy: bool, now: float) -> bool:
+        """Whether photographs other than beats are under way and no body has computed a patch for them for long."""
+        bodies = {beat.way[2] for beat in self._beats if len(beat.way) > 2}
+        patches = sum(counters.computed.get(body, 0) for body in bodies) - self._restored
+        beats = sum(beat.sent is not None for beat in self._beats)
+        if busy or patches != self._patches or sum(counters.under_way.values()) <= beats:
+            self._worked = now
+        self._patches = patches
+        return now - self._worked > LOST_S
 
     @property
     def _usual(self) -> float:
@@ -134,6 +152,7 @@ class Heart:
         pause = now - self._looked
         self._looked = now
         if pause > PATIENCE_S / 2:
+            self._worked += pause
             for beat in self._beats:
                 beat.proven += pause
                 beat.hope += pause
@@ -182,6 +201,7 @@ class Heart:
         if not _alike(picture, beat.picture, _SIDE * beat.task.scale):
             return f"the picture for {beat.task.name} came back as another than before"
         beat.proven = now
+        self._restored += 1
         self._took.append(now - sent)
         return None
 
