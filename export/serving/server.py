@@ -204,7 +204,11 @@ class TritonServer:
             self._stopped = False
         self._build_engines(files, report)
         self._choose_ports()
-        self._run(files, timeout)
+        try:
+            self._run(files, timeout)
+        except BaseException:
+            self.stop(grace=0)
+            raise
 
     def end(self) -> None:
         """End the server at once, if it still runs, without a trace: `start_again` may follow."""
@@ -221,20 +225,20 @@ class TritonServer:
         files = preflight.find_server()
         if files is None:
             raise CheckError(preflight.check_server(files))
-        self._run(files, timeout)
+        try:
+            self._run(files, timeout)
+        except BaseException:
+            self.end()
+            raise
 
     def _run(self, files: preflight.ServerFiles, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        try:
-            self._launch(files)
-            self._await_ready(deadline)
-            supervise.close_regions(self._prefix)
-            if (self.repository / ROUTER).is_dir():
-                self.tasks = warm_up(self.grpc_url, lambda: self._pause(deadline, 0.02))
-            self._check_alive()
-        except BaseException:
-            self.stop(grace=0)
-            raise
+        self._launch(files)
+        self._await_ready(deadline)
+        supervise.close_regions(self._prefix)
+        if (self.repository / ROUTER).is_dir():
+            self.tasks = warm_up(self.grpc_url, lambda: self._pause(deadline, 0.02))
+        self._check_alive()
 
     def _build_engines(self, files: preflight.ServerFiles, report: Callable[[str], None]) -> None:
         on_gpu = preflight.gpu_repository(self.repository, files)
@@ -309,17 +313,15 @@ class TritonServer:
             return None
 
     def faulty_http(self) -> str | None:
-        """Warn of the open HTTP port of a Triton that single requests can end; None for a newer one, or a closed port.
-
-        Raises ServeError when the server does not tell its version.
-        """
+        """Warn of an open HTTP port where single requests can end Triton; None for a newer one, or a closed port."""
         if self._ports["--http-port"] is None:
             return None
-        try:
-            with triton.InferenceServerClient(self.grpc_url) as client:
-                version = client.get_server_metadata(client_timeout=5).version
-        except triton.InferenceServerException as error:
-            raise ServeError(f"the server does not tell its version ({error.message()})") from error
+        version = "of unknown version"
+        with (
+            contextlib.suppress(triton.InferenceServerException),
+            triton.InferenceServerClient(self.grpc_url) as client,
+        ):
+            version = client.get_server_metadata(client_timeout=5).version
         if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) >= _FIXED_CHUNKED:
             return None
         return (

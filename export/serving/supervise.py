@@ -44,10 +44,15 @@ _LEFTOVER = re.compile(r"(?P<owner>ipt-serve-(?P<namespace>\d+)-(?P<pid>\d+)-\d+
 
 def _stat(process: int) -> tuple[str, list[str]]:
     """The command's name and the fields after it (proc(5)) of a process; raises OSError for none and for a zombie."""
+    name, fields = _stat_of_any(process)
+    if fields[0] in "ZX":
+        raise ProcessLookupError(process)
+    return name, fields
+
+
+def _stat_of_any(process: int) -> tuple[str, list[str]]:
     # The name, in parentheses, may hold spaces; the fields after it do not.
     name, _, fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")
-    if fields.split()[0] in "ZX":
-        raise ProcessLookupError(process)
     return name.partition("(")[2], fields.split()
 
 
@@ -67,16 +72,21 @@ def session_processes(session: int) -> Iterator[int]:
 
 
 def model_processes(session: int) -> dict[int, tuple[str, str]]:
-    """Find tritonserver and the processes of its Python models; return what each is and when it started, by its id."""
+    """Find tritonserver and the processes of its Python models; return what each is and when it started, by its id.
+
+    One that is dead already is among them: Triton does not clear it away.
+    """
     found = {}
-    for process in session_processes(session):
+    for process in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
         with contextlib.suppress(OSError):
-            name, fields = _stat(process)
+            name, fields = _stat_of_any(process)
+            if session != int(fields[3]):
+                continue
             if name == _STUB_NAME:
                 words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
-                model = next((word for word in words[1:] if word.endswith(".py")), "")
-                found[process] = (f"the model {Path(model).parents[1].name}", fields[19])
-            elif name == "tritonserver" and int(fields[1]) == session:
+                model = next((Path(word).parents[1].name for word in words[1:] if word.endswith(".py")), "")
+                found[process] = (f"the model {model}".strip(), fields[19])
+            elif name == "tritonserver":
                 found[process] = (name, fields[19])
     return found
 
