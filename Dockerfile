@@ -42,9 +42,9 @@ COPY export/engines/*.py /opt/ipt/ipt_triton/export/engines/
 COPY export/serving/*.py /opt/ipt/ipt_triton/export/serving/
 ENV PYTHONPATH=/opt/ipt PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000
-EXPOSE 8000 8001 8002
+EXPOSE 8001 8003
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=3)"]
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8003/readyz', timeout=3)"]
 ENTRYPOINT ["python3", "-m", "ipt_triton.export.serving.command", "--repository", "/models", "--host", "0.0.0.0"]
 
 
@@ -57,7 +57,7 @@ COPY export/engines/*.py /opt/ipt/ipt_triton/export/engines/
 COPY export/serving/*.py /opt/ipt/ipt_triton/export/serving/
 ENV PYTHONPATH=/opt/ipt PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000
-EXPOSE 8000 8001 8002
+EXPOSE 8001 8003
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=3)"]
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8003/readyz', timeout=3)"]
 ENTRYPOINT ["python3", "-m", "ipt_triton.export.serving.command", "--repository", "/models", "--host", "0.0.0.0"]

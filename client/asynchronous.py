@@ -26,7 +26,7 @@ class AsyncRestorationClient:
     Cancelling a `restore` cancels its request on the server.
     """
 
-    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 5) -> None:
+    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 6) -> None:
         self.url = url
         self._timeout = timeout
         self._retries = retries

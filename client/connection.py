@@ -29,7 +29,7 @@ class RestorationClient:
             is full or the connection is lost. Restoring twice does no harm.
     """
 
-    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 5) -> None:
+    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 6) -> None:
         self.url = url
         self._timeout = timeout
         self._retries = retries

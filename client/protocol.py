@@ -183,8 +183,11 @@ def retry_delays(retries: int) -> Iterator[float]:
 
 
 def is_passing(error: InferenceServerException) -> bool:
-    """Whether a retry may help: the queue is full, or there is no connection."""
-    return error.status() == "StatusCode.UNAVAILABLE"
+    """Whether a retry may help: the queue is full, there is no connection, or a process of the server has died.
+
+    Of its dead processes Triton says INTERNAL; `ipt-serve` starts the server again within seconds.
+    """
+    return error.status() == "StatusCode.UNAVAILABLE" or "is not healthy" in error.message()
 
 
 def explain(error: InferenceServerException, url: str, timeout: float | None) -> RestorationError:

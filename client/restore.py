@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="localhost:8001", help="HOST:PORT of the server's gRPC port (%(default)s)")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds a request may take (no limit)")
     parser.add_argument(
-        "--retries", type=int, default=5, metavar="N", help="tries again while the server is busy or away (%(default)s)"
+        "--retries", type=int, default=6, metavar="N", help="tries again while the server is busy or away (%(default)s)"
     )
     tiling = parser.add_argument_group("tiling (the server's own rule if not given)")
     tiling.add_argument("--stride", type=int, metavar="N", help="pixels between neighbouring tiles, 1 to KEEP")

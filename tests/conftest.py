@@ -61,7 +61,7 @@ def served(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     manifest = export_parts([checkpoint], folder / "parts")
     options = ServingOptions(max_input_pixels=1_000_000, max_output_pixels=2_000_000)
     write_repository(folder / "parts", manifest, folder / "models", options)
-    with TritonServer(folder / "models") as server:
+    with TritonServer(folder / "models", http_port=0) as server:
         yield Served(checkpoint, manifest, folder / "models", server)
 
 

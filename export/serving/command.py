@@ -1,4 +1,4 @@
-"""The command `ipt-serve`: check a model repository, serve it with Triton, leave nothing behind.
+"""The command `ipt-serve`: check a model repository, serve it with Triton, heal it, leave nothing behind.
 
 ipt-serve --repository triton_models
 """
@@ -12,18 +12,22 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from ipt_triton.export.serving import preflight
 from ipt_triton.export.serving.errors import CheckError, InterruptedStartError, ServeError
+from ipt_triton.export.serving.health import Health
+from ipt_triton.export.serving.keep import MOST_RESTARTS, WINDOW_S, Keeper
 from ipt_triton.export.serving.missing_engines import UNASKED_WEIGHTS
 from ipt_triton.export.serving.output import output_logger
 from ipt_triton.export.serving.server import GRACE_S, TritonServer
 
 _EPILOG = f"""\
 examples:
-  ipt-serve                                       serve triton_models on localhost, ports 8000, 8001, 8002
+  ipt-serve                                       serve triton_models on localhost, gRPC at port 8001
   ipt-serve --check                               only look whether everything is there
   ipt-serve --host 0.0.0.0 --grpc-port 9001       let other machines in
   ipt-serve --build                               build engines for this machine's GPUs first, however long it takes
-  ipt-serve --http-port 0 --grpc-port 0 --metrics-port 0       any free ports; the line 'ready: ...' tells them
+  ipt-serve --grpc-port 0 --metrics-port 0 --health-port 0     any free ports; the line 'ready: ...' tells them
+  ipt-serve --http-port 8000                      open Triton's HTTP port too; read SECURITY.md before
   ipt-serve -- --log-info=true --log-verbose=1    what follows -- goes to tritonserver and wins
 
 The server is the tritonserver on PATH (an NGC container), else the one in the wheel nvidia-pytriton.
@@ -33,12 +37,16 @@ Closed to clients: model-repository, shared-memory, trace and logging; to open s
 A repository for GPUs is carried without engines, or with those of other GPUs. What is missing for the GPUs at hand is
 built before the start and kept in the repository; a large model's only with --build. --check tells what would be done.
 
-Told to stop, it first answers the photographs under way, for {GRACE_S:.0f} seconds at most. Told twice, it ends at
-once.
+http://HOST:8003/readyz answers 200 while every task restores pictures, else 503. A server that fails is started again,
+on the same ports.
+
+Told to stop, it refuses new photographs and answers those under way, for {GRACE_S:.0f} seconds at most. Told twice, it
+ends at once.
 
 exit codes:
   0  stopped as asked (Ctrl-C, SIGTERM, SIGHUP); with --check: everything is there
-  1  the server failed: engines could not be built, it did not become ready, the warm-up failed, or it ended by itself
+  1  the server failed: engines could not be built, it did not become ready, the warm-up failed, or it was started again
+     {MOST_RESTARTS} times within {WINDOW_S / 60:.0f} minutes and failed still
   2  wrong arguments, or a check failed
 """
 
@@ -56,16 +64,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ipt-serve",
         description="Serve a model repository with a real Triton server until it is told to stop.",
-        usage="ipt-serve [--repository DIR] [--host HOST] [--http-port N] [--grpc-port N] [--metrics-port N] [--check] "
-        "[--build | --no-build] [--timeout S] [-- TRITON_FLAG ...]",
+        usage="ipt-serve [--repository DIR] [--host HOST] [--grpc-port N] [--metrics-port N] [--health-port N] "
+        "[--http-port N] [--check] [--build | --no-build] [--timeout S] [-- TRITON_FLAG ...]",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--repository", default="triton_models", metavar="DIR", help="model repository (%(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="name or IPv4 address to listen on (%(default)s)")
-    parser.add_argument("--http-port", type=_port, default=8000, metavar="N", help="%(default)s; 0: any free one")
     parser.add_argument("--grpc-port", type=_port, default=8001, metavar="N", help="%(default)s; 0: any free one")
-    parser.add_argument("--metrics-port", type=_port, default=8002, metavar="N", help="%(default)s; 0: any free one")
+    parser.add_argument(
+        "--metrics-port", type=_port, default=8002, metavar="N", help="of loopback; %(default)s; 0: any free one"
+    )
+    parser.add_argument(
+        "--health-port",
+        type=_port,
+        default=8003,
+        metavar="N",
+        help="/readyz, /livez, /metrics; %(default)s; 0: any free one",
+    )
+    parser.add_argument("--http-port", type=_port, metavar="N", help="closed unless given; 0: any free one")
     parser.add_argument("--check", action="store_true", help="only check, start nothing")
     parser.add_argument(
         "--build",
@@ -102,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for note in server.notes():
         print(f"ipt-serve: note: {note}", file=sys.stderr)
     if options.check:
-        problems = server.check()
+        problems = server.check() + preflight.check_address(options.host, {"--health-port": options.health_port})
         for problem in problems:
             print(f"ipt-serve: {problem}", file=sys.stderr)
         if not problems:
@@ -122,12 +139,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, stop)
 
+    def say(line: str) -> None:
+        print(f"ipt-serve: {line}", file=sys.stderr, flush=True)
+
+    keeper = Keeper(server, say)
     try:
-        server.start(options.timeout, lambda line: print(f"ipt-serve: building: {line}", file=sys.stderr, flush=True))
-        names = ", ".join(task.name for task in server.tasks)
-        tasks = f"{len(server.tasks)} tasks{': ' + names if names else ''}"
-        print(f"ready: {server.addresses}, {tasks}", flush=True)
-        server.wait()
+        with _health(server, options.health_port, keeper) as health:
+            try:
+                server.start(options.timeout, lambda line: say(f"building: {line}"))
+                if warning := server.faulty_http():
+                    say(f"warning: {warning}")
+                names = ", ".join(task.name for task in server.tasks)
+                tasks = f"{len(server.tasks)} tasks{': ' + names if names else ''}"
+                print(f"ready: {server.addresses}, health {server.url_of(health.port)}/readyz, {tasks}", flush=True)
+                keeper.keep(options.timeout)
+            finally:
+                server.stop()
     except CheckError as error:
         for problem in error.problems:
             print(f"ipt-serve: {problem}", file=sys.stderr)
@@ -137,9 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServeError as error:
         print(f"ipt-serve: {error}", file=sys.stderr)
         return 1
-    finally:
-        server.stop()
     return 0
+
+
+def _health(server: TritonServer, port: int, keeper: Keeper) -> Health:
+    if problems := preflight.check_address(server.host, {"--health-port": port}):
+        raise CheckError(problems)
+    return Health(preflight.resolve(server.host), port, keeper.unready, server.metrics_page)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,10 @@ class WarmUpError(ServeError):
     """A warm-up request failed or its answer was wrong."""
 
 
+class GaveUpError(ServeError):
+    """The server failed again and again."""
+
+
 class InterruptedStartError(ServeError):
     """`interrupt()` was called while the server was starting."""
 

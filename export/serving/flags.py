@@ -17,7 +17,6 @@ from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.serving import preflight, preflight_gpu
 from ipt_triton.service import MAX_INPUT_PIXELS, ROUTER
 
-EXIT_TIMEOUT_S = 10
 CHUNKS_ON_A_GPU = 8
 """Chunks of patches whose tensors the pool of a GPU's memory holds between their parts: two that the bodies compute,
 two that wait for them, two in heads, two in tails. What finds no room takes the CPU's memory: slower, never wrong."""
@@ -34,6 +33,7 @@ _RESERVED_FLAGS = {
     "--grpc-address": "use --host",
     "--metrics-address": "use --host",
     "--http-port": "give it before the --",
+    "--allow-http": "give --http-port before the -- to open it",
     "--grpc-port": "give it before the --",
     "--metrics-port": "give it before the --",
     "--allow-grpc": "readiness and warm-up need gRPC",
@@ -68,7 +68,7 @@ def server_flags(
     files: preflight.ServerFiles,
     repository: Path,
     address: str,
-    ports: Mapping[str, int],
+    ports: Mapping[str, int | None],
     prefix: str,
     directory: Path,
     extra: Sequence[str],
@@ -76,7 +76,7 @@ def server_flags(
     """All flags of a server.
 
     Args:
-        ports: by flag.
+        ports: by flag; None for one that stays closed.
         prefix: what the names of its shared-memory regions start with.
         directory: the server's private folder, see `link_backends`.
         extra: the user's own flags; they come last, so they win.
@@ -85,13 +85,13 @@ def server_flags(
         f"--model-repository={repository.resolve()}",
         f"--http-address={address}",
         f"--grpc-address={address}",
-        f"--metrics-address={address}",
-        *(f"{flag}={port}" for flag, port in ports.items()),
+        f"--metrics-address={preflight.LOOPBACK}",
+        *(f"{flag}={port}" for flag, port in ports.items() if port),
+        f"--allow-http={'true' if ports.get('--http-port') else 'false'}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--exit-on-error=true",
         "--strict-readiness=true",
-        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         "--log-info=false",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
     ]
@@ -107,7 +107,8 @@ def server_flags(
     if "--http-max-input-size" in known:
         # Three channels of 16 bits, and room for the request around them.
         flags.append(f"--http-max-input-size={_max_input_pixels(repository) * 6 + 2**20}")
-    key = secrets.token_hex(16)
+    # Who may see this machine's processes can read the key, and nobody can send it: a line break ends a header.
+    key = f"{secrets.token_hex(16)}\n"
     for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
         # Triton refuses an API named in two groups, so the user's group stands alone.
         if flag in known and not is_given(flag, extra):

@@ -28,7 +28,11 @@ from ipt_triton.cpu import cpu_flags, cpu_notes
 from ipt_triton.export.engines.library import library_of, load_library
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.serving import missing_engines, preflight_gpu
+from ipt_triton.export.serving.supervise import SHARED_MEMORY
 from ipt_triton.service import ROUTER
+
+LOOPBACK = "127.0.0.1"
+"""Where metrics listen, whatever the host; the launcher hands their page on at its own port."""
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -191,26 +195,58 @@ def check_repository(repository: Path, server: ServerFiles | None = None, build:
     if ROUTER in configs:
         router = configs[ROUTER].parameters
         runtime, precision = router["runtime"].string_value, router["precision"].string_value
+        problems += _missing_files(repository, configs, runtime)
         problems += _check_runtime(repository, runtime, precision, server, build)
+    return problems
+
+
+def _missing_files(repository: Path, configs: Mapping[str, model_config_pb2.ModelConfig], runtime: str) -> list[str]:
+    """What `ipt-export` writes beside the code of models and Triton misses only when it loads them."""
+    problems = []
+    for name, config in configs.items():
+        if "generated_by" not in config.parameters or config.backend != "python":
+            continue
+        wanted = "tiling.py" if name == ROUTER else "model.onnx" if runtime == "openvino" else None
+        for version in (repository / name).glob("[1-9]*"):
+            if wanted and not (version / wanted).is_file():
+                problems.append(f"{version / wanted} is missing: {_EXPORT_AGAIN}")
     return problems
 
 
 def repository_notes(repository: Path, server: ServerFiles | None = None, build: bool | None = None) -> list[str]:
     """What this machine does otherwise than others with a repository; none if its router cannot be read.
 
-    That is the precision on its CPU, or the engines that will be built for its GPUs before the start.
+    That is the precision on its CPU, the engines that will be built for its GPUs before the start, or that its shared
+    memory is small.
     """
     try:
         parameters = read_config(repository / ROUTER).parameters
+        small = _small_memory_notes({name: value.string_value for name, value in parameters.items()})
         if parameters["runtime"].string_value == "openvino":
-            return cpu_notes(parameters["precision"].string_value, cpu_flags())
+            return cpu_notes(parameters["precision"].string_value, cpu_flags()) + small
         on_gpu = gpu_repository(repository, server)
         lacks = on_gpu.lacks() if on_gpu else []
     except (OSError, UnicodeDecodeError, text_format.ParseError, EngineError):
         return []  # `check_repository` names it
     if on_gpu is None or not lacks or on_gpu.remedy(lacks, build):
+        return small
+    return [*(f"{lack}: they are built before the start" for lack in lacks), *small]
+
+
+def _small_memory_notes(router: Mapping[str, str]) -> list[str]:
+    """Whether a 16-bit photograph at the limits and its answer find room in the memory that processes share."""
+    try:
+        pixels = int(router["max_input_pixels"]) + int(router["max_output_pixels"])
+        room = shutil.disk_usage(SHARED_MEMORY).total
+    except (KeyError, ValueError, OSError):
         return []
-    return [f"{lack}: they are built before the start" for lack in lacks]
+    if 6 * pixels <= room:
+        return []
+    return [
+        f"{SHARED_MEMORY} has {room / 1e6:.0f} MB, and one photograph at this repository's limits takes "
+        f"{6 * pixels / 1e6:.0f} MB of it: enlarge it (docker: --shm-size), or run ipt-export with lower "
+        "--max-input-pixels and --max-output-pixels"
+    ]
 
 
 def gpu_repository(repository: Path, server: ServerFiles | None) -> missing_engines.GpuRepository | None:
@@ -329,7 +365,7 @@ def check_address(host: str, ports: Mapping[str, int | None]) -> list[str]:
             problems.append(f"{flag} and {twin} are both {port}: give each its own port")
             continue
         try:
-            _bind(address, port)
+            _bind(LOOPBACK if flag == "--metrics-port" else address, port)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 problems.append(f"port {port} on {host} is in use: stop what listens there or give another {flag}")

@@ -8,8 +8,9 @@ The command `ipt-serve`, the demo, the tests and the benchmarks all start server
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import logging
+import re
 import shutil
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from types import TracebackType
 import tritonclient.grpc as triton
 
 from ipt_triton.export.serving import missing_engines, preflight, supervise
+from ipt_triton.export.serving.counters import Counters, fetch_page, read_counters
 from ipt_triton.export.serving.errors import (
     BuildError,
     CheckError,
@@ -31,7 +33,7 @@ from ipt_triton.export.serving.errors import (
     ServeError,
     ServerEndedError,
 )
-from ipt_triton.export.serving.flags import EXIT_TIMEOUT_S, check_flags, is_off, link_backends, server_flags
+from ipt_triton.export.serving.flags import check_flags, is_off, link_backends, server_flags
 from ipt_triton.export.serving.output import ServerOutput
 from ipt_triton.export.serving.warm_up import warm_up
 from ipt_triton.service import ROUTER
@@ -42,9 +44,9 @@ logger = logging.getLogger(__name__)
 GRACE_S = 15.0
 """Seconds that photographs under way get to be finished when the server is told to stop."""
 
-_END_S = EXIT_TIMEOUT_S + 4.0  # until tritonserver, told to stop, is killed
-_UNDER_WAY = ("ipt_photographs_under_way{", f'nv_inference_pending_request_count{{model="{ROUTER}"')
 _POLL_S = 0.1
+_STOP_FILE = "stopping"  # in the server's private folder; the router looks for it at each request
+_FIXED_CHUNKED = (2, 60)  # the first release, 25.08, after the one with the mended HTTP port
 
 
 class TritonServer:
@@ -53,14 +55,15 @@ class TritonServer:
     Args:
         repository: the model repository.
         host: name or IPv4 address to listen on; loopback unless the machine's network is meant to reach it.
-        http_port, grpc_port, metrics_port: a port, or None or 0 for a free one.
+        http_port: a port, or 0 for a free one; None: HTTP stays closed.
+        grpc_port, metrics_port: a port, or None or 0 for a free one. Metrics listen on loopback alone.
         extra_args: flags for tritonserver; they come last, so they win over the launcher's.
         log_path: file for what the server writes; without it each line goes to `output.output_logger`.
         build: whether to build engines that the repository lacks for this machine's GPUs; None: if it does not take
             long (`missing_engines.UNASKED_WEIGHTS`).
 
-    As a context manager it starts and stops. `start` may be called again after `stop`; free ports are then looked up
-    anew. Methods may be called from any thread, `interrupt` and `kill` from signal handlers too.
+    As a context manager it starts and stops; `keep.Keeper` heals it. `start` may be called again after `stop`; free
+    ports are then looked up anew. Methods may be called from any thread, `interrupt` and `kill` from signal handlers.
     """
 
     def __init__(
@@ -78,8 +81,13 @@ class TritonServer:
         self.host = host
         self.tasks: tuple[Task, ...] = ()
         """The tasks that were warmed up, empty for a repository without a router."""
-        self._wanted_ports = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
-        self._ports = {flag: port or 0 for flag, port in self._wanted_ports.items()}
+        # None is a port that stays closed, 0 any free one.
+        self._wanted_ports = {
+            "--http-port": http_port,
+            "--grpc-port": grpc_port or 0,
+            "--metrics-port": metrics_port or 0,
+        }
+        self._ports = dict(self._wanted_ports)
         self._extra_args = tuple(extra_args)
         self._log_path = Path(log_path) if log_path else None
         self._build = build
@@ -102,7 +110,7 @@ class TritonServer:
 
     @property
     def http_url(self) -> str:
-        """`host:port` as tritonclient.http takes it."""
+        """`host:port` as tritonclient.http takes it; of a server whose HTTP port was opened."""
         return f"{self._reachable_host}:{self._ports['--http-port']}"
 
     @property
@@ -113,13 +121,22 @@ class TritonServer:
     @property
     def metrics_url(self) -> str:
         """`http://host:port/metrics`, the Prometheus page."""
-        return f"http://{self._reachable_host}:{self._ports['--metrics-port']}/metrics"
+        return f"http://{preflight.LOOPBACK}:{self._ports['--metrics-port']}/metrics"
+
+    def url_of(self, port: int) -> str:
+        """`http://host:port` of a port on this server's host."""
+        return f"http://{self._reachable_host}:{port}"
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether there is a page of metrics: `--allow-metrics=false` turns it off."""
+        return not is_off("--allow-metrics", self._extra_args)
 
     @property
     def addresses(self) -> str:
-        """Where it answers, in words: HTTP, gRPC, metrics, without what `--allow-http=false` and the like turn off."""
-        http = "" if is_off("--allow-http", self._extra_args) else f"http://{self.http_url}, "
-        metrics = "" if is_off("--allow-metrics", self._extra_args) else f", metrics {self.metrics_url}"
+        """Where it answers, in words: HTTP, gRPC, metrics, without what is closed."""
+        http = "" if self._ports["--http-port"] is None else f"http://{self.http_url}, "
+        metrics = f", metrics {self.metrics_url}" if self.has_metrics else ""
         return f"{http}grpc {self.grpc_url}{metrics}"
 
     @property
@@ -135,6 +152,15 @@ class TritonServer:
     def pids(self) -> list[int]:
         """The server's processes: tritonserver, the Python stubs and theirs; empty when it does not run."""
         return sorted(supervise.session_processes(self._supervisor.pid)) if self._supervisor and self.running else []
+
+    def model_processes(self) -> dict[int, tuple[str, str]]:
+        """tritonserver and the processes of its Python models: what each is and when it started, by its id."""
+        return supervise.model_processes(self._supervisor.pid) if self._supervisor else {}
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop, by `interrupt` or `stop`."""
+        return self._interrupted.is_set()
 
     @property
     def region_prefix(self) -> str:
@@ -177,16 +203,42 @@ class TritonServer:
             self._interrupted.clear()
             self._stopped = False
         self._build_engines(files, report)
-        deadline = time.monotonic() + timeout
+        self._choose_ports()
         try:
-            self._launch(files)
-            self._await_ready(deadline)
-            if (self.repository / ROUTER).is_dir():
-                self.tasks = warm_up(self.grpc_url, lambda: self._pause(deadline, 0.02))
-            self._check_alive()
+            self._run(files, timeout)
         except BaseException:
             self.stop(grace=0)
             raise
+
+    def end(self) -> None:
+        """End the server at once, if it still runs, without a trace: `start_again` may follow."""
+        if supervisor := self._supervisor:
+            self._end(supervisor)
+
+    def rest(self, seconds: float) -> None:
+        """Sleep; raises InterruptedStartError when `interrupt` is called."""
+        if self._interrupted.wait(seconds):
+            raise InterruptedStartError("the start was interrupted")
+
+    def start_again(self, timeout: float = 300.0) -> None:
+        """Start a server that has ended on the ports that it had; raises what `start` does."""
+        files = preflight.find_server()
+        if files is None:
+            raise CheckError(preflight.check_server(files))
+        try:
+            self._run(files, timeout)
+        except BaseException:
+            self.end()
+            raise
+
+    def _run(self, files: preflight.ServerFiles, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        self._launch(files)
+        self._await_ready(deadline)
+        supervise.close_regions(self._prefix)
+        if (self.repository / ROUTER).is_dir():
+            self.tasks = warm_up(self.grpc_url, lambda: self._pause(deadline, 0.02))
+        self._check_alive()
 
     def _build_engines(self, files: preflight.ServerFiles, report: Callable[[str], None]) -> None:
         on_gpu = preflight.gpu_repository(self.repository, files)
@@ -201,46 +253,81 @@ class TritonServer:
     def stop(self, grace: float = GRACE_S) -> None:
         """End the server once the photographs under way are answered, after `grace` seconds at the latest.
 
-        New requests are taken meanwhile, but do not prolong the `grace`; with 0 the server is killed at once. Does
-        nothing when the server does not run. Afterwards no process, no shared-memory region and no temporary file of it
-        is left.
+        The router refuses new ones from now on, as UNAVAILABLE; so does the closed port afterwards. With 0 the server
+        is killed at once. Does nothing when the server does not run. Afterwards no process, no shared-memory region and
+        no temporary file of it is left.
         """
         self._stopped = True
         self._interrupted.set()
         supervisor = self._supervisor
         if supervisor is None:
             return
-        if grace > 0:
-            self._await_answers(time.monotonic() + grace)
-        supervise.tell(supervisor, b"stop" if grace > 0 else b"kill")
-        try:
-            supervisor.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            supervise.tell(supervisor, b"kill")
-            supervisor.wait()
+        deadline = time.monotonic() + grace
+        if grace > 0 and self.running:
+            with contextlib.suppress(OSError):  # a full disk: new photographs are taken, and cut off at the end
+                (self._directory / _STOP_FILE).touch()
+            if not self._await_answers(deadline):
+                supervise.tell(supervisor, b"stop")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    supervisor.wait(max(0, deadline - time.monotonic()))
+        self._end(supervisor)
+
+    def _end(self, supervisor: subprocess.Popen[bytes]) -> None:
+        supervise.tell(supervisor, b"kill")
+        supervisor.wait()
         self._clean_up(supervisor)
         self._supervisor = None
 
-    def _await_answers(self, deadline: float) -> None:
-        """Wait until twice in a row nothing is under way: a request that is handed to the router counts nowhere."""
-        idle = 0
-        while idle < 2 and self.running and time.monotonic() < deadline:
-            idle = 0 if self._under_way() else idle + 1
-            time.sleep(_POLL_S)
+    def _await_answers(self, deadline: float) -> bool:
+        """Wait until twice in a row nothing is under way: a request that is handed to the router counts nowhere.
 
-    def _under_way(self) -> float:
-        """Photographs that the router has begun or that wait for it, by the server's metrics; 0 where it has none."""
-        connection = http.client.HTTPConnection(self._reachable_host, self._ports["--metrics-port"], timeout=1)
+        False, at once, if the server does not tell what is under way: it has no metrics or another router than ours.
+        """
+        idle, patches = 0, -1.0
+        while idle < 2 and self.running and time.monotonic() < deadline:
+            try:
+                counters = self.counters() if self.has_metrics else None
+            except TimeoutError:
+                idle = 0
+                continue
+            if counters is None or not counters.under_way:
+                return False
+            # Patches that were sent to an ensemble, past the router, show only in that they are computed.
+            before, patches = patches, sum(n for model, n in counters.computed.items() if model != ROUTER)
+            busy = counters.waiting.get(ROUTER) or any(counters.under_way.values()) or patches != before
+            idle = 0 if busy or supervise.has_unsent(self._ports["--grpc-port"] or 0) else idle + 1
+            time.sleep(_POLL_S)
+        return True
+
+    def metrics_page(self) -> bytes:
+        """The page of metrics; raises OSError, of which TimeoutError means a busy server."""
+        return fetch_page(preflight.LOOPBACK, self._ports["--metrics-port"] or 0)
+
+    def counters(self) -> Counters | None:
+        """What the server has done and does; None where it does not tell. Raises TimeoutError when it is busy."""
         try:
-            connection.request("GET", "/metrics")
-            page = connection.getresponse().read().decode()
+            return read_counters(self.metrics_page().decode())
         except TimeoutError:
-            return 1  # busy
-        except (OSError, http.client.HTTPException):
-            return 0
-        finally:
-            connection.close()
-        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(_UNDER_WAY))
+            raise
+        except OSError:
+            return None
+
+    def faulty_http(self) -> str | None:
+        """Warn of an open HTTP port where single requests can end Triton; None for a newer one, or a closed port."""
+        if self._ports["--http-port"] is None:
+            return None
+        version = "of unknown version"
+        with (
+            contextlib.suppress(triton.InferenceServerException),
+            triton.InferenceServerClient(self.grpc_url) as client,
+        ):
+            version = client.get_server_metadata(client_timeout=5).version
+        if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) >= _FIXED_CHUNKED:
+            return None
+        return (
+            f"Triton {version} dies of single HTTP requests (CVE-2025-23310, CVE-2025-23311, mended in release 25.07): "
+            f"let nobody but yourself reach {self.http_url}"
+        )
 
     def kill(self) -> None:
         """Ask for the immediate end of the server without waiting for it; `stop` still cleans up."""
@@ -285,13 +372,15 @@ class TritonServer:
         if supervisor.stdin:
             supervisor.stdin.close()
 
-    def _launch(self, files: preflight.ServerFiles) -> None:
-        """Start the supervisor, which starts tritonserver, on ports that are known from here on."""
+    def _choose_ports(self) -> None:
         given = [port for port in self._wanted_ports.values() if port]
-        address = preflight.resolve(self.host)
-        free = iter(preflight.free_ports(address, len(self._wanted_ports) - len(given), given))
-        self._ports = {flag: port or next(free) for flag, port in self._wanted_ports.items()}
+        wanted = list(self._wanted_ports.values())
+        free = iter(preflight.free_ports(preflight.resolve(self.host), wanted.count(0), given))
+        self._ports = {flag: next(free) if port == 0 else port for flag, port in self._wanted_ports.items()}
 
+    def _launch(self, files: preflight.ServerFiles) -> None:
+        """Start the supervisor, which starts tritonserver."""
+        address = preflight.resolve(self.host)
         owner = supervise.new_owner()
         self._started = time.time()
         self._prefix = f"{owner}-"
@@ -333,8 +422,7 @@ class TritonServer:
                 logger.debug("not ready yet: %s", error)
 
     def _pause(self, deadline: float, seconds: float) -> None:
-        if self._interrupted.wait(seconds):
-            raise InterruptedStartError("the start was interrupted")
+        self.rest(seconds)
         self._check_alive()
         if time.monotonic() > deadline:
             last = "".join(f"\n  {line}" for line in self._last_words())

@@ -4,10 +4,10 @@
 
     ipt-serve ──pipe──▶ supervise.py ──▶ tritonserver ──▶ triton_python_backend_stub …
 
-The pipe carries `stop` (SIGTERM) or `kill` (SIGKILL); its end means that the launcher is gone and is a `kill` as well.
-Told to stop, tritonserver answers what is in flight and then ends its models' processes: each takes a second, and those
-of one model go one after the other. Nothing is lost any more by then, so that the first to go takes the others along.
-The builder of engines (`export.serving.missing_engines`) runs in tritonserver's place before it.
+The pipe carries `kill` (SIGKILL) or `stop` (SIGTERM); its end means that the launcher is gone and is a `kill` as well.
+tritonserver with our router is killed: asked to stop, it would refuse the patches of photographs that it has begun, and
+answer INTERNAL and NOT_FOUND for a second or more. The launcher waits before until nothing is under way, so that
+nothing is lost. Other servers, and the builder of engines (`export.serving.missing_engines`), are asked to stop.
 However the server ends, its orphans come to this process (it is a subreaper), are killed and reaped, and then its
 shared-memory regions and its private directory are removed. Standard library only, because it runs isolated
 (`python -I -S`) in some 30 ms.
@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
 import secrets
 import select
 import shutil
@@ -36,15 +37,22 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _COMMAND_FD = 0
 _KILL_PATIENCE_S = 10.0
+_MOST_DESCRIPTORS = 2**20
+_STUB_NAME = "triton_python_backend_stub"[:15]  # as the kernel keeps names
 _LEFTOVER = re.compile(r"(?P<owner>ipt-serve-(?P<namespace>\d+)-(?P<pid>\d+)-\d+-[0-9a-f]{8})(?:-|$)")
 
 
 def _stat(process: int) -> tuple[str, list[str]]:
     """The command's name and the fields after it (proc(5)) of a process; raises OSError for none and for a zombie."""
+    name, fields = _stat_of_any(process)
+    if fields[0] in "ZX":
+        raise ProcessLookupError(process)
+    return name, fields
+
+
+def _stat_of_any(process: int) -> tuple[str, list[str]]:
     # The name, in parentheses, may hold spaces; the fields after it do not.
     name, _, fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")
-    if fields.split()[0] in "ZX":
-        raise ProcessLookupError(process)
     return name.partition("(")[2], fields.split()
 
 
@@ -61,6 +69,51 @@ def session_processes(session: int) -> Iterator[int]:
     for process, _, (_, parent, _, process_session, *_) in _processes():
         if process != session and session in (int(parent), int(process_session)):
             yield process
+
+
+def model_processes(session: int) -> dict[int, tuple[str, str]]:
+    """Find tritonserver and the processes of its Python models; return what each is and when it started, by its id.
+
+    One that is dead already is among them: Triton does not clear it away.
+    """
+    found = {}
+    for process in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
+        with contextlib.suppress(OSError):
+            name, fields = _stat_of_any(process)
+            if session != int(fields[3]):
+                continue
+            if name == _STUB_NAME:
+                words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
+                model = next((Path(word).parents[1].name for word in words[1:] if word.endswith(".py")), "")
+                found[process] = (f"the model {model}".strip(), fields[19])
+            elif name == "tritonserver":
+                found[process] = (name, fields[19])
+    return found
+
+
+def state_of(process: int) -> tuple[str, str]:
+    """A process's state, one letter as in proc(5), and when it started; raises OSError for none and for a zombie."""
+    _, fields = _stat(process)
+    return fields[0], fields[19]
+
+
+def cpu_ticks(process: int) -> int:
+    """Clock ticks that a process has used the CPU for; 0 for none."""
+    with contextlib.suppress(OSError):
+        _, fields = _stat(process)
+        return int(fields[11]) + int(fields[12])
+    return 0
+
+
+def has_unsent(port: int) -> bool:
+    """Whether something that was written to a connection of a local port has not reached its client yet."""
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        with contextlib.suppress(OSError):
+            for line in table.read_text().splitlines()[1:]:
+                _, local, _, state, queues, *_ = line.split()
+                if local.endswith(f":{port:04X}") and state == "01" and not queues.startswith("00000000"):
+                    return True
+    return False
 
 
 def end_session(session: int) -> bool:
@@ -90,6 +143,13 @@ def remove_regions(prefix: str) -> list[str]:
             region.unlink()
             removed.append(region.name)
     return removed
+
+
+def close_regions(prefix: str) -> None:
+    """Let none but their owner read the regions whose names start with `prefix`: Triton makes them 0644."""
+    for region in SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            region.chmod(0o600)
 
 
 def clean_up(session: int, prefix: str, directory: Path, since: float) -> None:
@@ -225,6 +285,7 @@ def supervise(prefix: str, directory: Path, command: list[str]) -> int:
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
 
+    _raise_descriptor_limit()
     started = time.time()
     try:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_supervisor)
@@ -233,33 +294,26 @@ def supervise(prefix: str, directory: Path, command: list[str]) -> int:
         shutil.rmtree(directory, ignore_errors=True)
         return 127
 
-    listening = [_COMMAND_FD, wake_read]
-    stopping: set[int] = set()
-    answered = False
     while server.poll() is None:
-        ready, _, _ = select.select(listening, [], [], 0.1 if stopping else 0.5)
-        words = b""
-        if wake_read in ready and set(os.read(wake_read, 64)) & {signal.SIGTERM, signal.SIGINT}:
-            words += b"stop"
-        if _COMMAND_FD in ready:
-            words += os.read(_COMMAND_FD, 64) or b"kill"
-        if os.getppid() != launcher:  # a forked child of the launcher may still hold its end of the pipe
-            words += b"kill"
-        if b"kill" in words:
+        ready, _, _ = select.select([_COMMAND_FD, wake_read], [], [], 0.5)
+        words = os.read(_COMMAND_FD, 64) or b"kill" if _COMMAND_FD in ready else b""
+        signals = set(os.read(wake_read, 64)) if wake_read in ready else set()
+        # A forked child of a launcher that is gone may still hold its end of the pipe.
+        if b"kill" in words or signals & {signal.SIGTERM, signal.SIGINT} or os.getppid() != launcher:
             server.kill()
             server.wait()
-        elif b"stop" in words:
-            stopping = set(session_processes(supervisor))
+        elif words:
             server.terminate()
-        elif stopping.difference(session_processes(supervisor)):
-            answered = True
-            end_session(supervisor)
-            break
 
     clean_up(supervisor, prefix, directory, started)
-    if answered:
-        return 0
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
+
+
+def _raise_descriptor_limit() -> None:
+    """Let the server have as many connections as it may; shells hand on 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_the_default_rule_splits_a_gigapixel_with_hardly_any_pixel_sent_twice() 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    with TritonServer(write_fake_repository(tmp_path_factory.mktemp("client") / "models")) as server:
+    with TritonServer(write_fake_repository(tmp_path_factory.mktemp("client") / "models"), http_port=0) as server:
         yield server
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ipt_triton.service import MAX_INPUT_PIXELS, MAX_OUTPUT_PIXELS, ServiceInfo
+from ipt_triton.service import ServiceInfo
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.tiling import KEEP, STRIDE
 
@@ -14,8 +14,8 @@ SERVICE = ServiceInfo(
     48,
     STRIDE,
     KEEP,
-    MAX_INPUT_PIXELS,
-    MAX_OUTPUT_PIXELS,
+    1_000_000,
+    4_000_000,
     444_444,
     "0" * 64,
     "openvino",
@@ -57,4 +57,4 @@ def write_model(repository: Path, name: str, config: str, model: str | None) -> 
 
 
 def no_ports() -> list[str]:
-    return ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+    return ["--grpc-port=0", "--metrics-port=0", "--health-port=0"]

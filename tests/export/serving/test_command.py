@@ -5,9 +5,9 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -19,6 +19,7 @@ import numpy as np
 import openvino
 import pytest
 import tritonclient.grpc as triton
+from helpers.serve import Command, descendants, inputs_of, named, parent_of, until
 from helpers.toy_repository import ROUTER_CONFIG, ROUTER_MODEL, no_ports, write_model
 
 from ipt_triton.export.serving import preflight, supervise
@@ -56,101 +57,18 @@ def repository(tmp_path: Path) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("shared")
     write_model(folder / "models", "restore", ROUTER_CONFIG, ROUTER_MODEL)
-    with TritonServer(folder / "models", log_path=folder / "log", extra_args=["--log-info=true"]) as running:
+    flags = ["--log-info=true"]
+    with TritonServer(folder / "models", http_port=0, log_path=folder / "log", extra_args=flags) as running:
         yield running
 
 
 def restore(server: TritonServer, image: np.ndarray, task: int) -> np.ndarray:
-    inputs = [triton.InferInput("IMAGE", list(image.shape), "UINT8"), triton.InferInput("TASK_ID", [1], "INT32")]
-    inputs[0].set_data_from_numpy(image)
-    inputs[1].set_data_from_numpy(np.array([task], np.int32))
+    inputs = inputs_of(image, task)
     with triton.InferenceServerClient(server.grpc_url) as client:
         outputs = [triton.InferRequestedOutput("RESTORED")]
         restored = client.infer("restore", inputs, outputs=outputs).as_numpy("RESTORED")
     assert restored is not None
     return restored
-
-
-def parent_of(process: int) -> int | None:
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[1])
-
-
-def descendants(process: int) -> set[int]:
-    parents = {int(e.name): parent_of(int(e.name)) for e in Path("/proc").iterdir() if e.name.isdigit()}
-    found, fresh = set(), {process}
-    while fresh:
-        fresh = {child for child, parent in parents.items() if parent in fresh}
-        found |= fresh
-    return found
-
-
-def named(processes: set[int], name: str) -> list[int]:
-    """Pick the processes that run a program of that name."""
-    found = []
-    for process in processes:
-        try:
-            words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(Path(word.decode()).name == name for word in words[:4]):
-            found.append(process)
-    return found
-
-
-def until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
-
-
-class Command:
-    """`ipt-serve` as a user runs it, with a temporary directory of its own and all its output in one file."""
-
-    def __init__(self, repository: Path, *arguments: str, ports: tuple[int, ...] = (0, 0, 0)) -> None:
-        self.temporary = repository.parent / "tmp"
-        self.temporary.mkdir(exist_ok=True)
-        self.log = repository.parent / "ipt-serve.log"
-        flags = [f"--{n}-port={p}" for n, p in zip(("http", "grpc", "metrics"), ports, strict=True)]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "ipt_triton.export.serving.command",
-                    "--repository",
-                    str(repository),
-                    *flags,
-                    *arguments,
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "TMPDIR": str(self.temporary)},
-            )
-        self.family: set[int] = set()
-
-    def ready(self) -> str:
-        """Wait for the ready line and return it; remember the processes."""
-        until(lambda: "ready: " in self.output or self.process.poll() is not None, 60, "ready")
-        assert self.process.poll() is None, self.output
-        self.family = descendants(self.process.pid)
-        return next(line for line in self.output.splitlines() if line.startswith("ready: "))
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    @property
-    def regions(self) -> list[str]:
-        return [path.name for path in supervise.SHARED_MEMORY.glob(f"ipt-serve-*-{self.process.pid}-*")]
-
-    def left(self) -> list[object]:
-        alive = [process for process in self.family if parent_of(process) is not None]
-        return [*alive, *self.regions, *self.temporary.iterdir()]
 
 
 @pytest.mark.server
@@ -200,12 +118,31 @@ class TestARunningServer:
             assert client.get_model_config("restore").config.parameters["tasks"].string_value
             assert client.get_inference_statistics("restore").model_stats
 
+    def test_the_key_of_the_closed_apis_can_be_read_and_not_be_sent(self, server: TritonServer) -> None:
+        (process,) = named(set(server.pids), "tritonserver")
+        key = re.findall(r"launcher=([0-9a-f]+\s*)\0", Path(f"/proc/{process}/cmdline").read_text())[0]
+        assert key.endswith("\n")
+        for tried in (key, key.strip(), f"{key.strip()}%0a", f"{key.strip()}\\n"):
+            head = (
+                f"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nlauncher: {tried}\r\nContent-Length: 2\r\n\r\n{{}}"
+            )
+            host, _, port = server.http_url.partition(":")
+            with socket.create_connection((host, int(port)), 5) as connection:
+                connection.sendall(head.encode())
+                assert b" 200 " not in connection.recv(100)
+            headers = {"triton-grpc-protocol-launcher": tried}
+            with (
+                triton.InferenceServerClient(server.grpc_url) as client,
+                pytest.raises(Exception, match=r"restricted|etadata"),
+            ):
+                client.get_model_repository_index(headers=headers)
+
     def test_two_servers_stand_side_by_side_and_one_ends_without_harm_to_the_other(
         self, server: TritonServer, repository: Path
     ) -> None:
         with TritonServer(repository) as second:
             processes, prefix = second.pids, second.region_prefix
-            assert len({server.http_url, server.grpc_url, second.http_url, second.grpc_url}) == 4
+            assert len({server.http_url, server.grpc_url, second.metrics_url, second.grpc_url}) == 4
             assert list(supervise.SHARED_MEMORY.glob(f"{prefix}*"))
             second.stop(grace=0)
             assert not second.running
@@ -233,57 +170,70 @@ def test_a_signal_stops_the_command_with_exit_0_and_nothing_is_left(repository: 
 
 
 @pytest.mark.server
-def test_without_http_no_address_for_it_is_told_and_the_rest_works(repository: Path) -> None:
-    command = Command(repository, "--", "--allow-http=false")
+def test_http_is_closed_unless_asked_for_and_the_rest_works(repository: Path) -> None:
+    command = Command(repository)
     line = command.ready()
     assert line.startswith("ready: grpc 127.0.0.1:") and line.endswith("2 tasks: sr_x2, derain")
-    with urllib.request.urlopen(re.findall(r"metrics (\S+),", line)[0]) as page:
-        assert page.status == 200
+    metrics, readiness = re.findall(r"(?:metrics|health) (\S+),", line)
+    for url in (metrics, readiness, readiness.replace("readyz", "metrics"), readiness.replace("readyz", "livez")):
+        with urllib.request.urlopen(url) as page:
+            assert page.status == 200
+    (server,) = named(command.family, "tritonserver")[-1:]
+    words = Path(f"/proc/{server}/cmdline").read_text()
+    assert "--allow-http=false" in words and "--http-port" not in words
+    limits = Path(f"/proc/{server}/limits").read_text()
+    soft, hard = re.findall(r"Max open files +(\d+) +(\d+)", limits)[0]
+    assert int(soft) == min(int(hard), 2**20)
+    assert command.regions
+    assert all((supervise.SHARED_MEMORY / region).stat().st_mode & 0o077 == 0 for region in command.regions)
     command.process.terminate()
     assert command.process.wait(20) == 0, command.output
     assert command.left() == []
+
+
+@pytest.mark.server
+def test_an_open_http_port_of_an_old_triton_is_warned_of(server: TritonServer) -> None:
+    warning = server.faulty_http()
+    assert warning is not None and "2.51" in warning and server.http_url in warning
 
 
 @pytest.mark.parametrize(("word", "off"), [("=false", True), ("=OFF", True), ("=0", True), ("=true", False)])
 def test_an_address_is_told_unless_a_flag_turns_it_off(repository: Path, word: str, off: bool) -> None:
     server = TritonServer(repository, extra_args=["--log-info=true", f"--allow-metrics{word}"])
     assert ("metrics" not in server.addresses) == off
-    assert server.addresses.startswith("http://127.0.0.1:")
+    assert server.addresses.startswith("grpc 127.0.0.1:")
 
 
 @pytest.mark.server
-def test_a_stop_answers_what_is_in_flight_and_then_waits_for_no_model_to_end(repository: Path) -> None:
+def test_a_stop_of_another_router_than_ours_answers_what_is_in_flight(repository: Path) -> None:
     slow = ROUTER_MODEL.replace(
         "        scale =", "        if image[0, 0, 0]: import time; time.sleep(2)\n        scale ="
     )
-    slow_end = """    def finalize(self):
-        import os, time
-        try:
-            os.mkdir(__file__ + ".ended")
-        except FileExistsError:  # the other instance has ended
-            time.sleep(60)
-"""
-    (repository / "restore" / "1" / "model.py").write_text(slow + slow_end)
-    log = repository.parent / "log"
-    with TritonServer(repository, log_path=log) as server, ThreadPoolExecutor() as pool:
+    (repository / "restore" / "1" / "model.py").write_text(slow)
+    with TritonServer(repository) as server, ThreadPoolExecutor() as pool:
         answers = [pool.submit(restore, server, np.full((3, 3, 3), 9, np.uint8), task) for task in (0, 3)]
         assert server.wait(1) is False
         server.stop(grace=60)
         assert [answer.result().shape for answer in answers] == [(6, 6, 3), (3, 3, 3)]
-        assert (repository / "restore" / "1" / "model.py.ended").is_dir()
-    assert "Exit timeout expired" not in log.read_text()
 
 
 @pytest.mark.server
 def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:
-    slow_end = "    def finalize(self):\n        import time; time.sleep(60)\n"
-    (repository / "restore" / "1" / "model.py").write_text(ROUTER_MODEL + slow_end)
+    slow = ROUTER_MODEL.replace(
+        "        scale =", "        if image[0, 0, 0]: import time; time.sleep(60)\n        scale ="
+    )
+    (repository / "restore" / "1" / "model.py").write_text(slow)
     command = Command(repository)
-    command.ready()
-    command.process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    command.process.send_signal(signal.SIGINT)
-    assert command.process.wait(3) == 0, command.output
+    url = re.findall(r"grpc (\S+),", command.ready())[0]
+    with triton.InferenceServerClient(url) as client:
+        image = np.full((3, 3, 3), 9, np.uint8)
+        client.async_infer("restore", inputs_of(image, 3), lambda result, error: None)
+        time.sleep(0.3)
+        command.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert command.process.poll() is None
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(3) == 0, command.output
     assert command.left() == []
 
 
@@ -304,17 +254,6 @@ def test_an_interrupt_before_the_start_is_not_lost(repository: Path) -> None:
     with pytest.raises(InterruptedStartError):
         server.start()
     assert server.pids == []
-
-
-@pytest.mark.server
-def test_a_killed_tritonserver_is_reported_and_nothing_of_it_is_left(repository: Path) -> None:
-    command = Command(repository)
-    command.ready()
-    (triton_process,) = [p for p in named(command.family, "tritonserver") if parent_of(p) != command.process.pid]
-    os.kill(triton_process, signal.SIGKILL)
-    assert command.process.wait(10) == 1
-    assert "tritonserver ended by itself with signal 9 (SIGKILL)" in command.output
-    assert command.left() == []
 
 
 @pytest.mark.server
@@ -342,12 +281,12 @@ def test_a_killed_stub_leaves_nothing_behind_when_the_server_stops(repository: P
 
 @pytest.mark.server
 def test_a_killed_launcher_takes_its_server_along_and_its_ports_serve_again_at_once(repository: Path) -> None:
-    http_port, grpc_port, metrics_port = preflight.free_ports("127.0.0.1", 3)
-    first = Command(repository, ports=(http_port, grpc_port, metrics_port))
+    grpc_port, metrics_port, health_port = preflight.free_ports("127.0.0.1", 3)
+    first = Command(repository, ports=(grpc_port, metrics_port, health_port))
     first.ready()
     first.process.kill()
     first.process.wait()
-    second = Command(repository, ports=(http_port, grpc_port, metrics_port))
+    second = Command(repository, ports=(grpc_port, metrics_port, health_port))
     assert f"grpc 127.0.0.1:{grpc_port}" in second.ready()
     assert [process for process in first.family if parent_of(process) is not None] == []
     assert first.regions == []
@@ -357,7 +296,7 @@ def test_a_killed_launcher_takes_its_server_along_and_its_ports_serve_again_at_o
     second.process.kill()
     second.process.wait()
     os.kill(supervisor, signal.SIGKILL)
-    third = Command(repository, ports=(http_port, grpc_port, metrics_port))
+    third = Command(repository, ports=(grpc_port, metrics_port, health_port))
     third.ready()
     assert "which a killed server had left" in third.output
     assert [process for process in second.family if parent_of(process) is not None] == []
@@ -456,6 +395,15 @@ def test_check_notes_what_this_cpu_lacks_and_passes_if_openvino_takes_it(
     assert not preflight.repository_notes(repository)
 
 
+def test_check_notes_shared_memory_that_cannot_hold_one_photograph(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(supervise.SHARED_MEMORY)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(total=29_000_000))
+    assert main(["--repository", str(repository), "--check", *no_ports()]) == 0
+    assert "/dev/shm has 29 MB, and one photograph at this repository's limits takes 30 MB" in capsys.readouterr().err
+
+
 def test_check_refuses_bf16_where_openvino_does(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -491,6 +439,16 @@ def drop_the_version_folder(repository: Path) -> None:
     (repository / "restore" / "1").rmdir()
 
 
+def drop_a_bodys_graph(repository: Path) -> None:
+    generated = 'parameters { key: "generated_by" value { string_value: "ipt-export" } }'
+    write_model(repository, "body", PART_CONFIG % "body" + generated, "")
+
+
+def drop_the_routers_tiling(repository: Path) -> None:
+    generated = 'parameters { key: "generated_by" value { string_value: "ipt-export" } }'
+    (repository / "restore" / "config.pbtxt").write_text(ROUTER_CONFIG + generated)
+
+
 def add_a_stray_folder(repository: Path) -> None:
     (repository / "notes").mkdir()
 
@@ -523,6 +481,8 @@ def add_an_onnx_model(repository: Path) -> None:
         (empty_it, "holds no model: run ipt-export CHECKPOINT first"),
         (drop_the_routers_config, "restore/config.pbtxt is missing: run ipt-export CHECKPOINT first"),
         (drop_the_routers_code, "restore/1/model.py is missing"),
+        (drop_a_bodys_graph, "body/1/model.onnx is missing: run ipt-export CHECKPOINT again"),
+        (drop_the_routers_tiling, "restore/1/tiling.py is missing: run ipt-export CHECKPOINT again"),
         (drop_the_version_folder, "has no version folder"),
         (add_a_stray_folder, "notes is not a model, it has no config.pbtxt"),
         (tear_the_config, "cannot be read"),
@@ -554,7 +514,9 @@ def test_a_port_in_use_is_named_with_its_flag(repository: Path, capsys: pytest.C
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert main(["--repository", str(repository), "--http-port=0", "--metrics-port=0", f"--grpc-port={port}"]) == 2
+        assert (
+            main(["--repository", str(repository), "--health-port=0", "--metrics-port=0", f"--grpc-port={port}"]) == 2
+        )
     assert f"port {port} on 127.0.0.1 is in use: stop what listens there or give another --grpc-port" in (
         capsys.readouterr().err
     )
@@ -566,7 +528,7 @@ def test_one_port_for_two_and_a_foreign_host_are_refused() -> None:
     assert "has no IPv4 address" in preflight.check_address("no-such-host.invalid", {"--http-port": 9001})[0]
 
 
-@pytest.mark.parametrize("arguments", [["--http-port", "70000"], ["--nonsense"], ["stray"]])
+@pytest.mark.parametrize("arguments", [["--grpc-port", "70000"], ["--nonsense"], ["stray"]])
 def test_wrong_arguments_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

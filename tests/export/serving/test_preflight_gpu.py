@@ -210,7 +210,7 @@ def test_the_command_checks_a_gpu_repository_before_it_starts_triton(
     parts: TypedParts, tmp_path: Path, capsys: pytest.CaptureFixture[str], runtime: str
 ) -> None:
     models = write_models(parts, tmp_path, runtime)
-    flags = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+    flags = ["--grpc-port=0", "--metrics-port=0", "--health-port=0"]
     if has_gpu():
         pytest.skip("there is a GPU here")
     for arguments in (["--check"], []):

@@ -296,7 +296,7 @@ def test_a_server_that_is_told_to_stop_answers_the_photographs_under_way_first(
         assert under_way(server) == 0  # the warm-up has been answered
         with RestorationClient(server.grpc_url) as connection:
             answers = [pool.submit(connection.restore, photo, "derain") for _ in range(6)]
-            while not under_way(server):
+            while under_way(server) < len(answers):
                 assert not any(answer.done() for answer in answers)
             server.stop(grace=60)
             assert all(np.array_equal(answer.result(), expected) for answer in answers)

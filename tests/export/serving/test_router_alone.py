@@ -113,7 +113,7 @@ def test_a_picture_is_right_or_refused_whatever_the_network_mixes_up(
     if error is None:
         assert np.array_equal(response["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
     else:
-        assert error.code == TritonError.UNAVAILABLE or "not healthy" in error.message()
+        assert error.code == TritonError.UNAVAILABLE
 
 
 @pytest.mark.parametrize("word", WORDS[1:])
@@ -132,8 +132,7 @@ def test_a_chunk_that_goes_wrong_once_is_sent_again(monkeypatch: pytest.MonkeyPa
 def test_what_goes_wrong_twice_is_refused(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     _, model = router(monkeypatch, Network(20 * [word]))
     error = restore(model, picture()).error()
-    assert error is not None
-    assert (error.code == TritonError.UNAVAILABLE) == (word != "error")
+    assert error is not None and error.code == TritonError.UNAVAILABLE
 
 
 def test_parts_that_run_outside_of_pythons_backend_need_no_seals(monkeypatch: pytest.MonkeyPatch) -> None:

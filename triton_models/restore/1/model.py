@@ -6,8 +6,9 @@ patches that were sent, as its seal tells (`seal.py`, copied too), is refused. T
 its configuration. Python backend with asynchronous BLS; Python 3.9 syntax; imports only numpy and what is copied.
 
 Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
-A server that is told to stop refuses further patches, even those of a photograph that it has begun; so `ipt-serve`
-waits for this count to fall to 0 before it tells the server.
+`ipt-serve` names its private folder in IPT_SERVER_FOLDER. Told to stop, it makes the file `stopping` there: from then
+on the router refuses what is new, and the server is ended when the count has fallen to 0. In the same folder the
+routers keep their board (`board.py`).
 """
 
 import asyncio
@@ -49,13 +50,18 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"the router's config.pbtxt lacks {error}, so it is of another version: run ipt-export CHECKPOINT"
             ) from None
-        self._board = _board(args["model_instance_name"])
+        folder = os.environ.get("IPT_SERVER_FOLDER")  # private to `ipt-serve`; none without it
+        self._stop_file = Path(folder, "stopping") if folder else None
+        slot = int(args["model_instance_name"].rpartition("_")[2])
+        self._board = Board(Path(folder, "board"), slot) if folder else None
         self._family, self._under_way = _gauge(args["model_instance_name"])
 
     async def execute(self, requests):
         return await asyncio.gather(*[self._answer(request) for request in requests])
 
     async def _answer(self, request):
+        if self._stop_file is not None and self._stop_file.exists():
+            return _error("the server is stopping; ask another one, or again", pb_utils.TritonError.UNAVAILABLE)
         self._count(1)
         try:
             output, restored = await self._restore(request)
@@ -64,6 +70,8 @@ class TritonPythonModel:
         except FloatingPointError as error:
             return _error(str(error), pb_utils.TritonError.INTERNAL)
         except PartFailure as error:
+            if "not healthy" in error.args[0].message():  # its process is gone; ipt-serve starts the server again
+                return _error(error.args[0].message(), pb_utils.TritonError.UNAVAILABLE)
             return pb_utils.InferenceResponse(error=error.args[0])
         except Cancelled:
             return _error("the caller has left; the rest of the image was not computed", pb_utils.TritonError.CANCELLED)
@@ -239,12 +247,6 @@ class UnfitAnswer(Exception):
 
 def _output(response, name):
     return pb_utils.get_output_tensor_by_name(response, name).as_numpy()
-
-
-def _board(instance):
-    """The board of this server's routers; None where no `ipt-serve` has named its private folder."""
-    folder = os.environ.get("IPT_SERVER_FOLDER")
-    return Board(Path(folder, "board"), int(instance.rpartition("_")[2])) if folder else None
 
 
 def _gauge(instance):

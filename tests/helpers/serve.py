@@ -1,0 +1,114 @@
+"""`ipt-serve` as a user runs it, and the processes below it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from ipt_triton.export.serving import supervise
+
+
+def inputs_of(image: np.ndarray, task: int) -> list[triton.InferInput]:
+    inputs = [triton.InferInput("IMAGE", list(image.shape), "UINT8"), triton.InferInput("TASK_ID", [1], "INT32")]
+    inputs[0].set_data_from_numpy(image)
+    inputs[1].set_data_from_numpy(np.array([task], np.int32))
+    return inputs
+
+
+def parent_of(process: int) -> int | None:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[1])
+
+
+def descendants(process: int) -> set[int]:
+    parents = {int(e.name): parent_of(int(e.name)) for e in Path("/proc").iterdir() if e.name.isdigit()}
+    found, fresh = set(), {process}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh}
+        found |= fresh
+    return found
+
+
+def named(processes: set[int], name: str) -> list[int]:
+    """Pick the processes that run a program of that name."""
+    found = []
+    for process in processes:
+        try:
+            words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(Path(word.decode()).name == name for word in words[:4]):
+            found.append(process)
+    return found
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+class Command:
+    """`ipt-serve` as a user runs it, with a temporary directory of its own and all its output in one file."""
+
+    def __init__(self, repository: Path, *arguments: str, ports: tuple[int, ...] = (0, 0, 0)) -> None:
+        self.temporary = repository.parent / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        self.log = repository.parent / "ipt-serve.log"
+        flags = [f"--{n}-port={p}" for n, p in zip(("grpc", "metrics", "health"), ports, strict=True)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "ipt_triton.export.serving.command",
+                    "--repository",
+                    str(repository),
+                    *flags,
+                    *arguments,
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "TMPDIR": str(self.temporary)},
+            )
+        self.family: set[int] = set()
+
+    def ready(self) -> str:
+        """Wait for the ready line and return it; remember the processes."""
+        until(lambda: "ready: " in self.output or self.process.poll() is not None, 60, "ready")
+        assert self.process.poll() is None, self.output
+        self.family = descendants(self.process.pid)
+        return next(line for line in self.output.splitlines() if line.startswith("ready: "))
+
+    def refresh(self) -> set[int]:
+        """Remember the processes that there are now, and return them."""
+        self.family = descendants(self.process.pid)
+        return self.family
+
+    def address(self, of: str) -> str:
+        """An address of the ready line: `grpc`, `metrics` or `health`."""
+        return re.findall(rf"{of} (\S+),", self.output)[-1]
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def regions(self) -> list[str]:
+        return [path.name for path in supervise.SHARED_MEMORY.glob(f"ipt-serve-*-{self.process.pid}-*")]
+
+    def left(self) -> list[object]:
+        alive = [process for process in self.family if parent_of(process) is not None]
+        return [*alive, *self.regions, *self.temporary.iterdir()]
