@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, get_type_hints
 
 from .errors import IptError
-from .reading import shown
+from .reading import convert, shown
 
 KINDS = ("sr", "derain", "denoise", "dejpeg", "deblur", "paired")
 SCALES = (1, 2, 3, 4)
@@ -76,11 +76,17 @@ class Task:
 
     @classmethod
     def of_server(cls, entry: Mapping[str, Any]) -> Task:
-        """A task as a server describes it, unchecked: a newer one may have kinds, scales and fields unknown here."""
+        """A task as a server describes it: a newer one may have kinds, scales and fields unknown here.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing, or of another type.
+        """
         task = object.__new__(cls)
         values = {"scale": 1, "sigma": 0.0, "quality": 0, **entry}
-        for field in fields(cls):
-            object.__setattr__(task, field.name, values[field.name])
+        for name, kind in get_type_hints(cls).items():
+            object.__setattr__(task, name, convert(kind, values[name], name))
+        if task.scale < 1 or not (task.name + task.kind).isprintable():
+            raise ValueError(f"scale {task.scale} of {shown(task.name)}")
         return task
 
 

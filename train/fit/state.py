@@ -45,9 +45,13 @@ def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
         raise StateError(
             f"{path} is damaged ({type(error).__name__}); delete it and start anew, or restore a copy"
         ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or (FIELDS - state.keys()):
+    if not isinstance(state, dict) or state.get("format") != FORMAT or (FIELDS - state.keys()) or not _has_dicts(state):
         raise StateError(f"{path} is not of this version of the trainer; finish the run with the version that began it")
     return state
+
+
+def _has_dicts(state: dict[str, Any]) -> bool:
+    return all(isinstance(state[name], dict) for name in ("config", "model", "average", "provenance", "quality"))
 
 
 def write_checkpoint(state: dict[str, Any], folder: Path) -> None:
