@@ -186,7 +186,7 @@ def _write(path: Path, config: pb.ModelConfig) -> None:
 def _is_generated(folder: Path) -> bool:
     try:
         config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
-    except (OSError, text_format.ParseError):
+    except (OSError, UnicodeDecodeError, RecursionError, text_format.ParseError):
         return False
     return config.parameters["generated_by"].string_value == GENERATOR
 

@@ -37,6 +37,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: control characters and bytes that are no characters become escapes such as `\\x1b`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def parse_json(text: str) -> Any:
     """JSON as Python's values.
 

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ipt_triton.files import atomic_directory
-from ipt_triton.reading import read_json, sha256_of, shown
+from ipt_triton.reading import printable, read_json, sha256_of, shown
 from ipt_triton.tasks import TaskError
 from ipt_triton.train.errors import CheckpointError, ConfigError
 from ipt_triton.train.model.ipt import IPT, IPTConfig
@@ -217,7 +217,7 @@ def misfits(wanted: Mapping[str, list[int]], given: Mapping[str, list[int]]) -> 
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return printable(", ".join(names[:NAMED])) + more
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

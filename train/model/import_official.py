@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ipt_triton.cli import make_parser, run_command
-from ipt_triton.reading import sha256_of
+from ipt_triton.reading import printable, sha256_of
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, find_task
 from ipt_triton.train.errors import LayoutError, TaskChoiceError, UnreadableFileError
 from ipt_triton.train.model.checkpoint import NAMED, load_strictly, misfits, save_checkpoint, shapes_of
@@ -119,7 +119,7 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
             break
     others = [str(name) for name, value in state_dict.items() if not isinstance(name, str) or not _is_plain(value)]
     if others or not state_dict:
-        what = f"no tensor: {', '.join(others[:NAMED])}" if others else "it is empty"
+        what = f"no tensor: {printable(', '.join(others[:NAMED]))}" if others else "it is empty"
         raise LayoutError(f"not a state dict: {what}")
     tensors = dict(state_dict)
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
@@ -128,10 +128,11 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is a tensor that can be weights; the file may also hold sparse, quantised and complex ones."""
-    return (
-        isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_complex())
-    )
+    """Whether a value is a tensor that can be weights: a file may also hold sparse, quantised and complex ones, and
+    some that claim more numbers than it has."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_complex():
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _take(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
