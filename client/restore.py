@@ -28,7 +28,7 @@ if not __package__:  # run as a file: the packages beside this folder are meant,
 
 from tqdm import tqdm
 
-from ipt_triton.cli import CLOSED_PIPE, drop_output, escape_output, make_parser
+from ipt_triton.cli import CLOSED_PIPE, drop_output, escape_output, make_parser, mute_libraries
 from ipt_triton.client.batch import Existing, Job, plan_jobs
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import ImageError, PlanError, RestorationError, ServerUnavailable
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_arguments(parser, args)
     except OSError as error:
         parser.error(f"{error.filename} cannot be used: {error.strerror}")
+    mute_libraries()
     warnings.filterwarnings("ignore", module="PIL")  # what makes a photo unusable is an error
     logging.basicConfig(handlers=[_Told(logging.WARNING)])
     try:

@@ -92,3 +92,19 @@ def drop_output() -> None:
     """Let what standard output still holds go nowhere, for a reader that is gone or a disk that is full."""
     with open(os.devnull, "w") as nowhere, suppress(OSError):  # noqa: PTH123 (a file descriptor)
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def mute_libraries() -> None:
+    """Let what C libraries write past Python go nowhere; they tell of each damaged file in words of their own.
+
+    Python's standard error gets a descriptor of its own.
+    """
+    try:
+        if sys.stderr.fileno() != 2:
+            return
+    except OSError:  # no file
+        return
+    ours = os.dup(2)
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 (a file descriptor)
+        os.dup2(nowhere.fileno(), 2)
+    sys.stderr = open(ours, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)  # noqa: PTH123, SIM115

@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from ipt_triton.client import restore
 from ipt_triton.client.photo import Photo, read_photo, write_photo
@@ -135,18 +136,18 @@ def test_a_folder_that_cannot_be_read_is_named_and_counted(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["{long}"], ["{photos}", "--suffix", "{long}"], ["{photos}", "--output", "{long}"]]
+    ("words", "expected"),
+    [("{long} --output {out}", 2), ("{photos} --output {out} --suffix {long}", 1), ("{photos} --output {long}", 2)],
 )
 def test_names_that_are_too_long_are_refused_with_a_sentence(
-    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, words: str, expected: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [word.format(long="x" * 300, photos=photos) for word in arguments]
-    output = [] if "--output" in words else ["--output", tmp_path / "out"]
+    arguments = words.format(long="x" * 300, photos=photos, out=tmp_path / "out").split()
     try:
-        status = run(*words, *DERAIN, *output)
+        status = run(*arguments, *DERAIN)
     except SystemExit as end:
         status = int(str(end.code))
-    assert status == 2 and "cannot be used: File name too long" in capsys.readouterr().err
+    assert status == expected and ": File name too long" in capsys.readouterr().err
 
 
 def test_a_report_that_has_no_place_is_refused_before_the_work(
@@ -193,10 +194,8 @@ def command(tmp_path: Path) -> Iterator[list[str]]:
     yield [sys.executable, str(script)]
 
 
-def shell(line: str, *words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", "-c", line, "bash", *map(str, words)], capture_output=True, text=True, timeout=60, check=False
-    )
+def shell(line: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", line, "bash", *words], capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +215,20 @@ def test_an_output_that_nobody_takes_ends_the_command_quietly(
     done = shell(line, *command, str(photos), *DERAIN, "--output", str(tmp_path / "out"))
     assert (done.returncode, done.stderr) == (status, told)
     assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_what_libraries_write_about_damaged_files_is_not_shown(
+    photos: Path, tmp_path: Path, command: list[str]
+) -> None:
+    Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(photos / "whole.tiff", compression="tiff_lzw")
+    data = (photos / "whole.tiff").read_bytes()
+    for number in range(8, 200, 3):
+        (photos / f"{number}.tiff").write_bytes(data[:number] + b"\xff\x01" + data[number + 2 :])
+    with pytest.raises(restore.ImageError):
+        read_photo(photos / "8.tiff")
+    done = shell('"$@"', *command, str(photos), *DERAIN, "--output", str(tmp_path / "out"), "--suffix", "_x")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) > 10 and all(line.startswith("ipt-restore: ") for line in lines)
 
 
 @pytest.mark.parametrize(
