@@ -32,6 +32,7 @@ from ipt_triton.client.errors import (
     UnsupportedImage,
 )
 from ipt_triton.files import atomic_file
+from ipt_triton.reading import excerpt
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ def read_photo(path: Path | str) -> Photo:
             "make it smaller or cut it into parts"
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        raise DamagedImage(f"{path} is truncated or damaged ({error}); get a complete copy of it") from error
+        raise DamagedImage(f"{path} is truncated or damaged ({excerpt(error)}); get a complete copy of it") from error
 
 
 def check_format(photo: Photo, path: Path | str) -> Format:

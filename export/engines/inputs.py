@@ -17,6 +17,7 @@ from ipt_triton.export.engines.library import Library
 from ipt_triton.export.engines.metadata import EngineError, version_numbers
 from ipt_triton.export.engines.tensorrt8 import flags_8
 from ipt_triton.manifest import LARGEST_BATCH, PRECISIONS, Part, Port
+from ipt_triton.reading import excerpt
 
 ENGINE_PRECISIONS = PRECISIONS["tensorrt"]
 BF16_SINCE = "8.0"
@@ -116,7 +117,7 @@ def reference_tensors(path: Path, part: Part, task: str) -> tuple[dict[str, np.n
                 for ports in (part.inputs, part.outputs)
             )
     except Exception as error:  # zipfile and numpy meet damaged files with errors of many kinds
-        raise EngineError(f"{path} lacks tensors of {part.name} ({error}): run ipt-export again") from error
+        raise EngineError(f"{path} lacks tensors of {part.name} ({excerpt(error)}): run ipt-export again") from error
     return inputs, outputs
 
 

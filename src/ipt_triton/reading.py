@@ -42,6 +42,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def excerpt(error: Exception) -> str:
+    """The beginning of another library's message, which may hold whatever the file holds."""
+    text = printable(str(error) or type(error).__name__)
+    return text if len(text) <= 5 * _SHOWN else f"{text[: 5 * _SHOWN]}…"
+
+
 def parse_json(text: str) -> Any:
     """JSON as Python's values.
 

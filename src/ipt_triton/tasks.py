@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
 
 from .errors import IptError
-from .reading import convert, shown
+from .reading import convert, excerpt, shown
 
 KINDS = ("sr", "derain", "denoise", "dejpeg", "deblur", "paired")
 SCALES = (1, 2, 3, 4)
@@ -115,7 +115,7 @@ def task_table(tasks: Iterable[Task | dict[str, Any]]) -> tuple[Task, ...]:
     try:
         table = sorted((t if isinstance(t, Task) else Task(**t) for t in tasks), key=lambda t: t.id)
     except TypeError as error:
-        raise TaskError(f"not a task entry: {error}") from None
+        raise TaskError(f"not a task entry: {excerpt(error)}") from None
     if not 1 <= len(table) <= MAX_TASKS:
         raise TaskError(f"a task table needs at least one task and takes {MAX_TASKS}; this one has {len(table)}")
     for field in ("id", "name"):

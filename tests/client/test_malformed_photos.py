@@ -12,6 +12,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -24,6 +25,7 @@ from PIL import Image, ImageCms
 
 from ipt_triton.client.errors import ImageError, ImageTooLarge
 from ipt_triton.client.photo import check_format, read_photo, write_photo
+from ipt_triton.images import UnreadableImage, read_rgb
 
 VARIANTS = int(os.environ.get("HOSTILE_VARIANTS", "25"))
 MOST_MEMORY = 2**30
@@ -168,6 +170,8 @@ def test_a_malformed_file_is_read_or_refused_with_a_sentence(
         for seed in range(VARIANTS):
             random = Random(f"{name} {seed}")
             path.write_bytes(variant(name, random))
+            with suppress(UnreadableImage):
+                read_rgb(path)
             try:
                 photo = read_photo(path)
                 if photo.pixels.size < 2**20:

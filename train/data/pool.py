@@ -22,6 +22,7 @@ import numpy as np
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 from ipt_triton.images import SUFFIXES, UnreadableImage, read_rgb
+from ipt_triton.reading import excerpt
 from ipt_triton.train.errors import DataError
 
 try:
@@ -241,7 +242,7 @@ def read_packed(path: Path) -> Pool:
         pieces = np.split(pixels, np.cumsum(sizes.prod(1))[:-1])
         images = [p.reshape(h, w, 3) for p, (h, w) in zip(pieces, sizes.tolist(), strict=True)]
     except Exception as error:  # zipfile and numpy meet damaged files with errors of many kinds
-        raise DataError(f"{path} is not a packed pool ({error}); write one with ipt-train pack") from None
+        raise DataError(f"{path} is not a packed pool ({excerpt(error)}); write one with ipt-train pack") from None
     return Pool(images, names)
 
 

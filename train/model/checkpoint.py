@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ipt_triton.files import atomic_directory
-from ipt_triton.reading import printable, read_json, sha256_of, shown
+from ipt_triton.reading import excerpt, printable, read_json, sha256_of, shown
 from ipt_triton.tasks import TaskError
 from ipt_triton.train.errors import CheckpointError, ConfigError
 from ipt_triton.train.model.ipt import IPT, IPTConfig
@@ -168,7 +168,7 @@ def _open_shard(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is not a safetensors file: {excerpt(error)}") from None
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor]) -> None:
