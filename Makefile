@@ -3,6 +3,7 @@
 # make check    lint, types and the quick tests, without servers and GPUs: about a minute on two cores
 # make test     lint, types and all tests
 # make docs     the pages of docs/, into build/docs
+# make lock     requirements.lock anew: what a machine that only serves installs, each file with its hash
 # make engines  FP16 parts, engines of them, and build/tensorrt_models for ipt-serve
 #
 # Engines run in the version of the library alone that built them. The first is built on any machine, by TensorRT for RTX,
@@ -36,7 +37,7 @@ pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
 sources := $(shell find train export src -name '*.py') triton_models/restore/1/model.py
 
-.PHONY: demo serve export engines check test lint docs clean
+.PHONY: demo serve export engines check test lint docs lock clean
 
 demo: export
 	$(bin)/ipt-benchmark demo --repository $(REPOSITORY) --output build/demo
@@ -94,6 +95,10 @@ docs: $(VENV)/.installed-docs
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(bin)/python -m pip install $(pip_flags) --editable '.[docs]'
 	touch $@
+
+lock: $(VENV)/.installed
+	$(bin)/python -m pip install $(pip_flags) 'uv>=0.9'
+	$(bin)/uv pip compile --quiet --universal --python-version 3.10 --extra serve --generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.11 ...")'

@@ -28,6 +28,7 @@ from ipt_triton.benchmarks.presentation import Figure, save_plot
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.cpu import cpu_facts, cpu_flags
 from ipt_triton.files import atomic_file
+from ipt_triton.reading import build, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET_CORES = 0.1
@@ -73,8 +74,8 @@ class Record:
     def load(cls, path: Path) -> Record:
         """Raises: ReportError if the file is not a record."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, json.JSONDecodeError) as error:
+            return build(cls, read_json(path))
+        except ValueError as error:
             raise ReportError(f"{path} is not a record of a benchmark: {error}") from None
 
     @property

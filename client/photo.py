@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import stat
 import struct
 import zlib
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from ipt_triton.client.errors import (
     UnsupportedImage,
 )
 from ipt_triton.files import atomic_file
+from ipt_triton.reading import excerpt
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,9 @@ FORMATS: dict[str, Format] = {
 
 _ALIASES = {"jpeg": "jpg", "tif": "tiff", "pgm": "ppm", "pnm": "ppm"}
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "PPM", "GIF")
+MAX_BYTES = 2**31
+"""Of a file that is read; the most pixels that are allowed take less in any format."""
+
 READ_SUFFIXES = frozenset(f".{name}" for name in (*FORMATS, *_ALIASES, "gif"))
 """Suffixes, in lower case, of the files that are taken from a folder."""
 
@@ -172,6 +177,11 @@ def read_photo(path: Path | str) -> Photo:
     """
     path = Path(path)
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{path} is no file; give an image file")
+        if status.st_size > MAX_BYTES:
+            raise ImageTooLarge(f"{path} holds {status.st_size} bytes; {MAX_BYTES} are allowed: make it smaller")
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -187,7 +197,7 @@ def read_photo(path: Path | str) -> Photo:
             "make it smaller or cut it into parts"
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        raise DamagedImage(f"{path} is truncated or damaged ({error}); get a complete copy of it") from error
+        raise DamagedImage(f"{path} is truncated or damaged ({excerpt(error)}); get a complete copy of it") from error
 
 
 def check_format(photo: Photo, path: Path | str) -> Format:

@@ -35,6 +35,7 @@ from ipt_triton.benchmarks.quality.evaluate import Sample, Score, find_images, l
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 from ipt_triton.metrics import to_uint8
+from ipt_triton.reading import convert, read_json
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, find_task
 from ipt_triton.tiling import PATCH, STRIDE
 from ipt_triton.train.data.degradations import degrade_image, seed_of
@@ -230,8 +231,14 @@ def restored_score(model: Network, task: Task, sample: Sample) -> Score:
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
-    """The results in a folder of runs, in the order of their names."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+    """The results in a folder of runs, in the order of their names; raises TrainingError for one that is none."""
+    results = []
+    for path in sorted(folder.glob("*/result.json")):
+        try:
+            results.append(convert(dict[str, Any], read_json(path), "its content"))
+        except ValueError as error:
+            raise TrainingError(f"{path} is not a result ({error}); delete its folder and run again") from None
+    return results
 
 
 def run_all(arguments: argparse.Namespace, settings: Settings) -> bool:

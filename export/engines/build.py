@@ -136,6 +136,9 @@ def _build_one(
         model = path.read_bytes()
     except OSError as error:
         raise EngineError(f"{path} cannot be read ({error.strerror}): run ipt-export again") from error
+    served = tasks_of_parts(manifest.routes)
+    if manifest.routes and part.name not in served:
+        raise EngineError(f"{part.name} serves no task of the manifest: run ipt-export again")
     how = plan_precision(library, options.precision, manifest.graph_precision)
     # TensorRT 8.6 may be told to compute an FP32 graph in FP16.
     layer_precision = how.precision if how.precision != manifest.graph_precision else part.layer_precision
@@ -164,7 +167,7 @@ def _build_one(
         flops=part.flops,
     )
     if session and gpu:
-        _, (task, *_) = tasks_of_parts(manifest.routes)[part.name]
+        _, (task, *_) = served[part.name]
         reference = reference_tensors(folders.parts / SAMPLES, part, task)
         results = check_engine(built.plan, facts, part, layer_precision, reference, session.device)
     else:

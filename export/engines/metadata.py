@@ -8,7 +8,6 @@ to refuse a plan with a sentence.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import numpy as np
 
 from ...errors import IptError  # relative: see runner.py
 from ...manifest import Parity, Port
+from ...reading import build, read_json
 
 
 class EngineError(IptError, RuntimeError):
@@ -105,17 +105,6 @@ class EngineMetadata(CheckResults, BuildFacts):
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EngineMetadata:
-        """Raises KeyError or TypeError when entries are missing or foreign."""
-        entries = dict(values)
-        for key in ("inputs", "outputs"):
-            entries[key] = tuple(map(Port.from_dict, entries[key]))
-        entries["parity"] = tuple(Parity(**x) for x in entries["parity"])
-        low, optimal, high = entries["profile"]
-        entries["profile"] = (low, optimal, high)
-        return cls(**entries)
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -161,10 +150,10 @@ def read_metadata(plan: Path) -> EngineMetadata:
     """
     path = describe_path(plan)
     try:
-        return EngineMetadata.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return build(EngineMetadata, read_json(path))
     except FileNotFoundError:
         reason = "is missing"
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         reason = f"cannot be read ({' '.join(str(error).split())})"
     raise PlanMismatch(f"{path}, the description of a plan, {reason}: {BUILD_AGAIN}")
 

@@ -33,6 +33,7 @@ from ipt_triton.export.parts.parity import OpByOp, check_part, check_task, real_
 from ipt_triton.export.parts.typed import fp16_ports, type_part
 from ipt_triton.files import atomic_directory
 from ipt_triton.manifest import (
+    LARGEST_BATCH,
     OPSET,
     PRECISIONS,
     RESIDUALS,
@@ -46,6 +47,7 @@ from ipt_triton.manifest import (
     tasks_of_parts,
 )
 from ipt_triton.parity import compare
+from ipt_triton.reading import sha256_of
 from ipt_triton.service import MAX_BATCH, gpu_batch
 from ipt_triton.tasks import Task, task_table
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
@@ -53,9 +55,6 @@ from ipt_triton.train.model.ipt import IPT
 from ipt_triton.train.model.onnx import for_onnx
 
 logger = logging.getLogger(__name__)
-
-LARGEST_BATCH = 1024
-"""That the graphs take."""
 
 
 def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[str, tuple[str, nn.Module]]]:
@@ -194,6 +193,7 @@ def export_parts(
                 largest,
                 int8,
                 list_layers(graph) if runtime != "openvino" else (),
+                sha256_of(path),
             )
         for i, route in enumerate(routes if typed else ()):
             in_a_row = [networks[name] for name in (route.head, route.body, route.tail)]

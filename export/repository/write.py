@@ -17,7 +17,6 @@ recognised by its absence.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +42,8 @@ from ipt_triton.export.repository.configs import (
 )
 from ipt_triton.export.repository.plans import Plan, RepositoryError, read_plans
 from ipt_triton.files import atomic_directory, atomic_file
-from ipt_triton.manifest import MANIFEST, PRECISIONS, SAMPLES, Manifest
+from ipt_triton.manifest import MANIFEST, PRECISIONS, SAMPLES, Manifest, Part
+from ipt_triton.reading import sha256_of
 from ipt_triton.service import ROUTER, ensemble_name
 
 ROOM = Path(__file__).parent
@@ -54,7 +54,7 @@ ROUTER_SOURCES = (HOUSE / "tiling.py", HOUSE / "board.py", SEAL_SOURCE)
 ENGINE_PACKAGE = "ipt_engine"
 """Package beside `runner_tensorrt.py`; not `ipt_triton`, because Triton's Python may have that one installed."""
 ENGINE_SOURCES = (
-    *("errors.py", "files.py", "manifest.py", "service.py", "tasks.py"),
+    *("errors.py", "files.py", "manifest.py", "reading.py", "service.py", "tasks.py"),
     *(f"export/engines/{name}.py" for name in ("cuda", "library", "metadata", "runner")),
 )
 """The runner and all that it imports of ours, in the same tree as in `ipt_triton`."""
@@ -74,14 +74,18 @@ def write_repository(
         engines: folders with plans of the parts, for the runtimes that run on a GPU.
 
     Raises:
-        RepositoryError: plans that are not those of the parts, or a folder that a model needs was not generated;
-            nothing is written then.
+        RepositoryError: graphs that are not those of the manifest, plans that are not those of the parts, or a folder
+            that a model needs was not generated; nothing is written then.
     """
     runtime = manifest.runtime
     if runtime not in PRECISIONS:
         raise RepositoryError(f"runtime {runtime!r} is not one of {', '.join(PRECISIONS)}")
     if engines and runtime == "openvino":
         raise RepositoryError("the runtime openvino runs no engines: leave out --engines, or choose --runtime tensorrt")
+    if not manifest.routes:
+        raise RepositoryError(f"{parts_folder} serves no task: run ipt-export CHECKPOINT again")
+    for part in manifest.parts:
+        _check_graph(parts_folder / f"{part.name}.onnx", part)
     plans = read_plans(parts_folder, manifest, engines)
     repository.mkdir(parents=True, exist_ok=True)
     models = {part.name for part in manifest.parts} | {ensemble_name(route.task.name) for route in manifest.routes}
@@ -127,6 +131,17 @@ def write_repository(
     return [ROUTER, *sorted(models)]
 
 
+def _check_graph(path: Path, part: Part) -> None:
+    """Raises RepositoryError for another file than the manifest speaks of, such as one that was cut off."""
+    again = "run ipt-export CHECKPOINT again, or copy the whole folder anew"
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise RepositoryError(f"{path} cannot be read ({error.strerror}): {again}") from error
+    if found != part.onnx_sha256:
+        raise RepositoryError(f"{path} is not the file that the manifest speaks of, by its hash: {again}")
+
+
 def _write_sources(parts_folder: Path, manifest: Manifest, repository: Path) -> None:
     """What engines are built from beside the graphs; Triton passes over files at this place."""
     for name in (SAMPLES, MANIFEST):
@@ -143,7 +158,7 @@ def _add_plans(plans: Sequence[Plan], version: Path, there: Path) -> None:
         there: the version folder of an earlier export, of which plans of the same graph are kept.
     """
     files = {plan_path(version / PLAN_STEM, plan.metadata.compute_capability): plan.path for plan in plans}
-    onnx_sha256 = hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()
+    onnx_sha256 = sha256_of(version / "model.onnx")
     for capability, plan in plans_beside(there / PLAN_STEM).items():
         with contextlib.suppress(PlanMismatch):
             if read_metadata(plan).onnx_sha256 == onnx_sha256:
@@ -176,7 +191,7 @@ def _write(path: Path, config: pb.ModelConfig) -> None:
 def _is_generated(folder: Path) -> bool:
     try:
         config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
-    except (OSError, text_format.ParseError):
+    except (OSError, UnicodeDecodeError, RecursionError, text_format.ParseError):
         return False
     return config.parameters["generated_by"].string_value == GENERATOR
 

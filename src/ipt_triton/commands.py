@@ -9,11 +9,14 @@ import importlib
 import sys
 from collections.abc import Callable
 
+from .cli import interrupts_end_it
+
 
 def _command(name: str, module: str, extra: str, **arguments: object) -> Callable[[], int]:
     def run() -> int:
         try:
-            main: Callable[..., int] = importlib.import_module(f"ipt_triton.{module}").main
+            with interrupts_end_it():
+                main: Callable[..., int] = importlib.import_module(f"ipt_triton.{module}").main
             return main(**arguments)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("ipt_triton"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import IptError
+from .reading import excerpt
 
 SUFFIXES = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Endings, in lower case, of the files that are taken for images."""
@@ -28,10 +29,12 @@ def read_rgb(path: Path) -> np.ndarray:
     Raises:
         UnreadableImage: naming the file and what is wrong with it.
     """
-    from PIL import Image, UnidentifiedImageError  # here, because machines that read no images may lack Pillow
+    from PIL import Image  # here, because machines that read no images may lack Pillow
 
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{path} cannot be read: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
+        raise UnreadableImage(f"{path} cannot be read: {excerpt(error)}") from error

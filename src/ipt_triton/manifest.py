@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from .errors import IptError
+from .reading import build, read_json, shown
 from .service import MAX_BATCH
-from .tasks import Task
+from .tasks import MAX_NAME, Task, task_table
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.npz"
@@ -33,6 +35,17 @@ PRECISIONS = {
 """Precisions by runtime: OpenVINO; Triton's TensorRT backend; TensorRT, and TensorRT for RTX, in its Python backend."""
 
 RESIDUALS = ("float32", "float16")
+LARGEST_BATCH = 1024
+"""That the graphs take."""
+
+MAX_PATCH = 512
+"""Largest side of a patch in pixels; the paper has 48."""
+
+MAX_SAMPLE = 2**24
+"""Most numbers of a tensor of one patch; the paper has 2**18."""
+
+_BYTES = {"float32": 4, "float16": 2}
+_PART_NAME = r"(head|tail)_[a-z][a-z0-9_]*|body(_[0-9a-f]{8})?"
 TENSORS = {
     "head": (("IMAGE",), ("FEATURES", "TASK_EMBEDDING")),
     "body": (("FEATURES", "TASK_EMBEDDING"), ("BODY_FEATURES",)),
@@ -59,11 +72,12 @@ class Port:
     @property
     def nbytes(self) -> int:
         """Bytes of one sample."""
-        return math.prod(self.shape) * {"float32": 4, "float16": 2}[self.dtype]
+        return math.prod(self.shape) * _BYTES[self.dtype]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Port:
-        return cls(values["name"], tuple(values["shape"]), values["dtype"])
+    @property
+    def is_huge(self) -> bool:
+        """Whether a sample is larger than any of a patch within the bounds."""
+        return math.prod(self.shape) > MAX_SAMPLE
 
 
 class Layer(NamedTuple):
@@ -72,6 +86,13 @@ class Layer(NamedTuple):
     name: str
     operator: str
     type: str
+
+    @classmethod
+    def from_json(cls, text: object) -> Layer:
+        words = text.rsplit(" ", 2) if isinstance(text, str) else []
+        if len(words) != len(cls._fields):
+            raise ValueError(f"layer {shown(text)} is not a name, an operator and a type")
+        return cls(*words)
 
 
 @dataclass(frozen=True)
@@ -100,8 +121,8 @@ class ImageParity:
 
     precision: str
     psnr: float
-    full: float | None = None
-    loss: float | None = None
+    full: Optional[float] = None
+    loss: Optional[float] = None
 
     def __str__(self) -> str:
         truth = "" if self.full is None else f", which has {self.full:.2f} dB; loss {self.loss:+.4f} dB"
@@ -139,6 +160,7 @@ class Part:
         largest_activation: largest absolute value in the FP32 graph, over tiles of all its tasks; typed graphs only.
         int8: what INT8 is of a body and costs it; None elsewhere.
         layers: every node of a graph for TensorRT, in the graph's order.
+        onnx_sha256: hash of the file; another file is not published.
     """
 
     name: str
@@ -151,9 +173,10 @@ class Part:
     layer_precision: str
     keep: tuple[str, ...] = ()
     residual: str = "float32"
-    largest_activation: float | None = None
-    int8: Int8 | None = None
+    largest_activation: Optional[float] = None
+    int8: Optional[Int8] = None
     layers: tuple[Layer, ...] = ()
+    onnx_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +188,7 @@ class Route:
     body: str
     tail: str
     checkpoint_sha256: str
-    image: ImageParity | None = None
+    image: Optional[ImageParity] = None
 
 
 def tasks_of_parts(routes: Sequence[Route]) -> dict[str, tuple[str, list[str]]]:
@@ -208,23 +231,6 @@ class Manifest:
     def part(self, name: str) -> Part:
         return next(p for p in self.parts if p.name == name)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """The inverse of `to_dict`, from JSON too; raises KeyError, TypeError or ValueError for anything else."""
-        parts, routes = ([dict(row) for row in values[name]] for name in ("parts", "routes"))
-        for part in parts:
-            for ports in ("inputs", "outputs"):
-                part[ports] = tuple(map(Port.from_dict, part[ports]))
-            part["parity"] = Parity(**part["parity"])
-            part["keep"] = tuple(part["keep"])
-            part["layers"] = tuple(Layer(*text.rsplit(" ", 2)) for text in part["layers"])
-            part["int8"] = None if part["int8"] is None else Int8(**part["int8"])
-        for route in routes:
-            route["task"] = Task(**route["task"])
-            route["image"] = None if route["image"] is None else ImageParity(**route["image"])
-        rows = {"parts": tuple(Part(**part) for part in parts), "routes": tuple(Route(**route) for route in routes)}
-        return cls(**{**values, **rows})
-
     def save(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
@@ -233,13 +239,58 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a parts folder.
 
     Raises:
-        ManifestError: there is no manifest, or not one of this version.
+        ManifestError: there is no manifest, or not one of this version, or one that no export writes.
     """
     try:
-        return Manifest.from_dict(json.loads((folder / MANIFEST).read_text()))
+        return _checked(build(Manifest, read_json(folder / MANIFEST)))
     except OSError as error:
         raise ManifestError(f"{folder} is not a folder of parts ({error}): run ipt-export CHECKPOINT first") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ManifestError(
             f"{folder / MANIFEST} is not of this version ({error}): run ipt-export CHECKPOINT again"
         ) from None
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """The manifest, if an export may have written it: its names become those of files. Raises ValueError."""
+    _check_range("patch_size", manifest.patch_size, 1, MAX_PATCH)
+    _check_range("max_batch", manifest.max_batch, 1, LARGEST_BATCH)
+    if manifest.precision not in PRECISIONS.get(manifest.runtime, ()):
+        raise ValueError(f"runtime {shown(manifest.runtime)} has no precision {shown(manifest.precision)}")
+    if (manifest.opset, manifest.ir_version) != (OPSET, IR_VERSION):
+        raise ValueError(f"its graphs have opset {manifest.opset} and IR version {manifest.ir_version}")
+    for part in manifest.parts:
+        if not re.fullmatch(_PART_NAME, part.name) or len(part.name) > MAX_NAME + len("head_"):
+            raise ValueError(f"part {shown(part.name)} is not head_TASK, body, body_HASH or tail_TASK")
+        for port in (*part.inputs, *part.outputs):
+            if port.dtype not in _BYTES or not 1 <= len(port.shape) <= 3 or min(port.shape) < 1 or port.is_huge:
+                raise ValueError(f"tensor {shown(str(port))} of {part.name} is not allowed")
+    parts = {part.name: part for part in manifest.parts}
+    if len(parts) != len(manifest.parts):
+        raise ValueError("two parts have one name")
+    if manifest.routes:
+        task_table(route.task for route in manifest.routes)
+    for route in manifest.routes:
+        _check_route(route, parts, manifest.patch_size)
+    return manifest
+
+
+def _check_route(route: Route, parts: Mapping[str, Part], side: int) -> None:
+    """Raises ValueError unless the parts are there, are the task's, and hand on what the next one takes."""
+    task, larger = route.task.name, side * route.task.scale
+    shapes: dict[str, tuple[int, ...]] = {"IMAGE": (3, side, side), "RESTORED": (3, larger, larger)}
+    for kind, tensors in TENSORS.items():
+        name = getattr(route, kind)
+        if name not in parts or (name != f"{kind}_{task}" if kind != "body" else not name.startswith(kind)):
+            raise ValueError(f"task {task} has no {kind} {shown(name)}")
+        for names, ports in zip(tensors, (parts[name].inputs, parts[name].outputs)):
+            if names != tuple(port.name for port in ports):
+                raise ValueError(f"{name} has other tensors than {', '.join(names)}")
+            for port in ports:
+                if shapes.setdefault(port.name, port.shape) != port.shape:
+                    raise ValueError(f"{port} of {name} does not fit {list(shapes[port.name])} of task {task}")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value} is not within {low} to {high}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from .errors import IptError
+from .reading import MAX_WHOLE, parse_json, shown
 from .tasks import Task
 
 ROUTER = "restore"
@@ -114,6 +115,8 @@ class ServiceInfo:
             values: dict[str, Any] = {field.name: parameters[field.name] for field in fields(cls)}
             for name in ("patch_size", "stride", "keep", "max_input_pixels", "max_output_pixels", "max_patches"):
                 values[name] = int(values[name])
+                if not 1 <= values[name] < MAX_WHOLE:
+                    raise ValueError(f"{name} {shown(values[name])}")
         return cls(**{**values, "tasks": served_tasks(parameters)})
 
 
@@ -124,7 +127,7 @@ def served_tasks(parameters: Mapping[str, str]) -> tuple[Task, ...]:
         ServiceError: it is missing or unreadable.
     """
     with _described():
-        return tuple(Task.of_server(entry) for entry in json.loads(parameters["tasks"]))
+        return tuple(Task.of_server(entry) for entry in parse_json(parameters["tasks"]))
 
 
 @contextmanager

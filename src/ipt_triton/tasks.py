@@ -6,15 +6,19 @@ its own table, so a file with `denoise_50` alone still calls it task 5, and noth
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, get_type_hints
 
 from .errors import IptError
+from .reading import convert, excerpt, shown
 
 KINDS = ("sr", "derain", "denoise", "dejpeg", "deblur", "paired")
 SCALES = (1, 2, 3, 4)
+MAX_TASKS, MAX_NAME = 64, 64
+"""Most tasks of a table, and most characters of a task's name."""
 
 
 class TaskError(IptError, ValueError):
@@ -45,22 +49,25 @@ class Task:
     quality: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.id, bool) or not isinstance(self.id, int) or self.id < 0:
-            raise TaskError(f"task id {self.id!r} is not a whole number ≥ 0")
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
-            raise TaskError(f"task name {self.name!r} must be lower-case letters, digits and '_', a letter first")
+        if type(self.id) is not int or not 0 <= self.id < 2**31:
+            raise TaskError(f"task id {shown(self.id)} is not a whole number ≥ 0, below 2**31")
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise TaskError(f"task name {shown(self.name)} must be lower-case letters, digits and '_', a letter first")
+        if len(self.name) > MAX_NAME:
+            raise TaskError(f"task name {shown(self.name)} is longer than the {MAX_NAME} characters that are allowed")
         if self.kind not in KINDS:
-            raise TaskError(f"task {self.name}: kind {self.kind!r} is not one of {', '.join(KINDS)}")
-        if self.scale not in SCALES:
-            raise TaskError(f"task {self.name}: scale {self.scale!r} is not one of {SCALES}")
-        if self.sigma < 0:
-            raise TaskError(f"task {self.name}: sigma {self.sigma!r} is negative")
+            raise TaskError(f"task {self.name}: kind {shown(self.kind)} is not one of {', '.join(KINDS)}")
+        if type(self.scale) is not int or self.scale not in SCALES:
+            raise TaskError(f"task {self.name}: scale {shown(self.scale)} is not one of {SCALES}")
+        if type(self.sigma) not in (int, float) or not 0 <= self.sigma < math.inf:
+            raise TaskError(f"task {self.name}: sigma {shown(self.sigma)} is negative or no number")
         if self.kind == "deblur" and self.sigma == 0:
             raise TaskError(f"task {self.name}: a blur needs a sigma above 0, in pixels")
         low, high = (1, 100) if self.kind == "dejpeg" else (0, 0)
-        if not low <= self.quality <= high:
+        if type(self.quality) is not int or not low <= self.quality <= high:
             raise TaskError(
-                f"task {self.name}: quality {self.quality!r} is not allowed; it is 1 to 100 for dejpeg and 0 otherwise"
+                f"task {self.name}: quality {shown(self.quality)} is not allowed; "
+                "it is 1 to 100 for dejpeg and 0 otherwise"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,11 +76,17 @@ class Task:
 
     @classmethod
     def of_server(cls, entry: Mapping[str, Any]) -> Task:
-        """A task as a server describes it, unchecked: a newer one may have kinds, scales and fields unknown here."""
+        """A task as a server describes it: a newer one may have kinds, scales and fields unknown here.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing, or of another type.
+        """
         task = object.__new__(cls)
         values = {"scale": 1, "sigma": 0.0, "quality": 0, **entry}
-        for field in fields(cls):
-            object.__setattr__(task, field.name, values[field.name])
+        for name, kind in get_type_hints(cls).items():
+            object.__setattr__(task, name, convert(kind, values[name], name))
+        if task.scale < 1 or not (task.name + task.kind).isprintable():
+            raise ValueError(f"scale {task.scale} of {shown(task.name)}")
         return task
 
 
@@ -102,9 +115,9 @@ def task_table(tasks: Iterable[Task | dict[str, Any]]) -> tuple[Task, ...]:
     try:
         table = sorted((t if isinstance(t, Task) else Task(**t) for t in tasks), key=lambda t: t.id)
     except TypeError as error:
-        raise TaskError(f"not a task entry: {error}") from None
-    if not table:
-        raise TaskError("a task table needs at least one task")
+        raise TaskError(f"not a task entry: {excerpt(error)}") from None
+    if not 1 <= len(table) <= MAX_TASKS:
+        raise TaskError(f"a task table needs at least one task and takes {MAX_TASKS}; this one has {len(table)}")
     for field in ("id", "name"):
         values = [getattr(t, field) for t in table]
         for value in values:

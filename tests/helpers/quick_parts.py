@@ -16,6 +16,7 @@ from ipt_triton.export.parts.graph import count_weights, layer_precision, list_l
 from ipt_triton.export.parts.split import plan_routes, to_onnx
 from ipt_triton.export.parts.typed import type_part
 from ipt_triton.manifest import TENSORS, Manifest, Parity, Part, Port, tasks_of_parts
+from ipt_triton.reading import sha256_of
 from ipt_triton.train.model.checkpoint import Checkpoint
 
 LOW_PORTS = frozenset({"FEATURES", "TASK_EMBEDDING", "BODY_FEATURES"})
@@ -40,11 +41,17 @@ def quick_parts(checkpoint: Checkpoint, folder: Path, precision: str, only: Sequ
         if precision != "fp32":
             graph = type_part(graph, {port: tensors[port] for port in inputs}, precision, "fp32", LOW_PORTS).graph
         onnx.save(graph, folder / f"{name}.onnx")
-        values = {"sha256": "", "parity": Parity(precision, 0, 0, 0), "flops": 1, "layers": list_layers(graph)}
+        values = {
+            "sha256": "",
+            "onnx_sha256": sha256_of(folder / f"{name}.onnx"),
+            "parity": Parity(precision, 0, 0, 0),
+            "flops": 1,
+            "layers": list_layers(graph),
+        }
         weights, low = count_weights(graph), layer_precision(graph, precision)
         ports = (_ports(graph.graph.input, tensors), _ports(graph.graph.output, tensors))
         parts.append(Part(name, *ports, weight_count=weights, layer_precision=low, **values))  # type: ignore[arg-type]
-    manifest = Manifest(48, "tensorrt-rtx", precision, tuple(parts), tuple(routes), max_batch=64)
+    manifest = Manifest(48, "tensorrt-rtx", precision, tuple(parts), () if only else tuple(routes), max_batch=64)
     manifest.save(folder)
     return manifest
 

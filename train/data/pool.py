@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import sys
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 from ipt_triton.images import SUFFIXES, UnreadableImage, read_rgb
+from ipt_triton.reading import excerpt
 from ipt_triton.train.errors import DataError
 
 try:
@@ -241,8 +241,8 @@ def read_packed(path: Path) -> Pool:
             pixels, sizes, names = file["pixels"], file["sizes"], [str(n) for n in file["names"]]
         pieces = np.split(pixels, np.cumsum(sizes.prod(1))[:-1])
         images = [p.reshape(h, w, 3) for p, (h, w) in zip(pieces, sizes.tolist(), strict=True)]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a packed pool ({error}); write one with ipt-train pack") from None
+    except Exception as error:  # zipfile and numpy meet damaged files with errors of many kinds
+        raise DataError(f"{path} is not a packed pool ({excerpt(error)}); write one with ipt-train pack") from None
     return Pool(images, names)
 
 

@@ -8,7 +8,6 @@ installed; on a machine without it the state is all there is, and this command f
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,13 +41,17 @@ def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
         raise StateError(f"nothing to resume: there is no {path}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's unpickler meets damaged bytes with errors of any kind
         raise StateError(
             f"{path} is damaged ({type(error).__name__}); delete it and start anew, or restore a copy"
         ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or (FIELDS - state.keys()):
+    if not isinstance(state, dict) or state.get("format") != FORMAT or (FIELDS - state.keys()) or not _has_dicts(state):
         raise StateError(f"{path} is not of this version of the trainer; finish the run with the version that began it")
     return state
+
+
+def _has_dicts(state: dict[str, Any]) -> bool:
+    return all(isinstance(state[name], dict) for name in ("config", "model", "average", "provenance", "quality"))
 
 
 def write_checkpoint(state: dict[str, Any], folder: Path) -> None:

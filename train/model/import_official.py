@@ -10,7 +10,6 @@ loader, which skips what does not fit, every tensor must have its place and ever
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import pickle
@@ -23,9 +22,10 @@ import torch
 from torch import Tensor
 
 from ipt_triton.cli import make_parser, run_command
+from ipt_triton.reading import printable, sha256_of
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, find_task
 from ipt_triton.train.errors import LayoutError, TaskChoiceError, UnreadableFileError
-from ipt_triton.train.model.checkpoint import load_strictly, misfits, save_checkpoint
+from ipt_triton.train.model.checkpoint import NAMED, load_strictly, misfits, save_checkpoint, shapes_of
 from ipt_triton.train.model.ipt import IPT, RGB_MEAN, IPTConfig
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,9 @@ def convert(state_dict: Mapping[str, Any], tasks: Sequence[int | str] | None = N
         ffn_ratio=ffn_ratio,
         tasks=tuple(table),
     )
-    model = IPT(config)
     names = _official_names(config, table)
-    _check_layout(tensors, model, names, table)
+    _check_layout(tensors, config, names, table)
+    model = IPT(config)
     queries = tensors["body.query_embed.weight"].view(count, config.tokens, config.width)
     ours = {f"heads.{task.name}.embedding": queries[index] for index, task in enumerate(table)}
     ours.update({name: tensors[official] for name, official in names.items()})
@@ -117,13 +117,22 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(state_dict.get(key), Mapping):
             state_dict = state_dict[key]
             break
-    others = [str(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
+    others = [str(name) for name, value in state_dict.items() if not isinstance(name, str) or not _is_plain(value)]
     if others or not state_dict:
-        raise LayoutError(f"not a state dict: {'no tensor: ' + ', '.join(others) if others else 'it is empty'}")
+        what = f"no tensor: {printable(', '.join(others[:NAMED]))}" if others else "it is empty"
+        raise LayoutError(f"not a state dict: {what}")
     tensors = dict(state_dict)
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a tensor that can be weights: a file may also hold sparse, quantised and complex ones, and
+    some that claim more numbers than it has."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_complex():
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _take(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
@@ -169,7 +178,7 @@ def _widths(tensors: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
 def _count(tensors: Mapping[str, Tensor], prefix: str, part: int) -> int:
     """One more than the largest number that follows the prefix; `part` is where it stands between the dots."""
     parts = [name.split(".")[part] for name in tensors if name.startswith(prefix)]
-    return max((int(p) + 1 for p in parts if p.isdecimal()), default=0)
+    return max((int(p[:6]) + 1 for p in parts if p.isdecimal()), default=0)  # a longer one is refused as it is
 
 
 def _choose_tasks(tasks: Sequence[int | str] | None, count: int) -> list[Task]:
@@ -228,12 +237,14 @@ def _official_names(config: IPTConfig, tasks: Sequence[Task]) -> dict[str, str]:
     return whole | {f"{o}.{part}": f"{t}.{part}" for o, t in modules.items() for part in ("weight", "bias")}
 
 
-def _check_layout(tensors: Mapping[str, Tensor], model: IPT, names: Mapping[str, str], tasks: Sequence[Task]) -> None:
-    """Name every tensor that is missing, unexpected, misshaped or not finite, by its official name."""
-    config, shapes = model.config, {name: list(t.shape) for name, t in model.state_dict().items()}
+def _check_layout(
+    tensors: Mapping[str, Tensor], config: IPTConfig, names: Mapping[str, str], tasks: Sequence[Task]
+) -> None:
+    """Name tensors that are missing, unexpected, misshaped or not finite, by their official names."""
+    shapes = shapes_of(config)
     wanted = {official: shapes[name] for name, official in names.items()}
     wanted["body.query_embed.weight"] = [len(tasks), config.tokens * config.width]
-    problems = misfits(wanted, tensors)
+    problems = misfits(wanted, {name: list(tensor.shape) for name, tensor in tensors.items()})
     if not_finite := [n for n in sorted(wanted.keys() & tensors.keys()) if not torch.isfinite(tensors[n]).all()]:
         problems.append(f"NaN or Inf in: {', '.join(not_finite)}")
     if problems:
@@ -252,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         model = convert(read_state_dict(arguments.file), arguments.tasks, arguments.heads)
-        digest = hashlib.sha256(arguments.file.read_bytes()).hexdigest()
+        digest = sha256_of(arguments.file)
         provenance = {
             "importer": "train.model.import_official",
             "source": {"file": arguments.file.name, "sha256": digest},

@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipt_triton.manifest import MAX_PATCH
+from ipt_triton.reading import shown
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError, find_task, task_table
 from ipt_triton.train.errors import ConfigError
 
@@ -34,12 +36,16 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)
 POSITIONS = ("learned", "none", "sincos")
 
 
-def check_whole(config: object, least: int, *names: str) -> None:
-    """Raise ConfigError for an attribute that is not a whole number of at least `least`."""
-    for name in names:
+MAX_PATCH_NUMBERS = 2**22
+"""Most numbers of a patch's features; the paper has 2**17."""
+
+
+def check_whole(config: object, least: int, **most: int) -> None:
+    """Raise ConfigError for an attribute that is not a whole number from `least` to what is given for its name."""
+    for name, highest in most.items():
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} {value!r} is not a whole number ≥ {least}")
+        if type(value) is not int or not least <= value <= highest:
+            raise ConfigError(f"{name} {shown(value)} is not a whole number from {least} to {highest}")
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,21 @@ class IPTConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", task_table(self.tasks))
-        check_whole(self, 1, "features", "patch_size", "token_size", "heads", "ffn_ratio")
-        check_whole(self, 0, "encoder_layers", "decoder_layers")
+        check_whole(self, 1, features=1024, patch_size=MAX_PATCH, token_size=64, heads=1024, ffn_ratio=32)
+        check_whole(self, 0, encoder_layers=128, decoder_layers=128)
+        if self.features * self.patch_size**2 > MAX_PATCH_NUMBERS:
+            raise ConfigError(
+                f"features {self.features} of patch_size {self.patch_size} are more than {MAX_PATCH_NUMBERS} numbers "
+                "a patch; choose smaller ones"
+            )
         if self.patch_size % self.token_size:
             raise ConfigError(f"patch_size {self.patch_size} is not a multiple of token_size {self.token_size}")
         if self.width % self.heads:
             raise ConfigError(f"heads {self.heads} does not divide the token width {self.width}")
         if self.position not in POSITIONS:
-            raise ConfigError(f"position {self.position!r} is not one of {', '.join(POSITIONS)}")
+            raise ConfigError(f"position {shown(self.position)} is not one of {', '.join(POSITIONS)}")
+        if not isinstance(self.task_embedding, bool):
+            raise ConfigError(f"task_embedding {shown(self.task_embedding)} is not true or false")
 
     @property
     def width(self) -> int:
@@ -97,10 +110,12 @@ class IPTConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> IPTConfig:
         """Raises ConfigError for an unknown field, TaskError for a bad task table."""
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ConfigError(f"unknown model fields: {', '.join(unknown)}")
-        return cls(**{**values, "tasks": tuple(values.get("tasks", OFFICIAL_TASKS))})
+        if unknown := [str(name) for name in values if name not in cls.__dataclass_fields__]:
+            raise ConfigError(f"unknown model fields: {shown(', '.join(sorted(unknown)))[1:-1]}")
+        tasks = values.get("tasks", OFFICIAL_TASKS)
+        if not isinstance(tasks, (list, tuple)):
+            raise ConfigError(f"tasks {shown(tasks)} is not a list")
+        return cls(**{**values, "tasks": tuple(tasks)})
 
 
 PRESETS: dict[str, IPTConfig] = {

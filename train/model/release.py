@@ -9,7 +9,6 @@ What is measured is what is shipped: evaluations of other weights than the round
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from ipt_triton.cli import make_parser, run_command
+from ipt_triton.reading import convert, read_json
 from ipt_triton.tasks import Task
 from ipt_triton.tiling import STRIDE
 from ipt_triton.train.errors import CheckpointError
@@ -58,9 +58,9 @@ def read_rows(paths: Sequence[Path], sha256: str) -> list[Row]:
     rows: list[Row] = []
     for path in paths:
         try:
-            found = json.loads(path.read_text())
+            found = convert(list[dict[str, Any]], read_json(path), "its content")
             rows += [{k: v for k, v in row.items() if k != "per_image"} for row in found]
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is not an evaluation: {error}") from None
     for row in rows:
         if row.get("checkpoint_sha256") != sha256:

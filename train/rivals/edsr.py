@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipt_triton.manifest import MAX_PATCH
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, task_table
 from ipt_triton.train.model.ipt import RGB_MEAN, Network, Tail, check_whole
 from ipt_triton.train.model.start import interpolate, pass_colours, zero
@@ -42,8 +43,8 @@ class EDSRConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", task_table(self.tasks))
-        check_whole(self, 1, "features", "patch_size")
-        check_whole(self, 0, "blocks")
+        check_whole(self, 1, features=1024, patch_size=MAX_PATCH)
+        check_whole(self, 0, blocks=128)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
