@@ -66,6 +66,7 @@ def command(repository: Path) -> Iterator[Command]:
     assert command.left() == []
 
 
+@pytest.mark.slow
 def test_whatever_dies_stops_or_hangs_is_noticed_and_serves_again_on_the_same_ports(
     command: Command, repository: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_whatever_dies_stops_or_hangs_is_noticed_and_serves_again_on_the_same_po
     command.refresh()
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_again_and_again_is_given_up(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keep, "MOST_RESTARTS", 2)
     model = repository / "restore" / "1" / "model.py"
