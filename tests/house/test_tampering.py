@@ -222,7 +222,7 @@ class Scene:
 
     def service(self, random: Random, folder: Path) -> None:
         """What a server says of itself to a client."""
-        info = ServiceInfo((TASK,), 48, 40, 46, 10**6, 10**6, "0", "openvino", "fp32").to_parameters()
+        info = ServiceInfo((TASK,), 48, 40, 46, 10**6, 10**6, 10**4, "0", "openvino", "fp32").to_parameters()
         info["tasks"] = hostile_json(json.loads(info["tasks"]), random)
         if random.random() < 0.5:
             info[random.choice([*info])] = random.choice(
