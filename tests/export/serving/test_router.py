@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
+from google.protobuf import text_format
 from helpers.support import Served, read_image
 from onnx import numpy_helper
+from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from ipt_triton import RestorationClient
+from ipt_triton import RestorationClient, ServerUnavailable
 from ipt_triton.export.serving.errors import WarmUpError
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.train.model.infer import restore_image
@@ -316,3 +318,29 @@ def test_a_server_without_metrics_serves_and_stops(served: Served, client: Resto
         RestorationClient(server.grpc_url) as connection,
     ):
         assert np.array_equal(connection.restore(photo, "sr_x2"), client.restore(photo, "sr_x2"))
+
+
+@pytest.mark.slow
+def test_a_full_queue_refuses_at_once_and_the_rest_is_right(served: Served, tmp_path: Path):
+    repository = Path(shutil.copytree(served.repository, tmp_path / "models"))
+    path = repository / "restore" / "config.pbtxt"
+    config = text_format.Parse(path.read_text(), pb.ModelConfig())
+    config.instance_group[0].count, config.dynamic_batching.default_queue_policy.max_queue_size = 1, 2
+    path.write_text(text_format.MessageToString(config))
+    photo = image(200, 200)
+    with TritonServer(repository) as server:
+
+        def ask_once(_: int) -> np.ndarray | str:
+            try:
+                with RestorationClient(server.grpc_url, retries=0) as client:
+                    return client.restore(photo, "derain")
+            except ServerUnavailable as error:
+                return str(error)
+
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(ask_once, range(12)))
+    refused = [answer for answer in answers if isinstance(answer, str)]
+    assert refused and all("maximum queue size" in text for text in refused)
+    expected = restore_image(served.checkpoint.model, photo, "derain").astype(int)
+    restored = [answer for answer in answers if not isinstance(answer, str)]
+    assert 3 <= len(restored) < 12 and all(np.abs(answer - expected).max() <= 1 for answer in restored)
