@@ -178,7 +178,7 @@ def read_photo(path: Path | str) -> Photo:
     path = Path(path)
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise ImageError(f"{path} is no file; give an image file")
         if status.st_size > MAX_BYTES:
             raise ImageTooLarge(f"{path} holds {status.st_size} bytes; {MAX_BYTES} are allowed: make it smaller")
