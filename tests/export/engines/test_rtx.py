@@ -102,10 +102,11 @@ def test_bodies_in_bf16_and_in_fp32_are_built_as_the_graph_says(
     rtx: Library, tmp_path: Path, precision: str, low: str
 ) -> None:
     quick_parts(random_checkpoint("ipt-tiny", OFFICIAL_TASKS[:1]), tmp_path / "parts", precision, ["body"])
-    part, engine = built(rtx, tmp_path / "parts", "body", ADA)
-    check_layers(part, engine, low)
-    with pytest.raises(AssertionError):  # and would see it if it were not so
-        check_layers(part, engine, "Half")
+    for capability in (AMPERE, ADA):
+        part, engine = built(rtx, tmp_path / "parts", "body", capability)
+        check_layers(part, engine, low)
+        with pytest.raises(AssertionError):  # and would see it if it were not so
+            check_layers(part, engine, "Half")
 
 
 def test_the_paper_size_body_is_built_with_every_attention_fused(rtx: Library, tmp_path: Path) -> None:
