@@ -25,7 +25,7 @@ from ipt_triton.client.protocol import ServerInfo
 from ipt_triton.tasks import OFFICIAL_TASKS
 
 ROOT = Path(__file__).parents[2]
-INFO = ServerInfo(OFFICIAL_TASKS, 48, 40, 46, 10**6, 10**6, "0" * 64, "openvino", "fp32")
+INFO = ServerInfo(OFFICIAL_TASKS, 48, 40, 46, 10**6, 10**6, 10**4, "0" * 64, "openvino", "fp32")
 DERAIN = ("--task", "derain")
 
 
