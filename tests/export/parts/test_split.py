@@ -178,7 +178,7 @@ def test_repository_replaces_its_own_folders_and_never_touches_others(tmp_path: 
     assert sorted(names) == ["body", "head_sr_x2", "ipt_sr_x2", "restore", "tail_sr_x2"]
     assert sorted(p.name for p in models.iterdir()) == sorted([*names, "my_model", "notes.txt"])
     assert (mine / "config.pbtxt").read_text() == 'name: "my_model"\n'
-    assert {p.name for p in (models / "restore" / "1").iterdir()} == {"model.py", "tiling.py"}
+    assert {p.name for p in (models / "restore" / "1").iterdir()} == {"model.py", "tiling.py", "board.py", "seal.py"}
 
 
 @pytest.mark.slow
@@ -365,7 +365,7 @@ def test_command_for_a_gpu_writes_a_repository_that_has_no_engines_yet(
     assert told.out == f"{tmp_path / 'models'}: 5 models, tasks derain, no engines yet\n"
     for name in ("tail_derain", "ipt_derain"):
         config = text_format.Parse((tmp_path / "models" / name / "config.pbtxt").read_text(), pb.ModelConfig())
-        assert [output.data_type for output in config.output] == [pb.TYPE_FP16]
+        assert {o.name: o.data_type for o in config.output}["RESTORED"] == pb.TYPE_FP16
     assert (tmp_path / "models" / "manifest.json").read_text() == (parts / "manifest.json").read_text()
     manifest = json.loads((parts / "manifest.json").read_text())
     assert {part["residual"] for part in manifest["parts"]} == {"float16"}

@@ -100,7 +100,7 @@ def test_one_task_trains_its_head_its_tail_and_the_body_alone():
 def test_unknown_tasks_and_impossible_sizes_are_named():
     with pytest.raises(TaskError, match="unknown task 'sharpen'"):
         small_edsr()(torch.zeros(1, 3, 8, 8), "sharpen")
-    with pytest.raises(ConfigError, match="features 0 is not a whole number ≥ 1"):
+    with pytest.raises(ConfigError, match="features 0 is not a whole number from 1 to 1024"):
         EDSRConfig(features=0)
     with pytest.raises(ConfigError, match=r"blocks 1\.5 is not"):
         EDSRConfig(blocks=1.5)  # type: ignore[arg-type]
