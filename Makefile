@@ -63,10 +63,10 @@ engines: $(VENV)/.installed $(if $(ahead_of_time),$(VENV)/.installed-rtx)
 check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
-# Tests with servers one after the other: they watch clocks, and two cores are not many.
+# In two processes; the files with servers keep together, so that each starts few.
 test: $(VENV)/.installed lint $(BINDINGS) $(VENV)/.installed-rtx $(PYCUDA)
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not server'
-	$(bin)/python -m pytest -m server
+	$(bin)/python -m pytest -n 2 --dist loadfile -m server
 
 # TensorRT's own Python bindings, 1 MB a version and without its libraries; tests that need them are left out where they
 # are not to be had.
