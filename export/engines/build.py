@@ -43,6 +43,7 @@ from ipt_triton.export.engines.cuda import GpuSession
 from ipt_triton.export.engines.files import BuildOptions, Folders, summarise, up_to_date, write_plan
 from ipt_triton.export.engines.inputs import (
     ENGINE_PRECISIONS,
+    PrecisionPlan,
     check_capability,
     choose_parts,
     plan_precision,
@@ -81,12 +82,13 @@ def build_engines(
     here = session.gpu.compute_capability if session else ""
     report(f"{library}, " + (f"{session.gpu.name}, compute capability {here}" if session else "no GPU"))
     wanted = tuple(dict.fromkeys(capabilities)) or (here,)
-    _check_capabilities(library, manifest, options, wanted, here)
+    how = plan_precision(library, options.precision, manifest.graph_precision)
+    _check_capabilities(library, how, wanted, here)
     if session and here in wanted and not (folders.parts / SAMPLES).is_file():
         report(f"{folders.parts / SAMPLES} is missing: engines are checked for NaN and Inf alone, not against PyTorch")
     with session or nullcontext():
         return [
-            _build_one(folders, library, options, manifest, part, capability, session, report)
+            _build_one(folders, library, how, options, manifest, part, capability, session, report)
             for capability in wanted
             for part in parts
         ]
@@ -106,10 +108,7 @@ def _session(library: Library, device: int, capabilities: Sequence[str]) -> GpuS
         return None
 
 
-def _check_capabilities(
-    library: Library, manifest: Manifest, options: BuildOptions, wanted: Sequence[str], here: str
-) -> None:
-    precision = plan_precision(library, options.precision, manifest.graph_precision).precision
+def _check_capabilities(library: Library, how: PrecisionPlan, wanted: Sequence[str], here: str) -> None:
     for capability in wanted:
         if library.ahead_of_time:
             capability_member(library, capability)
@@ -118,12 +117,13 @@ def _check_capabilities(
                 f"{library} builds for the GPU that it runs on, of compute capability {here}, not for {capability}: "
                 f"build there, or for GeForce and RTX cards with --library {RTX}"
             )
-        check_capability(precision, capability)
+        check_capability(how.precision, capability)
 
 
 def _build_one(
     folders: Folders,
     library: Library,
+    how: PrecisionPlan,
     options: BuildOptions,
     manifest: Manifest,
     part: Part,
@@ -139,7 +139,6 @@ def _build_one(
     served = tasks_of_parts(manifest.routes)
     if manifest.routes and part.name not in served:
         raise EngineError(f"{part.name} serves no task of the manifest: run ipt-export again")
-    how = plan_precision(library, options.precision, manifest.graph_precision)
     # TensorRT 8.6 may be told to compute an FP32 graph in FP16.
     layer_precision = how.precision if how.precision != manifest.graph_precision else part.layer_precision
     sha256 = hashlib.sha256(model).hexdigest()

@@ -5,7 +5,6 @@ For `ipt-export engines`, on numpy alone and in Python 3.9 syntax.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ipt_triton.export.engines.metadata import (
     read_metadata,
 )
 from ipt_triton.files import atomic_file
+from ipt_triton.reading import sha256_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def up_to_date(
         *(there.onnx_sha256, there.library, there.version, there.compute_capability),
         *(there.precision, there.profile, there.level),
     )
-    whole = plan.is_file() and hashlib.sha256(plan.read_bytes()).hexdigest() == there.plan_sha256
+    whole = plan.is_file() and sha256_of(plan) == there.plan_sha256
     return wanted == found and whole and (there.ran or not run)
 
 

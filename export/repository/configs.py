@@ -114,7 +114,7 @@ def ensemble_config(route: Route, parts: Sequence[pb.ModelConfig]) -> pb.ModelCo
     config = pb.ModelConfig(
         name=ensemble_name(route.task.name),
         platform="ensemble",
-        max_batch_size=min(part.max_batch_size for part in parts),
+        max_batch_size=head.max_batch_size,
         input=head.input,
         output=tail.output,
     )

@@ -23,7 +23,6 @@ class PartModel:
         """Take the model's configuration, and the names of the part's own inputs and outputs."""
         self._inputs, self._outputs = sorted(inputs), sorted(outputs)
         self._sealed = SEAL in {port["name"] for port in config["input"]}
-        self._sealing = SEAL in {port["name"] for port in config["output"]}
 
     def compute(self, batch):
         """Rows of the outputs by name for rows of the inputs by name; they need not stay valid after the next call."""
@@ -54,8 +53,7 @@ class PartModel:
         for place, tags in taken:
             rows = [np.ascontiguousarray(results[name][first : first + len(tags)]) for name in self._outputs]
             tensors = [pb_utils.Tensor(name, x) for name, x in zip(self._outputs, rows)]
-            if self._sealing:
-                tensors.append(pb_utils.Tensor(SEAL, seal(tags, rows)))
+            tensors.append(pb_utils.Tensor(SEAL, seal(tags, rows)))
             answers[place] = pb_utils.InferenceResponse(tensors)
             first += len(tags)
         return answers

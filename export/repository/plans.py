@@ -6,7 +6,6 @@ refused here, on any machine, and not by a server on the GPU.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ def read_plans(parts_folder: Path, manifest: Manifest, engines: Sequence[Path]) 
     """The plans of every part, for the same compute capabilities each.
 
     Args:
+        manifest: of the parts, whose graphs are known to be those that it speaks of.
         engines: folders that `ipt-export engines` wrote; none for no plans.
 
     Raises:
@@ -65,7 +65,7 @@ def read_plans(parts_folder: Path, manifest: Manifest, engines: Sequence[Path]) 
                     raise RepositoryError(
                         f"{other} and {folder} both have plans for compute capability {capability}: name one of them"
                     )
-                plans[part.name][capability] = _read(path, part, parts_folder / f"{part.name}.onnx", manifest)
+                plans[part.name][capability] = _read(path, part, manifest)
     versions = sorted({plan.metadata.version for group in plans.values() for plan in group.values()})
     if len(versions) > 1:
         raise RepositoryError(
@@ -79,11 +79,11 @@ def _command(parts_folder: Path, folder: Path) -> str:
     return f"build them (ipt-export engines {parts_folder} --output {folder})"
 
 
-def _read(path: Path, part: Part, onnx: Path, manifest: Manifest) -> Plan:
+def _read(path: Path, part: Part, manifest: Manifest) -> Plan:
     """Raises RepositoryError: not the plan of this part, or one that the router's batches do not fit."""
     try:
         plan = Plan(path, read_metadata(path))
-        _check(plan, part, hashlib.sha256(onnx.read_bytes()).hexdigest(), manifest)
+        _check(plan, part, manifest)
     except OSError as error:
         raise RepositoryError(f"{error.filename} cannot be read ({error.strerror}): copy it again") from error
     except EngineError as error:
@@ -91,13 +91,13 @@ def _read(path: Path, part: Part, onnx: Path, manifest: Manifest) -> Plan:
     return plan
 
 
-def _check(plan: Plan, part: Part, onnx_sha256: str, manifest: Manifest) -> None:
+def _check(plan: Plan, part: Part, manifest: Manifest) -> None:
     """Raises EngineError: not the plan of this part, or one that the router's batches do not fit."""
     found = plan.metadata
     again = "build the engines again (ipt-export engines)"
     if found.part != part.name:
         raise EngineError(f"the description is that of {found.part}: {again}")
-    if found.onnx_sha256 != onnx_sha256:
+    if found.onnx_sha256 != part.onnx_sha256:
         raise EngineError(f"it was built from another {part.name}.onnx: {again}")
     library = library_of(manifest.runtime)
     if found.library != library:

@@ -44,13 +44,12 @@ from ipt_triton.export.repository.plans import Plan, RepositoryError, read_plans
 from ipt_triton.files import atomic_directory, atomic_file
 from ipt_triton.manifest import MANIFEST, PRECISIONS, SAMPLES, Manifest, Part
 from ipt_triton.reading import sha256_of
-from ipt_triton.service import ROUTER, ensemble_name
+from ipt_triton.service import ROUTER, ROUTER_FILES, ensemble_name
 
 ROOM = Path(__file__).parent
 HOUSE = ROOM.parents[1]  # src/ipt_triton, or what the wheel installs of it
 ROUTER_SOURCE = ROOM / "router.py"
 SEAL_SOURCE = HOUSE / "seal.py"
-ROUTER_SOURCES = (HOUSE / "tiling.py", HOUSE / "board.py", SEAL_SOURCE)
 ENGINE_PACKAGE = "ipt_engine"
 """Package beside `runner_tensorrt.py`; not `ipt_triton`, because Triton's Python may have that one installed."""
 ENGINE_SOURCES = (
@@ -100,21 +99,22 @@ def write_repository(
             shutil.rmtree(folder)
     configs = {p.name: part_config(p, manifest, options) for p in manifest.parts}
     _write_sources(parts_folder, manifest, repository)
-    for name, config in configs.items():
+    for part in manifest.parts:
+        name = part.name
         with atomic_directory(repository / name) as folder:
             (folder / "1").mkdir()
             shutil.copyfile(parts_folder / f"{name}.onnx", folder / "1" / "model.onnx")
             if runtime == "openvino":
                 shutil.copyfile(ROOM / "runner_openvino.py", folder / "1" / "model.py")
             else:
-                _add_plans(plans[name], folder / "1", repository / name / "1")
+                _add_plans(part, plans[name], folder / "1", repository / name / "1")
             if runtime not in ("openvino", "tensorrt"):
                 _add_engine_runner(folder / "1")
             if is_sealed(runtime):
                 shutil.copyfile(ROOM / "part_model.py", folder / "1" / "part_model.py")
                 shutil.copyfile(SEAL_SOURCE, folder / "1" / "seal.py")
                 _keep_out_bytecode(folder / "1")
-            _write(folder / "config.pbtxt", config)
+            _write(folder / "config.pbtxt", configs[name])
     for route in manifest.routes:
         with atomic_directory(repository / ensemble_name(route.task.name)) as folder:
             (folder / "1").mkdir()  # Triton wants a version folder, and an ensemble has nothing to put there
@@ -124,8 +124,8 @@ def write_repository(
     (router / "1").mkdir(parents=True, exist_ok=True)
     if (router / "1").resolve() != ROUTER_SOURCE.resolve().parent:
         _replace(ROUTER_SOURCE, router / "1" / "model.py")
-    for source in ROUTER_SOURCES:
-        _replace(source, router / "1" / source.name)
+    for name in ROUTER_FILES:
+        _replace(HOUSE / name, router / "1" / name)
     with atomic_file(router / "config.pbtxt") as temporary:
         _write(temporary, router_config(manifest, options))
     return [ROUTER, *sorted(models)]
@@ -151,17 +151,16 @@ def _write_sources(parts_folder: Path, manifest: Manifest, repository: Path) -> 
             (repository / name).unlink(missing_ok=True)
 
 
-def _add_plans(plans: Sequence[Plan], version: Path, there: Path) -> None:
+def _add_plans(part: Part, plans: Sequence[Plan], version: Path, there: Path) -> None:
     """Plans with their descriptions, which `export/serving/preflight_gpu.py` and the engine runner read.
 
     Args:
         there: the version folder of an earlier export, of which plans of the same graph are kept.
     """
     files = {plan_path(version / PLAN_STEM, plan.metadata.compute_capability): plan.path for plan in plans}
-    onnx_sha256 = sha256_of(version / "model.onnx")
     for capability, plan in plans_beside(there / PLAN_STEM).items():
         with contextlib.suppress(PlanMismatch):
-            if read_metadata(plan).onnx_sha256 == onnx_sha256:
+            if read_metadata(plan).onnx_sha256 == part.onnx_sha256:
                 files.setdefault(plan_path(version / PLAN_STEM, capability), plan)
     for target, source in files.items():
         shutil.copyfile(source, target)

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from types import FrameType
 
 from ipt_triton.export.serving import preflight
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     keeper = Keeper(server, say)
     try:
-        with _health(server, options.health_port, keeper) as health:
+        with closing(_health(server, options.health_port, keeper)) as health:
             try:
                 server.start(options.timeout, lambda line: say(f"building: {line}"))
                 if warning := server.faulty_http():

@@ -10,7 +10,6 @@ import socket
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
-from types import TracebackType
 
 _DEADLINE_S = 3.0
 _MOST_BYTES = 8192
@@ -40,14 +39,6 @@ class Health:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Health:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the port."""

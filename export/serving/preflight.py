@@ -29,7 +29,7 @@ from ipt_triton.export.engines.library import library_of, load_library
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.serving import missing_engines, preflight_gpu
 from ipt_triton.export.serving.supervise import SHARED_MEMORY
-from ipt_triton.service import ROUTER
+from ipt_triton.service import ROUTER, ROUTER_FILES
 
 LOOPBACK = "127.0.0.1"
 """Where metrics listen, whatever the host; the launcher hands their page on at its own port."""
@@ -206,10 +206,10 @@ def _missing_files(repository: Path, configs: Mapping[str, model_config_pb2.Mode
     for name, config in configs.items():
         if "generated_by" not in config.parameters or config.backend != "python":
             continue
-        wanted = "tiling.py" if name == ROUTER else "model.onnx" if runtime == "openvino" else None
+        wanted = ROUTER_FILES if name == ROUTER else ("model.onnx",) if runtime == "openvino" else ()
         for version in (repository / name).glob("[1-9]*"):
-            if wanted and not (version / wanted).is_file():
-                problems.append(f"{version / wanted} is missing: {_EXPORT_AGAIN}")
+            missing = [file for file in wanted if not (version / file).is_file()]
+            problems += [f"{version / file} is missing: {_EXPORT_AGAIN}" for file in missing]
     return problems
 
 

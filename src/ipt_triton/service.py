@@ -19,6 +19,9 @@ from .tasks import Task
 ROUTER = "restore"
 """Name of the model that takes whole images."""
 
+ROUTER_FILES = ("tiling.py", "board.py", "seal.py")
+"""Files of the kernel that the router imports; `ipt-export` copies them beside it."""
+
 MAX_BATCH = 8
 """Most patches of one request to an ensemble on a CPU, and of one run of an OpenVINO part."""
 

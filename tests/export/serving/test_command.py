@@ -444,7 +444,7 @@ def drop_a_bodys_graph(repository: Path) -> None:
     write_model(repository, "body", PART_CONFIG % "body" + generated, "")
 
 
-def drop_the_routers_tiling(repository: Path) -> None:
+def drop_what_the_router_imports(repository: Path) -> None:
     generated = 'parameters { key: "generated_by" value { string_value: "ipt-export" } }'
     (repository / "restore" / "config.pbtxt").write_text(ROUTER_CONFIG + generated)
 
@@ -482,7 +482,10 @@ def add_an_onnx_model(repository: Path) -> None:
         (drop_the_routers_config, "restore/config.pbtxt is missing: run ipt-export CHECKPOINT first"),
         (drop_the_routers_code, "restore/1/model.py is missing"),
         (drop_a_bodys_graph, "body/1/model.onnx is missing: run ipt-export CHECKPOINT again"),
-        (drop_the_routers_tiling, "restore/1/tiling.py is missing: run ipt-export CHECKPOINT again"),
+        *(
+            (drop_what_the_router_imports, f"restore/1/{name} is missing: run ipt-export CHECKPOINT again")
+            for name in ("tiling.py", "board.py", "seal.py")
+        ),
         (drop_the_version_folder, "has no version folder"),
         (add_a_stray_folder, "notes is not a model, it has no config.pbtxt"),
         (tear_the_config, "cannot be read"),

@@ -6,6 +6,7 @@ import http.client
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -36,7 +37,7 @@ def state() -> State:
 @pytest.fixture
 def port(state: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(health, "_DEADLINE_S", 0.5)
-    with Health("127.0.0.1", 0, state.unready, state.metrics) as port:
+    with closing(Health("127.0.0.1", 0, state.unready, state.metrics)) as port:
         yield port.port
 
 
