@@ -152,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     say(f"warning: {warning}")
                 names = ", ".join(task.name for task in server.tasks)
                 tasks = f"{len(server.tasks)} tasks{': ' + names if names else ''}"
+                keeper.begin()  # or /readyz would not agree yet with the line below
                 print(f"ready: {server.addresses}, health {server.url_of(health.port)}/readyz, {tasks}", flush=True)
                 keeper.keep(options.timeout)
             finally:

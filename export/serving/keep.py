@@ -40,6 +40,11 @@ class Keeper:
         watch = self._watch
         return self._state if watch is None else watch.unready()
 
+    def begin(self) -> Watch:
+        """Watch a server that was started: from now on `unready` tells how it is."""
+        self._watch = watch = Watch(self._server)
+        return watch
+
     def keep(self, timeout: float) -> None:
         """Watch a server that was started until `interrupt` is called on it.
 
@@ -57,7 +62,7 @@ class Keeper:
 
     def _watch_over(self) -> str | None:
         """Watch one run of the server; return what ended it, None for an interrupt."""
-        self._watch = watch = Watch(self._server)
+        watch = self._watch or self.begin()
         try:
             while not self._server.wait(LOOK_S):
                 if fault := watch.look():

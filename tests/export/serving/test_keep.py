@@ -216,6 +216,9 @@ def test_an_overloaded_server_is_not_taken_for_a_dead_one(served: Served) -> Non
     said: list[str] = []
     with TritonServer(served.repository) as server, ThreadPoolExecutor(16) as pool:
         keeper = Keeper(server, said.append)
+        assert keeper.unready() == "starting"
+        keeper.begin()  # what `ipt-serve` does before it says ready
+        assert keeper.unready() is None
         keeping = threading.Thread(target=keeper.keep, args=(60,))
         keeping.start()
         with RestorationClient(server.grpc_url, timeout=120) as client:
