@@ -37,6 +37,7 @@ from ipt_triton.benchmarks.served import checkpoint_of, photograph
 from ipt_triton.benchmarks.serving.load import ClosedLoop, restore_request
 from ipt_triton.benchmarks.serving.memory import process_name
 from ipt_triton.export.parts.split import export_parts
+from ipt_triton.export.repository.configs import models_of
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.service import ROUTER, ensemble_name
@@ -59,8 +60,8 @@ def null_server(tasks: Sequence[Task]) -> Iterator[TritonServer]:
         parts, repository = Path(name) / "parts", Path(name) / "models"
         manifest = export_parts([checkpoint_of(identity_start(IPT(config)))], parts, "fp32")
         write_repository(parts, manifest, repository, ServingOptions())
-        for part in manifest.parts:
-            shutil.rmtree(repository / part.name)
+        for model in models_of(manifest):
+            shutil.rmtree(repository / model.name)
         for task in tasks:
             stand_in(repository / ensemble_name(task.name))
         with TritonServer(repository) as server:

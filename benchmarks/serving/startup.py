@@ -28,7 +28,7 @@ from ipt_triton.export.parts.split import export_parts
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving.server import TritonServer
 
-KINDS = {"tritonserver": "tritonserver", "restore": "routers", "body": "bodies", "head": "heads", "tail": "tails"}
+KINDS = {"tritonserver": "tritonserver", "restore": "routers", "body": "bodies", "heads": "heads", "tails": "tails"}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

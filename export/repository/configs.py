@@ -1,14 +1,17 @@
 """Configurations of the served models, as protobufs, so that none can be malformed.
 
-Parts, ensembles and the router have the same names and tensors in every runtime; what differs is how a part is run:
-`openvino` in Triton's Python backend on the CPU, `tensorrt` in Triton's TensorRT backend, `tensorrt-python` and
-`tensorrt-rtx` in its Python backend with a plan of TensorRT or of TensorRT for RTX.
+Ensembles and the router have the same names and tensors in every runtime; what differs is how parts are run: `openvino`
+in Triton's Python backend on the CPU, `tensorrt` in Triton's TensorRT backend, `tensorrt-python` and `tensorrt-rtx` in
+its Python backend with a plan of TensorRT or of TensorRT for RTX. On GPUs a part is a model. On CPUs a model is a
+process with a runtime of its own, so the heads of all tasks are one model there, and the tails another one; and as
+tensors are copied from process to process, a number goes from head to body in place of the task's embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,10 @@ PLAN_STEM = "model"
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
 """Compute capabilities that TensorRT 10 and 11 run on; Triton picks the plan of the GPU at hand."""
 
-_TYPES = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16}
+EMBEDDING, KEY = "TASK_EMBEDDING", "EMBEDDING_KEY"
+"""A task's embedding, and the number that stands for it between processes."""
+
+_TYPES = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16, "int64": pb.TYPE_INT64}
 
 
 def _option(default: int, help: str) -> Any:
@@ -64,25 +70,70 @@ class ServingOptions:
     )
 
 
-def part_config(part: Part, manifest: Manifest, options: ServingOptions) -> pb.ModelConfig:
-    """Configuration of a head, body or tail, with dynamic batching."""
-    count = options.body_instances if part.name in {route.body for route in manifest.routes} else 1
+@dataclass(frozen=True)
+class Model:
+    """A served model and the parts that it runs; a request to it is for one of them.
+
+    Attributes:
+        name: of the model.
+        parts: by the ending that the names of their tensors get in this model, with the tensors that Triton sees.
+        is_body: whether it is the body of a route.
+    """
+
+    name: str
+    parts: Mapping[str, Part]
+    is_body: bool = False
+
+
+def models_of(manifest: Manifest) -> list[Model]:
+    """The models that run a manifest's parts."""
+    bodies = dict.fromkeys(route.body for route in manifest.routes)
+    if manifest.runtime != "openvino":
+        return [Model(part.name, {"": part}, part.name in bodies) for part in manifest.parts]
+    parts = {part.name: _with_key(part) for part in manifest.parts}
+    return [
+        Model("heads", {f"_{route.task.name}": parts[route.head] for route in manifest.routes}),
+        *(Model(name, {"": parts[name]}, is_body=True) for name in bodies),
+        Model("tails", {f"_{route.task.name}": parts[route.tail] for route in manifest.routes}),
+    ]
+
+
+def _with_key(part: Part) -> Part:
+    """The part with a number in place of the task's embedding."""
+    inputs, outputs = (
+        tuple(Port(KEY, (1,), "int64") if port.name == EMBEDDING else port for port in ports)
+        for ports in (part.inputs, part.outputs)
+    )
+    return replace(part, inputs=inputs, outputs=outputs)
+
+
+def model_config(
+    model: Model, manifest: Manifest, options: ServingOptions, keys: Mapping[str, int] | None = None
+) -> pb.ModelConfig:
+    """Configuration of a model of parts, with dynamic batching.
+
+    Args:
+        keys: by the name of a head, for the runtime openvino, what it writes in place of its task's embedding.
+    """
+    count = options.body_instances if model.is_body else 1
     kind = pb.ModelInstanceGroup.KIND_CPU if manifest.runtime == "openvino" else pb.ModelInstanceGroup.KIND_GPU
     config = pb.ModelConfig(
-        name=part.name,
+        name=model.name,
         max_batch_size=manifest.max_batch,
-        input=[pb.ModelInput(**_tensor(port)) for port in part.inputs],
-        output=[pb.ModelOutput(**_tensor(port)) for port in part.outputs],
         instance_group=[pb.ModelInstanceGroup(count=count, kind=kind)],
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=options.queue_delay_us),
-        model_warmup=[_warm_up(part, batch) for batch in (1, manifest.max_batch)],
     )
-    if is_sealed(manifest.runtime):
+    first = any(port.name == "IMAGE" for part in model.parts.values() for port in part.inputs)
+    sealed = is_sealed(manifest.runtime)
+    for ending, part in model.parts.items():
+        config.input.extend(pb.ModelInput(**_tensor(port, ending), optional=bool(ending)) for port in part.inputs)
+        config.output.extend(pb.ModelOutput(**_tensor(port, ending)) for port in part.outputs)
+        for batch in (1, manifest.max_batch):
+            config.model_warmup.append(_warm_up(part, ending, batch, sealed and not first))
+    if sealed:
         config.output.add(name=SEAL, data_type=pb.TYPE_INT64, dims=[2])
-        if "IMAGE" not in {port.name for port in part.inputs}:
+        if not first:
             config.input.add(name=SEAL, data_type=pb.TYPE_INT64, dims=[2])
-            for warm_up in config.model_warmup:
-                warm_up.inputs[SEAL].CopyFrom(pb.ModelWarmup.Input(data_type=pb.TYPE_INT64, dims=[2], zero_data=True))
     if manifest.runtime == "tensorrt":
         config.platform = "tensorrt_plan"
         for capability in CAPABILITIES:
@@ -95,7 +146,9 @@ def part_config(part: Part, manifest: Manifest, options: ServingOptions) -> pb.M
         config.backend = "python"
     _set_parameters(config, precision=manifest.precision)
     if manifest.runtime == "openvino":
-        _set_parameters(config, threads=options.threads)
+        names = {ending: part.name for ending, part in model.parts.items()}
+        own = {ending: keys[name] for ending, name in names.items() if keys and name in keys}
+        _set_parameters(config, threads=options.threads, parts=json.dumps(names), embedding_keys=json.dumps(own))
     return config
 
 
@@ -104,30 +157,29 @@ def is_sealed(runtime: str) -> bool:
     return runtime != "tensorrt"
 
 
-def ensemble_config(route: Route, parts: Sequence[pb.ModelConfig]) -> pb.ModelConfig:
-    """Configuration of `ipt_<task>`: IMAGE [3, 48, 48] -> RESTORED [3, 48·scale, 48·scale], around 0..255.
-
-    Args:
-        parts: configurations of head, body and tail.
-    """
-    head, _, tail = parts
+def ensemble_config(route: Route, models: Sequence[Model], manifest: Manifest) -> pb.ModelConfig:
+    """Configuration of `ipt_<task>`: IMAGE [3, 48, 48] -> RESTORED [3, 48·scale, 48·scale], around 0..255."""
     config = pb.ModelConfig(
         name=ensemble_name(route.task.name),
         platform="ensemble",
-        max_batch_size=head.max_batch_size,
-        input=head.input,
-        output=tail.output,
+        max_batch_size=manifest.max_batch,
+        input=[pb.ModelInput(**_tensor(port)) for port in manifest.part(route.head).inputs],
+        output=[pb.ModelOutput(**_tensor(port)) for port in manifest.part(route.tail).outputs],
     )
+    sealed = is_sealed(manifest.runtime)
+    if sealed:
+        config.output.add(name=SEAL, data_type=pb.TYPE_INT64, dims=[2])
     # Tensors keep their names from part to part, but for seals: each part writes its own.
-    written = ["HEAD_SEAL", "BODY_SEAL", SEAL]
-    for part, read, write in zip(parts, ["", *written[:2]], written, strict=True):
+    seals = ["", "HEAD_SEAL", "BODY_SEAL", SEAL]
+    for step, name in enumerate((route.head, route.body, route.tail)):
+        model, ending, part = next((m, e, p) for m in models for e, p in m.parts.items() if p.name == name)
+        read, write = ({port.name + ending: port.name for port in ports} for ports in (part.inputs, part.outputs))
+        if sealed:
+            write[SEAL] = seals[step + 1]
+            if step:
+                read[SEAL] = seals[step]
         config.ensemble_scheduling.step.append(
-            pb.ModelEnsembling.Step(
-                model_name=part.name,
-                model_version=-1,
-                input_map={p.name: read if p.name == SEAL else p.name for p in part.input},
-                output_map={p.name: write if p.name == SEAL else p.name for p in part.output},
-            )
+            pb.ModelEnsembling.Step(model_name=model.name, model_version=-1, input_map=read, output_map=write)
         )
     _set_parameters(config)
     return config
@@ -182,16 +234,19 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
     return config
 
 
-def _tensor(port: Port) -> dict[str, Any]:
-    return {"name": port.name, "data_type": _TYPES[port.dtype], "dims": port.shape}
+def _tensor(port: Port, ending: str = "") -> dict[str, Any]:
+    return {"name": port.name + ending, "data_type": _TYPES[port.dtype], "dims": port.shape}
 
 
-def _warm_up(part: Part, batch: int) -> pb.ModelWarmup:
-    """Random values; Triton sends `batch` single requests, which the batcher may join."""
-    warm_up = pb.ModelWarmup(name=f"batch_{batch}", batch_size=batch)
+def _warm_up(part: Part, ending: str, batch: int, sealed: bool) -> pb.ModelWarmup:
+    """Random values, and zeros for numbers; Triton sends `batch` single requests, which the batcher may join."""
+    warm_up = pb.ModelWarmup(name=f"batch_{batch}{ending}", batch_size=batch)
     for port in part.inputs:
-        entry = pb.ModelWarmup.Input(data_type=_TYPES[port.dtype], dims=port.shape, random_data=True)
-        warm_up.inputs[port.name].CopyFrom(entry)
+        values = "zero_data" if port.dtype == "int64" else "random_data"
+        entry = pb.ModelWarmup.Input(data_type=_TYPES[port.dtype], dims=port.shape, **{values: True})
+        warm_up.inputs[port.name + ending].CopyFrom(entry)
+    if sealed:
+        warm_up.inputs[SEAL].CopyFrom(pb.ModelWarmup.Input(data_type=pb.TYPE_INT64, dims=[2], zero_data=True))
     return warm_up
 
 

@@ -1,6 +1,7 @@
-"""What Triton's Python backend asks of a part, whatever computes it: one batch of many requests, seals, answers.
+"""What Triton's Python backend asks of parts, whatever computes them: one batch of many requests, seals, answers.
 
-`ipt-export` copies this file and `seal.py` beside the `model.py` of each part that runs in the Python backend.
+A model may run several parts: the names of their tensors end in the task's name, and a request is for the part whose
+inputs it has. `ipt-export` copies this file and `seal.py` beside the `model.py` of models in the Python backend.
 Python 3.9 syntax.
 """
 
@@ -10,57 +11,65 @@ from seal import SEAL, BrokenSeal, check_seal, fingerprint, seal
 
 
 class PartModel:
-    """Requests that the dynamic batcher brings together run as one batch.
+    """Requests for one part that the dynamic batcher brings together run as one batch.
 
-    A runner derives from this, calls `prepare` when it has loaded its part, and defines `compute`. The first part of a
+    A runner derives from this, calls `prepare` when it has loaded its parts, and defines `compute`. The first part of a
     way gets patches without seals and makes their tags; the others check what they get.
     """
 
     FAILURES = ()
     """Exceptions of `compute` that are answered to the callers."""
 
-    def prepare(self, config, inputs, outputs):
-        """Take the model's configuration, and the names of the part's own inputs and outputs."""
-        self._inputs, self._outputs = sorted(inputs), sorted(outputs)
+    def prepare(self, config, parts):
+        """Take the model's configuration and, by the ending of a part's tensors, its own inputs and outputs."""
+        self._parts = {ending: (sorted(inputs), sorted(outputs)) for ending, (inputs, outputs) in parts.items()}
         self._sealed = SEAL in {port["name"] for port in config["input"]}
 
-    def compute(self, batch):
-        """Rows of the outputs by name for rows of the inputs by name; they need not stay valid after the next call."""
+    def compute(self, ending, batch):
+        """Rows of a part's outputs by name for rows of its inputs; they need not stay valid after the next call."""
         raise NotImplementedError
 
     def execute(self, requests):
         answers = [None] * len(requests)
-        taken = []
-        columns = {name: [] for name in self._inputs}
+        taken = {}
         for place, request in enumerate(requests):
-            tensors = [_read(request, name) for name in self._inputs]
+            ending = next((e for e, (inputs, _) in self._parts.items() if _read(request, inputs[0] + e)), None)
+            if ending is None:
+                answers[place] = _refusal("no part's inputs are given", pb_utils.TritonError.INVALID_ARG)
+                continue
             try:
-                tags = check_seal(_read(request, SEAL), tensors) if self._sealed else fingerprint(tensors[0])
+                tensors = [_read(request, name + ending).as_numpy() for name in self._parts[ending][0]]
+                tags = check_seal(_read(request, SEAL).as_numpy(), tensors) if self._sealed else fingerprint(tensors[0])
             except BrokenSeal as error:
                 answers[place] = _refusal(str(error), pb_utils.TritonError.UNAVAILABLE)
                 continue
-            taken.append((place, tags))
-            for name, tensor in zip(self._inputs, tensors):
-                columns[name].append(tensor)
-        if taken:
-            try:
-                results = self.compute({n: x[0] if len(x) == 1 else np.concatenate(x) for n, x in columns.items()})
-            except self.FAILURES as error:
-                for place, _ in taken:
-                    answers[place] = _refusal(str(error), pb_utils.TritonError.INTERNAL)
-                return answers
+            taken.setdefault(ending, []).append((place, tags, tensors))
+        for ending, rows in taken.items():
+            self._run(ending, rows, answers)
+        return answers
+
+    def _run(self, ending, taken, answers):
+        """Compute one part; `taken`: place among the answers, tags and inputs of each request."""
+        inputs, outputs = self._parts[ending]
+        columns = zip(*(tensors for _, _, tensors in taken))
+        batch = {n: column[0] if len(column) == 1 else np.concatenate(column) for n, column in zip(inputs, columns)}
+        try:
+            results = self.compute(ending, batch)
+        except self.FAILURES as error:
+            for place, _, _ in taken:
+                answers[place] = _refusal(str(error), pb_utils.TritonError.INTERNAL)
+            return
         first = 0
-        for place, tags in taken:
-            rows = [np.ascontiguousarray(results[name][first : first + len(tags)]) for name in self._outputs]
-            tensors = [pb_utils.Tensor(name, x) for name, x in zip(self._outputs, rows)]
+        for place, tags, _ in taken:
+            rows = [np.ascontiguousarray(results[name][first : first + len(tags)]) for name in outputs]
+            tensors = [pb_utils.Tensor(name + ending, x) for name, x in zip(outputs, rows)]
             tensors.append(pb_utils.Tensor(SEAL, seal(tags, rows)))
             answers[place] = pb_utils.InferenceResponse(tensors)
             first += len(tags)
-        return answers
 
 
 def _read(request, name):
-    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+    return pb_utils.get_input_tensor_by_name(request, name)
 
 
 def _refusal(message, code):

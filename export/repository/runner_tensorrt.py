@@ -38,9 +38,9 @@ class TritonPythonModel(PartModel):
             )
 
         ports = (self._runner.inputs, self._runner.outputs)
-        self.prepare(config, *([info.name for info in group] for group in ports))
+        self.prepare(config, {"": [[info.name for info in group] for group in ports]})
 
-    def compute(self, batch):
+    def compute(self, ending, batch):
         results = self._runner.run(batch)
         if self._runner.graph_error != self._told:
             self._told = self._runner.graph_error

@@ -1,8 +1,8 @@
 """The Triton model repository: parts, ensembles and the router's configuration, written from a parts folder.
 
-Per task one ensemble `ipt_<task>` over `head_<task>` → `body` → `tail_<task>`; the router `restore` in front of them is
-handwritten (`triton_models/restore/1/model.py`) and only gets its `config.pbtxt` and the tiling module. Parts come with
-their ONNX graph and what their runtime runs: the OpenVINO runner, plans, or plans and the runner for them.
+Per task one ensemble `ipt_<task>` over head, body and tail; the router `restore` in front of them is handwritten
+(`triton_models/restore/1/model.py`) and only gets its `config.pbtxt` and the tiling module. Parts come with their ONNX
+graph and what their runtime runs: the OpenVINO runner, plans, or plans and the runner for them.
 
 A repository for GPUs need not have plans: with its graphs, the manifest and the reference tensors it has all that is
 needed to build them in place (`ipt-export engines --repository`, `ipt-serve`). Plans that were built so stay when the
@@ -21,7 +21,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.numpy_helper
 from google.protobuf import text_format
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ipt_triton.export.engines.metadata import (
@@ -32,18 +36,21 @@ from ipt_triton.export.engines.metadata import (
     read_metadata,
 )
 from ipt_triton.export.repository.configs import (
+    EMBEDDING,
     GENERATOR,
     PLAN_STEM,
     ServingOptions,
     ensemble_config,
     is_sealed,
-    part_config,
+    model_config,
+    models_of,
     router_config,
 )
 from ipt_triton.export.repository.plans import Plan, RepositoryError, read_plans
 from ipt_triton.files import atomic_directory, atomic_file
 from ipt_triton.manifest import MANIFEST, PRECISIONS, SAMPLES, Manifest, Part
 from ipt_triton.reading import sha256_of
+from ipt_triton.seal import fingerprint
 from ipt_triton.service import ROUTER, ROUTER_FILES, ensemble_name
 
 ROOM = Path(__file__).parent
@@ -73,8 +80,8 @@ def write_repository(
         engines: folders with plans of the parts, for the runtimes that run on a GPU.
 
     Raises:
-        RepositoryError: graphs that are not those of the manifest, plans that are not those of the parts, or a folder
-            that a model needs was not generated; nothing is written then.
+        RepositoryError: graphs that are not those of the manifest or of a head, plans that are not those of the parts,
+            or a folder that a model needs was not generated; nothing is written then.
     """
     runtime = manifest.runtime
     if runtime not in PRECISIONS:
@@ -86,40 +93,47 @@ def write_repository(
     for part in manifest.parts:
         _check_graph(parts_folder / f"{part.name}.onnx", part)
     plans = read_plans(parts_folder, manifest, engines)
+    embeddings = _embeddings(parts_folder, manifest)
+    keys = {head: key for head, (key, _) in embeddings.items()}
     repository.mkdir(parents=True, exist_ok=True)
-    models = {part.name for part in manifest.parts} | {ensemble_name(route.task.name) for route in manifest.routes}
-    for name in sorted(models):
+    models = models_of(manifest)
+    names = {model.name for model in models} | {ensemble_name(route.task.name) for route in manifest.routes}
+    for name in sorted(names):
         if (repository / name).exists() and not _is_generated(repository / name):
             raise RepositoryError(
                 f"{repository / name} was not written by {GENERATOR}; move it away, or choose another --repository"
             )
     (repository / ROUTER / "config.pbtxt").unlink(missing_ok=True)
     for folder in repository.iterdir():
-        if folder.is_dir() and folder.name not in models and folder.name != ROUTER and _is_generated(folder):
+        if folder.is_dir() and folder.name not in names and folder.name != ROUTER and _is_generated(folder):
             shutil.rmtree(folder)
-    configs = {p.name: part_config(p, manifest, options) for p in manifest.parts}
     _write_sources(parts_folder, manifest, repository)
-    for part in manifest.parts:
-        name = part.name
-        with atomic_directory(repository / name) as folder:
-            (folder / "1").mkdir()
-            shutil.copyfile(parts_folder / f"{name}.onnx", folder / "1" / "model.onnx")
+    for model in models:
+        with atomic_directory(repository / model.name) as folder:
+            version = folder / "1"
+            version.mkdir()
             if runtime == "openvino":
-                shutil.copyfile(ROOM / "runner_openvino.py", folder / "1" / "model.py")
+                shutil.copyfile(ROOM / "runner_openvino.py", version / "model.py")
+                for part in model.parts.values():
+                    shutil.copyfile(parts_folder / f"{part.name}.onnx", version / f"{part.name}.onnx")
+                    if part.name in embeddings:
+                        key, embedding = embeddings[part.name]
+                        np.save(version / f"embedding_{key}.npy", embedding)
             else:
-                _add_plans(part, plans[name], folder / "1", repository / name / "1")
+                (part,) = model.parts.values()
+                shutil.copyfile(parts_folder / f"{part.name}.onnx", version / "model.onnx")
+                _add_plans(part, plans[part.name], version, repository / part.name / "1")
             if runtime not in ("openvino", "tensorrt"):
-                _add_engine_runner(folder / "1")
+                _add_engine_runner(version)
             if is_sealed(runtime):
-                shutil.copyfile(ROOM / "part_model.py", folder / "1" / "part_model.py")
-                shutil.copyfile(SEAL_SOURCE, folder / "1" / "seal.py")
-                _keep_out_bytecode(folder / "1")
-            _write(folder / "config.pbtxt", configs[name])
+                shutil.copyfile(ROOM / "part_model.py", version / "part_model.py")
+                shutil.copyfile(SEAL_SOURCE, version / "seal.py")
+                _keep_out_bytecode(version)
+            _write(folder / "config.pbtxt", model_config(model, manifest, options, keys))
     for route in manifest.routes:
         with atomic_directory(repository / ensemble_name(route.task.name)) as folder:
             (folder / "1").mkdir()  # Triton wants a version folder, and an ensemble has nothing to put there
-            steps = [configs[name] for name in (route.head, route.body, route.tail)]
-            _write(folder / "config.pbtxt", ensemble_config(route, steps))
+            _write(folder / "config.pbtxt", ensemble_config(route, models, manifest))
     router = repository / ROUTER
     (router / "1").mkdir(parents=True, exist_ok=True)
     if (router / "1").resolve() != ROUTER_SOURCE.resolve().parent:
@@ -128,7 +142,7 @@ def write_repository(
         _replace(HOUSE / name, router / "1" / name)
     with atomic_file(router / "config.pbtxt") as temporary:
         _write(temporary, router_config(manifest, options))
-    return [ROUTER, *sorted(models)]
+    return [ROUTER, *sorted(names)]
 
 
 def _check_graph(path: Path, part: Part) -> None:
@@ -149,6 +163,21 @@ def _write_sources(parts_folder: Path, manifest: Manifest, repository: Path) -> 
             _replace(parts_folder / name, repository / name)
         elif (repository / MANIFEST).is_file():  # of an earlier export
             (repository / name).unlink(missing_ok=True)
+
+
+def _embeddings(parts_folder: Path, manifest: Manifest) -> dict[str, tuple[int, np.ndarray]]:
+    """What the heads of a repository for CPUs give to the body, float32 [N, D], and the number of it, by head."""
+    found = {}
+    for route in manifest.routes if manifest.runtime == "openvino" else ():
+        path = parts_folder / f"{route.head}.onnx"
+        try:
+            graph = onnx.load(path).graph
+            [source] = [node.input[0] for node in graph.node if EMBEDDING in node.output]
+            [embedding] = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == source]
+        except (DecodeError, ValueError) as error:
+            raise RepositoryError(f"{path} holds no embedding of its task: run ipt-export CHECKPOINT again") from error
+        found[route.head] = int(fingerprint(embedding[None])[0]) & (2**63 - 1), embedding
+    return found
 
 
 def _add_plans(part: Part, plans: Sequence[Plan], version: Path, there: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -206,7 +207,14 @@ def _missing_files(repository: Path, configs: Mapping[str, model_config_pb2.Mode
     for name, config in configs.items():
         if "generated_by" not in config.parameters or config.backend != "python":
             continue
-        wanted = ROUTER_FILES if name == ROUTER else ("model.onnx",) if runtime == "openvino" else ()
+        wanted = list(ROUTER_FILES) if name == ROUTER else []
+        if name != ROUTER and runtime == "openvino":
+            try:
+                parts, keys = (json.loads(config.parameters[name].string_value) for name in ("parts", "embedding_keys"))
+                wanted = [f"{part}.onnx" for part in parts.values()]
+                wanted += [f"embedding_{key}.npy" for key in keys.values()]
+            except (ValueError, AttributeError):
+                problems.append(f"{repository / name / 'config.pbtxt'} is of another version: {_EXPORT_AGAIN}")
         for version in (repository / name).glob("[1-9]*"):
             missing = [file for file in wanted if not (version / file).is_file()]
             problems += [f"{version / file} is missing: {_EXPORT_AGAIN}" for file in missing]

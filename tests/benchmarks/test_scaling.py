@@ -67,11 +67,11 @@ def test_every_level_of_concurrency_is_kept_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_task_more_adds_a_head_a_tail_and_their_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_more_adds_memory_and_no_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = measured(tmp_path / "r.json", "tasks", "1", "2")
-    assert rows[1]["processes"] - rows[0]["processes"] == 2
+    assert rows[1]["processes"] == rows[0]["processes"]
     added = rows[1]["memory_mib"] - rows[0]["memory_mib"]
-    assert 10 < added < 1000
+    assert 0 < added < 100
     assert f"a task more takes {added} MiB" in capsys.readouterr().out
 
 

@@ -32,7 +32,7 @@ def export(checkpoint: Path, folder: Path) -> str:
     """Export to folder/models by way of folder/parts; the hash of the body."""
     arguments = ["--repository", str(folder / "models"), "--parts", str(folder / "parts")]
     assert ipt_export([str(checkpoint), *arguments]) == 0
-    return hashlib.sha256((folder / "models" / "body" / "1" / "model.onnx").read_bytes()).hexdigest()
+    return hashlib.sha256((folder / "models" / "body" / "1" / "body.onnx").read_bytes()).hexdigest()
 
 
 def processes_of(server: TritonServer, model: str) -> list[int]:

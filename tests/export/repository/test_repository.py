@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
 from google.protobuf import text_format
 from helpers.small_engines import TypedParts, metadata, typed_parts, write_engines
 from onnx import TensorProto
@@ -87,38 +90,43 @@ def test_tensors_have_the_types_of_the_graphs(parts: TypedParts, tmp_path: Path)
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-python", "tensorrt-rtx"])
-def test_models_and_what_clients_see_of_them_are_those_of_the_cpu_repository(
-    parts: TypedParts, tmp_path: Path, runtime: str
-):
+def test_what_clients_see_is_the_same_on_gpus_and_on_cpus(parts: TypedParts, tmp_path: Path, runtime: str):
     gpu = write(parts, tmp_path / "gpu", runtime)
-    manifest = export_parts([parts.checkpoint], tmp_path / "parts")
-    write_repository(tmp_path / "parts", manifest, tmp_path / "cpu", ServingOptions())
-    assert sorted(gpu) == sorted(folder.name for folder in (tmp_path / "cpu").iterdir())
-    for name, config in gpu.items():
-        cpu = read(tmp_path / "cpu" / name)
-        if runtime == "tensorrt":  # whose parts do not run in the Python backend
-            assert without_seals(cpu) != cpu or name == "restore"
-            cpu = without_seals(cpu)
-        assert [port.name for port in config.input] == [port.name for port in cpu.input]
-        assert [list(port.dims) for port in config.output] == [list(port.dims) for port in cpu.output]
-        if name in ("restore", "ipt_derain"):
-            assert (list(config.input), list(config.output)) == (list(cpu.input), list(cpu.output))
-            assert config.ensemble_scheduling == cpu.ensemble_scheduling
-            for key in cpu.parameters.keys() - {"runtime", "precision", "chunk", "sealed"}:
-                assert config.parameters[key] == cpu.parameters[key]
+    cpu = write_for_cpus(parts, tmp_path)
+    for name in ("restore", "ipt_derain"):
+        sealed = runtime != "tensorrt"  # whose parts do not run in the Python backend
+        assert gpu[name].input == cpu[name].input
+        assert [p for p in cpu[name].output if sealed or p.name != SEAL] == list(gpu[name].output)
+        for key in cpu[name].parameters.keys() - {"runtime", "precision", "chunk", "sealed"}:
+            assert gpu[name].parameters[key] == cpu[name].parameters[key]
+    assert [step.model_name for step in gpu["ipt_derain"].ensemble_scheduling.step] == ["head_derain", *PARTS[::2]]
 
 
-def without_seals(config: pb.ModelConfig) -> pb.ModelConfig:
-    bare = pb.ModelConfig()
-    bare.CopyFrom(config)
-    for ports in (bare.input, bare.output):
-        kept = [port for port in ports if port.name != SEAL]
-        del ports[:]
-        ports.extend(kept)
-    for step in bare.ensemble_scheduling.step:
-        for tensors in (step.input_map, step.output_map):
-            tensors.pop(SEAL, None)
-    return bare
+def write_for_cpus(parts: TypedParts, folder: Path) -> dict[str, pb.ModelConfig]:
+    manifest = export_parts([parts.checkpoint], folder / "parts")
+    names = write_repository(folder / "parts", manifest, folder / "cpu", ServingOptions())
+    return {name: read(folder / "cpu" / name) for name in names}
+
+
+def test_on_cpus_heads_and_tails_are_one_model_each_and_no_embedding_travels(parts: TypedParts, tmp_path: Path):
+    configs = write_for_cpus(parts, tmp_path)
+    assert sorted(configs) == ["body", "heads", "ipt_derain", "restore", "tails"]
+    steps = {step.model_name: step for step in configs["ipt_derain"].ensemble_scheduling.step}
+    assert list(steps) == ["heads", "body", "tails"]
+    assert dict(steps["heads"].output_map) == {
+        "FEATURES_derain": "FEATURES",
+        "EMBEDDING_KEY_derain": "EMBEDDING_KEY",
+        "SEAL": "HEAD_SEAL",
+    }
+    assert dict(steps["tails"].input_map) == {"BODY_FEATURES_derain": "BODY_FEATURES", "SEAL": "BODY_SEAL"}
+    for model in steps:
+        assert all(
+            port.name.startswith(("EMBEDDING_KEY", "SEAL")) or len(port.dims) == 3 for port in configs[model].output
+        )
+    [key] = json.loads(configs["heads"].parameters["embedding_keys"].string_value).values()
+    embedding = np.load(tmp_path / "cpu" / "heads" / "1" / f"embedding_{key}.npy")
+    _, expected = parts.checkpoint.model.heads["derain"](torch.zeros(1, 3, 48, 48))
+    np.testing.assert_array_equal(embedding, expected[0].detach().numpy())
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-python"])

@@ -439,9 +439,15 @@ def drop_the_version_folder(repository: Path) -> None:
     (repository / "restore" / "1").rmdir()
 
 
-def drop_a_bodys_graph(repository: Path) -> None:
+def write_a_body_without_its_graph(repository: Path, parts: str = '{"": "body"}') -> None:
     generated = 'parameters { key: "generated_by" value { string_value: "ipt-export" } }'
-    write_model(repository, "body", PART_CONFIG % "body" + generated, "")
+    parts = f"parameters {{ key: 'parts' value {{ string_value: '{parts}' }} }}"
+    parts += """parameters { key: 'embedding_keys' value { string_value: '{"": 7}' } }"""
+    write_model(repository, "body", PART_CONFIG % "body" + generated + parts, "")
+
+
+def write_a_body_of_another_version(repository: Path) -> None:
+    write_a_body_without_its_graph(repository, parts="")
 
 
 def drop_what_the_router_imports(repository: Path) -> None:
@@ -481,7 +487,9 @@ def add_an_onnx_model(repository: Path) -> None:
         (empty_it, "holds no model: run ipt-export CHECKPOINT first"),
         (drop_the_routers_config, "restore/config.pbtxt is missing: run ipt-export CHECKPOINT first"),
         (drop_the_routers_code, "restore/1/model.py is missing"),
-        (drop_a_bodys_graph, "body/1/model.onnx is missing: run ipt-export CHECKPOINT again"),
+        (write_a_body_without_its_graph, "body/1/body.onnx is missing: run ipt-export CHECKPOINT again"),
+        (write_a_body_without_its_graph, "body/1/embedding_7.npy is missing: run ipt-export CHECKPOINT again"),
+        (write_a_body_of_another_version, "body/config.pbtxt is of another version: run ipt-export CHECKPOINT again"),
         *(
             (drop_what_the_router_imports, f"restore/1/{name} is missing: run ipt-export CHECKPOINT again")
             for name in ("tiling.py", "board.py", "seal.py")
