@@ -2,9 +2,11 @@
 
     ipt-benchmark router
     ipt-benchmark router --scales 1 4 --sides 256 1024 4096 --concurrency 1 2 8 --json build/router.json
+    ipt-benchmark router --chunks 8 --scales 1 --sides 1024
 
 Whole photographs go to `restore`, which cuts them, sends the patches on and joins the answers; instead of head, body
-and tail one model in Triton's Python backend repeats each pixel. That the right image comes back is looked at first.
+and tail one model in Triton's Python backend repeats each pixel. It takes chunks as a repository for CPUs (8) and one
+of `ipt` for GPUs (64) has them. That the right image comes back is looked at first.
 CPU time is counted by process: `router` cuts and joins, `tritonserver` carries tensors, `network` is the model that
 stands in for the network, and `load` sends the requests. Patches a second of a core leave `network` and `load` out.
 MB/s: images and results; beside it the share in what one core reads and writes, copying a large array.
@@ -19,6 +21,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ from ipt_triton.export.parts.split import export_parts
 from ipt_triton.export.repository.configs import models_of
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving.server import TritonServer
-from ipt_triton.service import ROUTER, ensemble_name
+from ipt_triton.service import MAX_BATCH, ROUTER, ensemble_name
 from ipt_triton.tasks import OFFICIAL_TASKS, Task
 from ipt_triton.train.model.ipt import IPT, IPTConfig
 from ipt_triton.train.model.start import identity_start
@@ -48,17 +51,18 @@ from ipt_triton.train.model.start import identity_start
 TASKS = {task.scale: task for task in reversed(OFFICIAL_TASKS)}
 NETWORK = Path(__file__).parent / "null_network.py"
 WINDOWS, COPY_BYTES = 3, 1 << 28
+KINDS = (np.uint8, np.uint16)
 ROLES = ("router", "tritonserver", "network", "load")
 
 
 @contextmanager
-def null_server(tasks: Sequence[Task]) -> Iterator[TritonServer]:
-    """A server of the real router, and a stand-in for each task's ensemble."""
+def null_server(tasks: Sequence[Task], chunk: int) -> Iterator[TritonServer]:
+    """A server of the real router, and a stand-in for each task's ensemble that takes `chunk` patches at once."""
     torch.manual_seed(0)
     config = IPTConfig(features=3, encoder_layers=0, decoder_layers=0, heads=1, ffn_ratio=1, tasks=tuple(tasks))
     with tempfile.TemporaryDirectory() as name:
         parts, repository = Path(name) / "parts", Path(name) / "models"
-        manifest = export_parts([checkpoint_of(identity_start(IPT(config)))], parts, "fp32")
+        manifest = export_parts([checkpoint_of(identity_start(IPT(config)))], parts, "fp32", max_batch=chunk)
         write_repository(parts, manifest, repository, ServingOptions())
         for model in models_of(manifest):
             shutil.rmtree(repository / model.name)
@@ -139,14 +143,12 @@ def measure_case(
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a record: the copy rate, and a row for each case."""
     tasks, rows = [TASKS[scale] for scale in arguments.scales], []
-    with null_server(tasks) as server:
-        for task in tasks:
-            for side in arguments.sides:
-                photo = photograph(side, side)
-                for image in (photo, photo.astype(np.uint16) * 257):
-                    for concurrency in arguments.concurrency:
-                        rows.append(measure_case(server, task, image, concurrency, arguments.seconds))
-                        print(f"x{task.scale} {image.dtype} {side}: {rows[-1]}", file=sys.stderr)
+    for chunk in arguments.chunks:
+        with null_server(tasks, chunk) as server:
+            for task, side, kind, concurrency in product(tasks, arguments.sides, KINDS, arguments.concurrency):
+                image = photograph(side, side).astype(kind) * kind(257 if kind is np.uint16 else 1)
+                rows.append({"chunk": chunk, **measure_case(server, task, image, concurrency, arguments.seconds)})
+                print(f"x{task.scale} {image.dtype} {side}: {rows[-1]}", file=sys.stderr)
     return {"copy_mb_per_s": copy_rate(), "rows": rows}
 
 
@@ -160,6 +162,7 @@ def markdown(record: Record) -> str:
     rate = record.figures["copy_mb_per_s"]
     rows = [
         (
+            row["chunk"],
             f"x{row['scale']}",
             row["image"],
             row["side"],
@@ -172,7 +175,7 @@ def markdown(record: Record) -> str:
         )
         for row in record.figures["rows"]
     ]
-    header = ("scale", "image", "side", "under way", "patches/s", "patches/s a core", "MB/s", "% of a copy")
+    header = ("chunk", "scale", "image", "side", "under way", "patches/s", "patches/s a core", "MB/s", "% of a copy")
     return f"A network that only repeats pixels. One core copies {rate:.0f} MB/s.\n\n" + table(
         (*header, *(f"{role}, µs a patch" for role in ROLES)), rows
     )
@@ -181,14 +184,16 @@ def markdown(record: Record) -> str:
 def draw(record: Record) -> Figure:
     """CPU time a patch by role, for each case."""
     drawn, ax = figure(8, 4)
-    cases = grouped(record.figures["rows"], lambda r: f"x{r['scale']} {r['image']}\n{r['side']}, {r['concurrency']}")
+    cases = grouped(
+        record.figures["rows"], lambda r: f"x{r['scale']} {r['image']}\n{r['side']}, {r['concurrency']}, {r['chunk']}"
+    )
     below = np.zeros(len(cases))
     for role in ROLES:
         values = np.array([rows[0]["cpu_us"][role] for rows in cases.values()])
         ax.bar(range(len(cases)), values, 0.7, bottom=below, label=role)
         below += values
     ax.set_xticks(range(len(cases)), list(cases), fontsize="x-small", rotation=90)
-    ax.set(ylabel="CPU, µs a patch", title="Around the network (scale, image, side, under way)")
+    ax.set(ylabel="CPU, µs a patch", title="Around the network (scale, image, side, under way, chunk)")
     ax.legend(fontsize="small")
     return drawn
 
@@ -202,9 +207,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 1024], metavar="N", help=sides)
     under_way = f"requests under way {default}"
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4], metavar="N", help=under_way)
+    chunks = f"patches that the network takes at once {default}"
+    parser.add_argument("--chunks", type=int, nargs="+", default=[MAX_BATCH, 64], metavar="N", help=chunks)
     parser.add_argument("--seconds", type=float, default=2.0, help=f"of each of {WINDOWS} windows {default}")
     arguments = parser.parse_args(argv)
-    if min(*arguments.sides, *arguments.concurrency, arguments.seconds) <= 0:
-        parser.error("--sides, --concurrency and --seconds take numbers above 0")
+    if min(*arguments.sides, *arguments.concurrency, *arguments.chunks, arguments.seconds) <= 0:
+        parser.error("--sides, --concurrency, --chunks and --seconds take numbers above 0")
     packages = ("numpy", "nvidia-pytriton", "tritonclient")
     return run_benchmark("router", argv, arguments, measure, markdown, draw, packages)
