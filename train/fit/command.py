@@ -14,7 +14,7 @@ import torch
 
 import ipt_triton.cli
 from ipt_triton.tasks import Task
-from ipt_triton.train.data.feed import Feed, MemoryFeed, Sampler, Store, WorkerFeed
+from ipt_triton.train.data.feed import Feed, MemoryFeed, Sampler, Store, WorkerFeed, wide_side
 from ipt_triton.train.data.pool import load_pairs, load_pool, share, split_files
 from ipt_triton.train.errors import TrainingError, needs
 from ipt_triton.train.fit.loop import Cadence, Trainer, train
@@ -48,8 +48,9 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     """End with status 2 on values that no run can have."""
     if not arguments.steps and not arguments.seconds:
         parser.error("how long? give --steps or --time-budget")
-    for name in ("steps", "batch", "accumulate", "devices", "workers"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
+    counts = {name: getattr(arguments, name) for name in ("steps", "accumulate", "devices", "workers", "busiest")}
+    for name, value in [*counts.items(), *(("batch", size) for size in arguments.batch or ())]:
+        if value is not None and value < 1:
             parser.error(f"--{name} {value} is not allowed: it must be at least 1")
     if not 0 < arguments.data_fraction <= 1:
         parser.error(f"--data-fraction {arguments.data_fraction} is not allowed: it must be above 0 and at most 1")
@@ -78,7 +79,7 @@ def open_data(
     Raises:
         DataError: nothing to train on.
     """
-    min_side = max(t.scale for t in sampler.tasks) * patch_size
+    min_side = max(wide_side(t, patch_size) for t in sampler.tasks)
     feed: Feed
     if arguments.workers:
         files, held_out = split_files(arguments.data, HELD_OUT, min_side)
@@ -113,6 +114,8 @@ def run(
     Raises:
         DataError, StateError, TrainingError: as they say.
     """
+    if arguments.precision == "auto":
+        decided["precision"] = runtime.precision
     recipe = Recipe.from_arguments(arguments, processes=runtime.processes, **decided)
     if recipe.precision == "bf16" and runtime.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # the contrastive loss is computed in float32

@@ -7,22 +7,25 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ipt_triton.tasks import Task
-from ipt_triton.train.data.degradations import degrade
+from ipt_triton.train.data.degradations import training_pair
 from ipt_triton.train.data.feed import Store, generator
 from ipt_triton.train.fit.losses import Group, psnr_of_error
 from ipt_triton.train.model.ipt import Network
 
 VALIDATION_CROPS = 48  # of each task
+BUSIEST = 4  # places drawn for each of them, of which the busiest is taken: a score of flat crops says little
 
 
 def validation_groups(store: Store, task: Task, patch_size: int, batch: int = 16) -> Iterator[Group]:
     """The same crops of held-out photographs with the same degradation, every time."""
-    crops = store.crops(task, patch_size, VALIDATION_CROPS, generator(store.device, 1))
+    crops = store.crops(task, patch_size, VALIDATION_CROPS, generator(store.device, 1), BUSIEST)
     draws = generator(store.device, 2)
     for first in range(0, VALIDATION_CROPS, batch):
         clean = crops.clean[first : first + batch].float()
-        given = degrade(clean, task, draws) if crops.degraded is None else crops.degraded[first : first + batch].float()
-        yield Group(task.name, given, clean)
+        if crops.degraded is None:
+            yield Group(task.name, *training_pair(clean, task, draws))
+        else:
+            yield Group(task.name, crops.degraded[first : first + batch].float(), clean)
 
 
 @torch.no_grad()
