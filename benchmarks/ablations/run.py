@@ -31,7 +31,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipt_triton.benchmarks.ablations.report import markdown, summarise, write_report
-from ipt_triton.benchmarks.quality.evaluate import Sample, Score, find_images, load_sample, score
+from ipt_triton.benchmarks.quality.evaluate import Score, score
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 from ipt_triton.metrics import to_uint8
@@ -41,6 +41,7 @@ from ipt_triton.tiling import PATCH, STRIDE
 from ipt_triton.train.data.degradations import degrade_image, seed_of
 from ipt_triton.train.data.feed import MemoryFeed, Store, wide_side
 from ipt_triton.train.data.pool import Pool, load_pool
+from ipt_triton.train.data.sets import Sample, find_images, load_sample
 from ipt_triton.train.fit.command import HELD_OUT, git_commit
 from ipt_triton.train.fit.loop import Cadence, Trainer, TrainingError, train
 from ipt_triton.train.fit.recipe import PAPER_LAMBDA, Recipe

@@ -21,18 +21,16 @@ from ipt_triton.benchmarks.errors import EvaluationError
 from ipt_triton.benchmarks.quality.classical import bicubic_up
 from ipt_triton.benchmarks.quality.evaluate import (
     Restorer,
-    Sample,
     by_server,
     evaluate_image,
-    find_images,
-    load_sample,
     main,
     self_ensemble,
 )
 from ipt_triton.metrics import psnr, psnr_y, ssim_y, to_uint8
-from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, find_task
+from ipt_triton.tasks import OFFICIAL_TASKS, Task, find_task
 from ipt_triton.tiling import Tiler
 from ipt_triton.train.data.degradations import degrade, degrade_image, seed_of
+from ipt_triton.train.data.sets import Sample, find_images, load_sample
 from ipt_triton.train.model.infer import restore_image
 
 
@@ -161,11 +159,11 @@ def test_jpeg_is_that_of_a_file_with_its_blocks_from_the_corner():
     file = io.BytesIO()
     Image.fromarray(clean).save(file, "JPEG", quality=40)
     expected = np.asarray(Image.open(file)).astype(float)
-    degraded = degrade_image(clean, find_task(OPTIONAL_TASKS, "dejpeg_40"), seed=1)
+    dejpeg = Task(6, "dejpeg_40", "dejpeg", quality=40)
+    degraded = degrade_image(clean, dejpeg, seed=1)
     assert np.abs(degraded - expected).mean() < 1
-    moved = find_task(OPTIONAL_TASKS, "dejpeg_40")
     planes = torch.tensor(clean.transpose(2, 0, 1))[None].float()
-    elsewhere = degrade(planes, moved, torch.Generator().manual_seed(1))[0].permute(1, 2, 0).numpy()
+    elsewhere = degrade(planes, dejpeg, torch.Generator().manual_seed(1))[0].permute(1, 2, 0).numpy()
     assert np.abs(elsewhere - expected).mean() > 2  # as training sees it
 
 

@@ -21,9 +21,9 @@ def rain(clean: Tensor, task: Task, generator: Generator) -> Tensor:
     """Grey layers of rain streaks added to the picture and clipped (the model of Rain100L), some with mist.
 
     Per sample: one direction, near the vertical and within 35° of it, and two layers of streaks with their own density,
-    length (16 to 60 px), thickness (about 1 to 3 px) and brightness. In heavy rain a third layer joins, streaks are up
-    to 80 px long and 6 px thick, twice as many, and fall within 60° of the vertical, each layer in a direction of its
-    own. Some samples have no more than a drizzle.
+    length (16 to 60 px), thickness (about 1 to 3 px) and brightness. In heavy rain a third layer joins, and streaks are
+    up to 80 px long, 5 px thick and half as many again; they fall within 60° of the vertical, each layer in a direction
+    of its own. Some samples have no more than a drizzle.
     """
     b, _, height, width = clean.shape
     uniform = lambda low, high: low + (high - low) * torch.rand(b, 1, 1, device=clean.device, generator=generator)  # noqa: E731
@@ -37,12 +37,12 @@ def rain(clean: Tensor, task: Task, generator: Generator) -> Tensor:
     for number in range(3):
         tilt = angle + uniform(-1, 1) * either(torch.full_like(angle, 0.15), torch.full_like(angle, 0.03))
         along, across = y * tilt.cos() + x * tilt.sin(), x * tilt.cos() - y * tilt.sin()
-        half_length, thickness = either(uniform(8, REACH), uniform(8, 30)), either(uniform(0.4, 1.6), uniform(0.4, 0.9))
+        half_length, thickness = either(uniform(8, REACH), uniform(8, 30)), either(uniform(0.4, 1.4), uniform(0.4, 0.9))
         streak = (1 - (along / half_length).square()).clamp(min=0) * torch.exp(-0.5 * (across / thickness).square())
         canvas = (b, height + 2 * REACH, width + 2 * REACH)
         drops = torch.rand(canvas, device=clean.device, generator=generator)
         density = (
-            uniform(0.001, 0.006) / (half_length / 8) * either(uniform(0.5, 2), torch.full_like(angle, number < 2))
+            uniform(0.001, 0.006) / (half_length / 8) * either(uniform(0.5, 1.5), torch.full_like(angle, number < 2))
         )
         brightness = -50 * strength * torch.rand(canvas, device=clean.device, generator=generator).clamp(min=1e-6).log()
         impulses = torch.where(drops < density, brightness.clamp(max=255), 0)

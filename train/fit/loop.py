@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ from ipt_triton.train.fit.losses import Group, Objective
 from ipt_triton.train.fit.recipe import CHANGEABLE, Recipe
 from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.fit.state import write_checkpoint, write_state
-from ipt_triton.train.fit.validation import validate
+from ipt_triton.train.fit.validation import ImageSet, measure_sets, validate
 from ipt_triton.train.model.ipt import IPT, Network
 
 logger = logging.getLogger(__name__)
@@ -41,10 +43,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cadence:
-    """Seconds between two progress lines, and between two validations with a save."""
+    """Seconds between two progress lines, and between two validations with a save; and how many saves are kept."""
 
     report: float = 30.0
     save: float = 180.0
+    keep: int = 0
 
 
 class Trainer:
@@ -61,7 +64,7 @@ class Trainer:
         step: optimiser steps done.
         patches: crops seen, over all processes.
         elapsed: seconds of training so far, over all resumed parts.
-        history: step, seconds and held-out PSNR at each validation.
+        history: step, seconds, held-out PSNR by task and PSNR of test sets by name at each validation.
     """
 
     def __init__(
@@ -177,8 +180,20 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "provenance": provenance,
-            "quality": {"held_out_psnr_rgb": self.history[-1]["psnr"]} if self.history else {},
+            "quality": self._quality(),
         }
+
+    def _quality(self) -> dict[str, dict[str, float]]:
+        """Figures of the last validation, for the checkpoint."""
+        if not self.history:
+            return {}
+        sets = self.history[-1]["sets"]
+        return {"held_out_psnr_rgb": self.history[-1]["psnr"], **({"validation_psnr": sets} if sets else {})}
+
+    def is_best(self) -> bool:
+        """Whether no validation before the last one gave a higher mean, over the test sets or else over the tasks."""
+        means = [fmean((h["sets"] or h["psnr"]).values()) for h in self.history]
+        return bool(means) and means[-1] == max(means)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue a saved run.
@@ -200,8 +215,11 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def save(trainer: Trainer, output: Path) -> None:
+def save(trainer: Trainer, output: Path, keep: int = 0) -> None:
     """Write `state.pt`, and of an IPT the averaged weights as `checkpoint/`, each atomically.
+
+    They are written to `best/` as well if the last validation is the best so far, and to `steps/NUMBER/`, of which the
+    last `keep` stay.
 
     Raises:
         TrainingError: a weight is not finite; nothing is written.
@@ -218,10 +236,14 @@ def save(trainer: Trainer, output: Path) -> None:
     write_state(state, output / "state.pt")
     if not isinstance(trainer.model, IPT):
         return
+    copies = ["checkpoint"] + ["best"] * trainer.is_best() + [f"steps/{trainer.step:08d}"] * bool(keep)
     try:
-        write_checkpoint(state, output / "checkpoint")
+        for copy_of in copies:
+            write_checkpoint(state, output / copy_of)
     except MissingPackage:
         logger.warning("without safetensors no checkpoint is written; later: ipt-train checkpoint state.pt FOLDER")
+    for old in sorted((output / "steps").glob("*"))[:-keep] if keep else ():
+        shutil.rmtree(old)
 
 
 def train(
@@ -231,8 +253,12 @@ def train(
     output: Path,
     cadence: Cadence = Cadence(),
     display: Display | None = None,
+    sets: Sequence[ImageSet] = (),
 ) -> None:
     """Run to the end of the recipe, or until SIGINT or SIGTERM, which save as well.
+
+    Args:
+        sets: test sets to measure at each validation.
 
     Raises:
         TrainingError: a loss or gradient is not finite.
@@ -253,8 +279,8 @@ def train(
         def validate_and_save() -> None:
             report.progress()
             if runtime.rank == 0:
-                report.held_out(held_out)
-                save(trainer, output)
+                report.held_out(held_out, sets)
+                save(trainer, output, cadence.keep)
 
         recipe = trainer.recipe
         sizes = lambda step: recipe.crops(trainer.progress(step))  # noqa: E731
@@ -321,13 +347,16 @@ class Report:
             self.display.show_steps(steps, rate, trainer.optimiser.param_groups[0]["lr"])
         self.since, self.patches = now, trainer.patches
 
-    def held_out(self, store: Store) -> None:
+    def held_out(self, store: Store, sets: Sequence[ImageSet]) -> None:
         """Validate the averaged weights and add to the history."""
         trainer = self.trainer
-        psnr = validate(trainer.average, store, trainer.trained)
-        trainer.history.append({"step": trainer.step, "seconds": round(trainer.elapsed), "psnr": psnr})
-        line = " ".join(f"{name} {value:.2f}" for name, value in psnr.items())
-        logger.info("step %d, held-out PSNR %s", trainer.step, line)
+        psnr, of_sets = validate(trainer.average, store, trainer.trained), measure_sets(trainer.average, sets)
+        figures = {"step": trainer.step, "seconds": round(trainer.elapsed), "psnr": psnr, "sets": of_sets}
+        trainer.history.append(figures)
+        for title, values in (("held-out", psnr), ("test sets'", of_sets)):
+            if values:
+                line = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+                logger.info("step %d, %s PSNR %s", trainer.step, title, line)
         if self.display:
             self.display.show_held_out(trainer.step, psnr, trainer.average, store)
         self.since = time.monotonic()
