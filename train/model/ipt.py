@@ -54,7 +54,6 @@ class IPTConfig:
 
     Attributes:
         features: channels between head, body and tail (n_feats; 64 in the paper).
-        head_blocks: residual blocks of a head (2 in the paper).
         patch_size: side of the square input in pixels (48).
         token_size: side of a token in pixels (patch_dim; 3): a patch is (patch_size / token_size)² tokens.
         encoder_layers, decoder_layers: depth (12 + 12).
@@ -66,7 +65,6 @@ class IPTConfig:
     """
 
     features: int = 64
-    head_blocks: int = 2
     patch_size: int = 48
     token_size: int = 3
     encoder_layers: int = 12
@@ -80,7 +78,7 @@ class IPTConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", task_table(self.tasks))
         check_whole(self, 1, features=1024, patch_size=MAX_PATCH, token_size=64, heads=1024, ffn_ratio=32)
-        check_whole(self, 0, head_blocks=64, encoder_layers=128, decoder_layers=128)
+        check_whole(self, 0, encoder_layers=128, decoder_layers=128)
         if self.features * self.patch_size**2 > MAX_PATCH_NUMBERS:
             raise ConfigError(
                 f"features {self.features} of patch_size {self.patch_size} are more than {MAX_PATCH_NUMBERS} numbers "
@@ -157,7 +155,7 @@ class Head(nn.Module):
     def __init__(self, config: IPTConfig):
         super().__init__()
         self.conv = nn.Conv2d(3, config.features, 3, padding=1)
-        self.blocks = nn.Sequential(*(ResBlock(config.features) for _ in range(config.head_blocks)))
+        self.blocks = nn.Sequential(ResBlock(config.features), ResBlock(config.features))
         shape = (config.tokens, config.width)
         if config.task_embedding:
             self.embedding = nn.Parameter(torch.randn(shape))
