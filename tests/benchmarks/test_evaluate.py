@@ -17,17 +17,18 @@ from PIL import Image
 
 import ipt_triton.train.__main__
 from ipt_triton import commands
-from ipt_triton.benchmarks.errors import EvaluationError
+from ipt_triton.benchmarks.errors import ArgumentError, EvaluationError
 from ipt_triton.benchmarks.quality.classical import bicubic_up
 from ipt_triton.benchmarks.quality.evaluate import (
     Restorer,
+    at_level,
     by_server,
     evaluate_image,
     main,
     self_ensemble,
 )
 from ipt_triton.metrics import psnr, psnr_y, ssim_y, to_uint8
-from ipt_triton.tasks import OFFICIAL_TASKS, Task, find_task
+from ipt_triton.tasks import KNOWN_TASKS, OFFICIAL_TASKS, Task, find_task
 from ipt_triton.tiling import Tiler
 from ipt_triton.train.data.degradations import degrade, degrade_image, seed_of
 from ipt_triton.train.data.sets import Sample, find_images, load_sample
@@ -146,6 +147,18 @@ def test_noise_depends_on_the_file_name_alone(photos: Path, tmp_path: Path):
     np.testing.assert_array_equal(load_sample(path, None, task("denoise_30")).degraded, two["torii.png"].degraded)
     noise = {name: sample.degraded - sample.clean for name, sample in two.items()}
     assert not np.allclose(noise["kitten.png"], noise["torii.png"])
+
+
+def test_blind_tasks_are_measured_at_the_strength_asked_for():
+    blind = find_task(KNOWN_TASKS, "denoise")
+    level, task_at = at_level(blind, 15.0, None)
+    assert level == {"level": "sigma 15"}
+    assert degrade_image(np.full((80, 80, 3), 128, np.uint8), task_at, 1).std() == pytest.approx(15, rel=0.03)
+    assert at_level(blind, None, None) == ({}, blind)
+    assert at_level(find_task(KNOWN_TASKS, "dejpeg"), None, 10)[1].quality == 10
+    for wrong, sigma, quality in (("denoise_30", 15.0, None), ("dejpeg", 15.0, None), ("auto", None, 40)):
+        with pytest.raises(ArgumentError, match="without one of their own"):
+            at_level(find_task(KNOWN_TASKS, wrong), sigma, quality)
 
 
 def test_noise_for_evaluation_is_unclipped_for_every_image():

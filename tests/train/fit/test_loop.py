@@ -211,6 +211,42 @@ def test_schedules_warm_up_and_fall() -> None:
     assert Recipe(lr=2e-5, warmup=0, schedule="constant").learning_rate(9, 1.0) == 2e-5
 
 
+def test_each_size_of_batch_has_an_equal_share_of_the_run() -> None:
+    recipe = Recipe(batch=(4, 8, 16))
+    assert [recipe.crops(p) for p in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0, 1.2)] == [4, 4, 8, 8, 16, 16, 16]
+
+
+def test_a_growing_batch_is_counted_by_its_crops(pool: Pool) -> None:
+    trainer = make_trainer(4, batch=(2, 6))
+    batches = feed_of(trainer, pool).batches(parts_from(0, 1, lambda s: trainer.recipe.crops(trainer.progress(s))))
+    for _ in range(4):
+        trainer.train_step(batches)
+    assert trainer.patches == 2 + 2 + 6 + 6
+
+
+def test_the_best_checkpoint_and_the_last_ones_are_kept(tmp_path: Path) -> None:
+    trainer = make_trainer(9)
+    for step, psnr, of_sets in ((1, 30.0, 25.0), (2, 28.0, 26.0), (3, 31.0, 25.5)):
+        trainer.step = step
+        trainer.history.append({"step": step, "seconds": 0, "psnr": {"derain": psnr}, "sets": {"derain X": of_sets}})
+        save(trainer, tmp_path, keep=2)
+    steps = {p.name: load_checkpoint(p).provenance["steps"] for p in (tmp_path / "best", tmp_path / "checkpoint")}
+    assert steps == {"best": 2, "checkpoint": 3}  # by the test sets, where there are some
+    assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == ["00000002", "00000003"]
+    assert load_checkpoint(tmp_path / "best").quality["validation_psnr"] == {"derain X": 26.0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"), [("avx2 fma", "fp32"), ("avx2 avx512_bf16", "bf16"), ("avx512f amx_bf16", "bf16")]
+)
+def test_a_cpu_trains_in_bf16_where_it_multiplies_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, precision: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n\n")
+    monkeypatch.setattr("ipt_triton.cpu.CPUINFO", tmp_path / "cpuinfo")
+    assert Runtime(CPU).precision == precision
+
+
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     save(make_trainer(2), tmp_path)
     state = read_state(tmp_path / "state.pt")

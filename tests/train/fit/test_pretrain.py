@@ -17,7 +17,7 @@ import torch
 from helpers.training import photograph, write_photographs
 from PIL import Image
 
-from ipt_triton.tasks import OPTIONAL_TASKS
+from ipt_triton.tasks import KNOWN_TASKS, OPTIONAL_TASKS
 from ipt_triton.train.__main__ import COMMANDS
 from ipt_triton.train.__main__ import main as ipt_train
 from ipt_triton.train.data.pool import main as pack
@@ -223,6 +223,16 @@ def test_a_run_starts_from_a_checkpoint_with_its_architecture_and_tasks(
     assert after.model.config == before.model.config
     torch.testing.assert_close(after.model.state_dict(), before.model.state_dict(), rtol=0, atol=1e-7)
     assert after.provenance["parent"] == {"sha256": before.sha256, "provenance": before.provenance}
+    (tmp_path / "set").mkdir()
+    Image.fromarray(photograph(0, 64)).save(tmp_path / "set" / "0.png")
+    more = ["--start", str(small_checkpoint), "--tasks", "all", "--validate", f"auto={tmp_path / 'set'}"]
+    assert main([*arguments, str(tmp_path / "all"), *more]) == 0
+    wider = load_checkpoint(tmp_path / "all" / "checkpoint")
+    assert wider.model.config.tasks == KNOWN_TASKS
+    assert wider.quality["validation_psnr"].keys() == {"auto set"}
+    torch.testing.assert_close(
+        wider.model.heads["real"].state_dict(), before.model.heads["denoise_30"].state_dict(), rtol=0, atol=1e-7
+    )
     assert main([*arguments, str(tmp_path / "other"), "--start", str(tmp_path)]) == 1
     assert f"{tmp_path} is not a checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
