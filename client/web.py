@@ -20,8 +20,11 @@ from ipt_triton.client.photo import Photo, read_photo, write_photo
 
 LABELS = {
     "sr": "enlarge x{scale}",
-    "denoise": "remove noise (σ {sigma:g})",
+    "denoise": "remove noise",
     "derain": "remove rain",
+    "dejpeg": "remove traces of JPEG",
+    "real": "repair, enlarge x{scale}",
+    "auto": "repair whatever there is",
 }
 
 
@@ -60,10 +63,7 @@ def build_page(client: RestorationClient, folder: Path) -> Any:
     """
     import gradio as gr  # heavy, and only this command needs it
 
-    choices = [
-        (LABELS.get(t.kind, t.name).format(scale=t.scale, sigma=t.sigma) + f" — {t.name}", t.name)
-        for t in client.tasks()
-    ]
+    choices = [(LABELS.get(t.kind, t.name).format(scale=t.scale) + f" — {t.name}", t.name) for t in client.tasks()]
 
     def restore(path: str | None, task: str) -> tuple[tuple[str, str], str, str]:
         if path is None:

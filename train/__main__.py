@@ -1,7 +1,7 @@
 """`ipt-train`: one command for training and for what comes before and after it.
 
     ipt-train pretrain --data photos --output runs/tiny --preset ipt-tiny --time-budget 2h
-    ipt-train finetune weights/ipt-tiny --task dejpeg_40 --freeze-body --data photos --output runs/jpeg --steps 5000
+    ipt-train finetune weights/ipt-tiny --task dejpeg --freeze-body --data photos --output runs/jpeg --steps 5000
     ipt-train evaluate runs/tiny/checkpoint --data Set5 --task sr_x2
     ipt-train infer runs/tiny/checkpoint photo.png restored.png --task sr_x2
     ipt-train import-official IPT_pretrain.pt --output weights/ipt

@@ -30,6 +30,10 @@ class DataError(WrongInput):
     """A data folder that cannot be trained on."""
 
 
+class ImageSetError(TrainError):
+    """A test set or one of its images that cannot be measured on."""
+
+
 class RuntimeUnavailable(TrainError, RuntimeError):
     """Devices that this machine or this Python cannot offer."""
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ipt_triton.benchmarks.errors import ReportError
 from ipt_triton.benchmarks.presentation import Figure, figure, grouped, save_plot, table
 from ipt_triton.files import atomic_file
-from ipt_triton.train.fit.recipe import Recipe
+from ipt_triton.train.fit.recipe import PAPER_LAMBDA
 
 Result = dict[str, Any]
 
@@ -44,7 +44,7 @@ EXPERIMENTS = {
     ),
     "position": Experiment(
         "Position encoding",
-        lambda v: v["network"] == "ipt" and not v["share"] and v["contrastive"] == Recipe.contrastive,
+        lambda v: v["network"] == "ipt" and not v["share"] and v["contrastive"] == PAPER_LAMBDA,
         lambda v: v["position"],
         lambda v: POSITIONS.index(v["position"]),
     ),

@@ -31,7 +31,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipt_triton.benchmarks.ablations.report import markdown, summarise, write_report
-from ipt_triton.benchmarks.quality.evaluate import Sample, Score, find_images, load_sample, score
+from ipt_triton.benchmarks.quality.evaluate import Score, score
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 from ipt_triton.metrics import to_uint8
@@ -39,11 +39,12 @@ from ipt_triton.reading import convert, read_json
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, find_task
 from ipt_triton.tiling import PATCH, STRIDE
 from ipt_triton.train.data.degradations import degrade_image, seed_of
-from ipt_triton.train.data.feed import MemoryFeed, Store
+from ipt_triton.train.data.feed import MemoryFeed, Store, wide_side
 from ipt_triton.train.data.pool import Pool, load_pool
+from ipt_triton.train.data.sets import Sample, find_images, load_sample
 from ipt_triton.train.fit.command import HELD_OUT, git_commit
 from ipt_triton.train.fit.loop import Cadence, Trainer, TrainingError, train
-from ipt_triton.train.fit.recipe import Recipe
+from ipt_triton.train.fit.recipe import PAPER_LAMBDA, Recipe
 from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.fit.state import read_state
 from ipt_triton.train.model.infer import restore_image
@@ -80,7 +81,7 @@ class Variant:
     """
 
     network: str = "ipt"
-    contrastive: float = Recipe.contrastive
+    contrastive: float = PAPER_LAMBDA
     position: str = "learned"
     share: float = 0.0
     seed: int = 0
@@ -125,7 +126,7 @@ class Settings:
         """The trainer's recipe: short runs need a short warm-up and a quick average."""
         return Recipe(
             steps=self.steps,
-            batch=self.batch,
+            batch=(self.batch,),
             lr=self.lr,
             warmup=min(Recipe.warmup, self.steps // 10),
             ema=min(Recipe.ema, 1 - 10 / (self.steps + 10)),
@@ -133,6 +134,7 @@ class Settings:
             seed=variant.seed,
             precision="fp32",
             data_fraction=variant.share or 1.0,
+            noise="nominal",
         )
 
     def model(self, variant: Variant) -> Network:
@@ -182,7 +184,7 @@ def run_variant(
         "megapixels": round(photographs.megapixels, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "megamacs": megamacs(settings, variant),
-        "patches": recipe.patches * trainer.step,
+        "patches": trainer.patches,
         "seconds": round(trainer.elapsed),
         "start": start,
         "psnr": {t.name: psnr_of_held_out(trainer.average, t, held_out) for t in settings.tasks},
@@ -257,7 +259,7 @@ def run_all(arguments: argparse.Namespace, settings: Settings) -> bool:
     logger.info("%d runs, %d of them finished", len(wanted), len(wanted) - len(left))
     if not left:
         return True
-    side = max(t.scale for t in settings.tasks) * SIZES[settings.size][0].patch_size
+    side = max(wide_side(t, SIZES[settings.size][0].patch_size) for t in settings.tasks)
     training, held_out = load_pool(arguments.data, side).split(HELD_OUT)
     for number, variant in enumerate(left, 1):
         logger.info("run %d of %d: %s", number, len(left), variant.name)

@@ -45,7 +45,7 @@ def trainer_steps(recipe: Recipe, name: str, device: torch.device, compiled: boo
     photographs = [random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(PHOTOGRAPHS)]
     store = Store(Pool(photographs, [str(i) for i in range(PHOTOGRAPHS)]), device)
     feed = MemoryFeed(store, recipe.sampler(model.config.tasks), model.config.patch_size)
-    batches = feed.batches(parts_from(0, 1))
+    batches = feed.batches(parts_from(0, 1, recipe.crops))
 
     def run(count: int) -> None:
         for _ in range(count):
@@ -63,15 +63,16 @@ def bare_steps(recipe: Recipe, name: str, device: torch.device, compiled: bool) 
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
     sampler = recipe.sampler(model.config.tasks)
     patch = model.config.patch_size
-    inputs = 255 * torch.rand(recipe.batch, 3, patch, patch, device=device)
+    (batch,) = recipe.batch
+    inputs = 255 * torch.rand(batch, 3, patch, patch, device=device)
     sides = {t.scale * patch for t in model.config.tasks}
-    targets = {s: 255 * torch.rand(recipe.batch, 3, s, s, device=device) for s in sides}
+    targets = {s: 255 * torch.rand(batch, 3, s, s, device=device) for s in sides}
     done = 0
 
     def run(count: int) -> None:
         nonlocal done
         for _ in range(count):
-            ((task, _),) = sampler.groups(Part(done, 0))
+            ((task, _),) = sampler.groups(Part(done, 0, batch))
             done += 1
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
@@ -129,7 +130,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a record."""
     device = torch.device(arguments.device)
     recipe = Recipe(
-        steps=10**9, batch=arguments.batch, precision=arguments.precision, contrastive=arguments.contrastive, lr=1e-6
+        steps=10**9, batch=(arguments.batch,), precision=arguments.precision, contrastive=arguments.contrastive, lr=1e-6
     )
     common = (recipe, arguments.preset, device, arguments.compile)
     loops = {"trainer": trainer_steps(*common), "bare": bare_steps(*common)}

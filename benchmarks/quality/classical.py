@@ -13,8 +13,9 @@ from ipt_triton.tasks import Task
 def baseline(degraded: np.ndarray, task: Task) -> tuple[str, np.ndarray]:
     """Name and result of a task's classical baseline.
 
-    Super-resolution: bicubic upsampling. Denoising: non-local means (scikit-image's fast mode, h = 0.6 σ). Others:
-    the degraded picture itself, since the field's tables of deraining know no classical method.
+    Enlarging: bicubic upsampling. Denoising: non-local means (scikit-image's fast mode, h = 0.6 σ; where the task does
+    not tell σ, it is estimated). Others: the degraded picture itself, since the field's tables of deraining know no
+    classical method.
 
     Args:
         degraded: RGB [height, width, 3], uint8, or float32 on the 0..255 scale, which unclipped noise may exceed.
@@ -22,12 +23,12 @@ def baseline(degraded: np.ndarray, task: Task) -> tuple[str, np.ndarray]:
     Returns:
         The name, and uint8 RGB [height * scale, width * scale, 3].
     """
-    if task.kind == "sr":
+    if task.scale > 1:
         return "bicubic", bicubic_up(degraded, task.scale)
     if task.kind == "denoise":
-        from skimage.restoration import denoise_nl_means  # here, so that the other tasks do without scikit-image
+        from skimage.restoration import denoise_nl_means, estimate_sigma  # here: other tasks do without scikit-image
 
-        sigma = task.sigma / 255
+        sigma = task.sigma / 255 or estimate_sigma(degraded / 255, average_sigmas=True, channel_axis=-1)
         denoised = denoise_nl_means(
             degraded / 255, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, fast_mode=True, channel_axis=-1
         )

@@ -3,9 +3,11 @@
     ipt-train evaluate weights/ipt-tiny --data Set5 --task sr_x2 sr_x3 sr_x4
     ipt-train evaluate weights/ipt-tiny --data CBSD68 --task denoise_30 --json denoise.json --pictures pictures
     ipt-train evaluate weights/ipt-tiny --data Rain100L --task derain --url localhost:8001
+    ipt-train evaluate weights/mine --data CBSD68 --task denoise --sigma 15
 
-`--data` holds clean images, which are degraded here, or `rain/` and `norain/` with pairs of the same file name. Noise
-and synthetic rain are seeded by the file name, so that neither the order nor the other images of a set matter.
+`--data` holds clean images, which are degraded here, or `rain/` and `norain/` with pairs of the same file name. What
+is random in that is seeded by the file name, so that neither the order nor the other images of a set matter. Tasks
+that know no strength of their degradation meet a random one, or that of `--sigma` (denoise) or `--quality` (dejpeg).
 Super-resolution cuts the clean image to a multiple of the scale. Figures are means over the images (`metrics`).
 
 Denoising is measured on the noisy image clipped and rounded to 8 bit, as a service sees it, and (columns `float ...`)
@@ -34,34 +36,17 @@ from PIL import Image
 from ipt_triton.benchmarks.errors import ArgumentError, EvaluationError
 from ipt_triton.benchmarks.presentation import table
 from ipt_triton.benchmarks.quality.classical import baseline
-from ipt_triton.benchmarks.quality.pictures import cut_to_scale, side_by_side
+from ipt_triton.benchmarks.quality.pictures import side_by_side
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
-from ipt_triton.images import SUFFIXES, read_rgb
 from ipt_triton.metrics import border_of, figure_of, psnr, psnr_y, ssim_y, to_uint8
 from ipt_triton.tasks import Task
 from ipt_triton.tiling import KEEP, STRIDE, check_rule
-from ipt_triton.train.data.degradations import degrade_image, seed_of
+from ipt_triton.train.data.sets import Sample, find_images, load_sample
 from ipt_triton.train.model.checkpoint import Checkpoint, load_checkpoint
 from ipt_triton.train.model.infer import restore_image
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image of a test set.
-
-    Attributes:
-        name: file name of the clean image.
-        clean: uint8 RGB [height, width, 3]; the sides are multiples of the task's scale.
-        degraded: float32 [height / scale, width / scale, 3]; whole values in 0..255, but noise is neither clipped nor
-            rounded.
-    """
-
-    name: str
-    clean: np.ndarray
-    degraded: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -86,60 +71,6 @@ class Restorer:
     restore: Callable[[np.ndarray, Task], np.ndarray]
     takes_floats: bool
     how: dict[str, Any]
-
-
-def find_images(data: Path, task: Task) -> list[tuple[Path, Path | None]]:
-    """Clean images of a test set, each with its rainy version where the set holds pairs, in the order of their names.
-
-    Raises:
-        EvaluationError: no such folder, no images, pairs that do not match, or pairs for another task than deraining.
-    """
-    if not data.is_dir():
-        raise EvaluationError(f"{data} is not a folder")
-    rain, norain = data / "rain", data / "norain"
-    if rain.is_dir() and norain.is_dir():
-        if task.kind != "derain":
-            raise EvaluationError(
-                f"{data} holds rainy pairs, and task {task.name} needs clean images; give {norain}, for instance"
-            )
-        rainy, clean = _images(rain), _images(norain)
-        if alone := sorted(rainy.keys() ^ clean.keys()):
-            raise EvaluationError(
-                f"{data}: rain/ and norain/ must hold the same file names, and only one of them has {', '.join(alone)}"
-            )
-        found: list[tuple[Path, Path | None]] = [(clean[name], rainy[name]) for name in sorted(clean)]
-    else:
-        found = [(path, None) for _, path in sorted(_images(data).items())]
-    if not found:
-        raise EvaluationError(f"{data} holds neither images ({', '.join(sorted(SUFFIXES))}) nor rain/ and norain/")
-    return found
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()}
-
-
-def load_sample(clean_path: Path, degraded_path: Path | None, task: Task) -> Sample:
-    """Read a clean image and read or make its degraded version.
-
-    Raises:
-        EvaluationError: naming a file that cannot be read, is smaller than the scale, or does not match the other.
-    """
-    clean = read_rgb(clean_path)
-    if degraded_path is not None:
-        degraded = read_rgb(degraded_path)
-        if degraded.shape != clean.shape:
-            raise EvaluationError(
-                f"{degraded_path} is {degraded.shape[1]}x{degraded.shape[0]}, but {clean_path} is "
-                f"{clean.shape[1]}x{clean.shape[0]}"
-            )
-        return Sample(clean_path.name, clean, degraded.astype(np.float32))
-    whole = cut_to_scale(clean, task.scale)
-    if not whole.size:
-        raise EvaluationError(
-            f"{clean_path} is {clean.shape[1]}x{clean.shape[0]}, smaller than the scale {task.scale} of {task.name}"
-        )
-    return Sample(clean_path.name, whole, degrade_image(whole, task, seed_of(clean_path.name)))
 
 
 def _how(sha256: str, runtime: str, precision: str, stride: int, keep: int) -> dict[str, Any]:
@@ -271,7 +202,7 @@ def evaluate(
 
 SCORES = {"psnr_y": "PSNR Y", "psnr_rgb": "PSNR RGB", "ssim_y": "SSIM Y"}
 HEADERS = {
-    **{name: name for name in ("task", "set", "images")},
+    **{name: name for name in ("task", "level", "set", "images")},
     **SCORES,
     "baseline": "baseline",
     **{
@@ -293,6 +224,23 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return table([HEADERS[key] for key in columns], ([cell(key, row.get(key, "–")) for key in columns] for row in rows))
 
 
+def at_level(task: Task, sigma: float | None, quality: int | None) -> tuple[dict[str, str], Task]:
+    """A task with the strength that its degradation shall have, and what a row says of it if it is not the task's own.
+
+    Raises:
+        ArgumentError: a strength for a task of another kind, or for one that has its own.
+        TaskError: one that cannot be.
+    """
+    for kind, option, given in (("denoise", "sigma", sigma), ("dejpeg", "quality", quality)):
+        if given is not None and (task.kind != kind or getattr(task, option)):
+            raise ArgumentError(f"--{option} is for tasks of kind {kind} without one of their own, not {task.name}")
+    if sigma is not None:
+        return {"level": f"sigma {sigma:g}"}, replace(task, sigma=sigma)
+    if quality is not None:
+        return {"level": f"quality {quality}"}, replace(task, quality=quality)
+    return {}, task
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate as the arguments say, and write and print the rows."""
     checkpoint = load_checkpoint(arguments.checkpoint)
@@ -303,6 +251,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_rule(stride, keep, checkpoint.model.config.patch_size)
     except ValueError as error:
         raise ArgumentError(str(error)) from None
+    degraded = [at_level(task, arguments.sigma, arguments.quality) for task in tasks]
     found = [find_images(arguments.data, task)[: arguments.limit] for task in tasks]
     with ExitStack() as stack:
         if arguments.url:
@@ -316,7 +265,8 @@ def run(arguments: argparse.Namespace) -> None:
             restorer = self_ensemble(restorer)
         name = arguments.data.resolve().name
         rows = [
-            evaluate(paths, name, task, restorer, arguments.pictures) for task, paths in zip(tasks, found, strict=True)
+            {**level, **evaluate(paths, name, task, restorer, arguments.pictures)}
+            for (level, task), paths in zip(degraded, found, strict=True)
         ]
     if arguments.json:
         with atomic_file(arguments.json) as temporary:
@@ -330,6 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the test set")
     parser.add_argument("--task", nargs="+", required=True, help="names or ids")
+    parser.add_argument("--sigma", type=float, help="of the noise, for a task without a σ of its own")
+    parser.add_argument("--quality", type=int, help="of JPEG, for a task without a quality of its own")
     parser.add_argument("--url", metavar="HOST:PORT", help="restore through the server with this gRPC port")
     parser.add_argument("--stride", type=int, help=f"distance of tiles (default {STRIDE}, or the server's)")
     parser.add_argument(

@@ -38,12 +38,6 @@ def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def cut_to_scale(image: np.ndarray, scale: int) -> np.ndarray:
-    """An image without the last rows and columns that exceed a multiple of the scale."""
-    height, width = (side // scale * scale for side in image.shape[:2])
-    return image[:height, :width]
-
-
 def busiest_square(image: np.ndarray, side: int, step: int = 12) -> tuple[int, int]:
     """Top left corner (y, x) of the square with the highest contrast among those on a grid of `step` pixels."""
     grey = image.mean(axis=2)

@@ -25,13 +25,14 @@ import numpy as np
 
 from ipt_triton.benchmarks.errors import EvaluationError
 from ipt_triton.benchmarks.presentation import Figure, figure, grouped, table
-from ipt_triton.benchmarks.quality.evaluate import Restorer, by_pytorch, by_server, find_images, load_sample, score
+from ipt_triton.benchmarks.quality.evaluate import Restorer, by_pytorch, by_server, score
 from ipt_triton.benchmarks.record import Record, command_line, run_benchmark
 from ipt_triton.benchmarks.served import serving
 from ipt_triton.manifest import PRECISIONS
 from ipt_triton.metrics import figure_of, to_uint8
 from ipt_triton.tasks import Task
 from ipt_triton.tiling import KEEP, PATCH, STRIDE, check_rule, plan_axis
+from ipt_triton.train.data.sets import find_images, load_sample
 from ipt_triton.train.model.checkpoint import Checkpoint, load_checkpoint
 
 SERVED = PRECISIONS["openvino"]
@@ -47,7 +48,7 @@ def measure_task(restorers: Sequence[Restorer], task: Task, set_name: str, paths
     """One row for each restorer: means over the images, cost, and what is needed to compare image by image.
 
     Args:
-        paths: as `benchmarks.quality.evaluate.find_images` returns them.
+        paths: as `train.data.sets.find_images` returns them.
 
     Raises:
         EvaluationError: naming an image that cannot be restored or measured.

@@ -36,6 +36,11 @@ def has_vnni(flags: frozenset[str]) -> bool:
     return not flags.isdisjoint(_INT8)
 
 
+def has_bf16(flags: frozenset[str]) -> bool:
+    """Whether the CPU multiplies matrices in BF16."""
+    return not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
+
+
 def cpu_notes(precision: str, flags: frozenset[str]) -> list[str]:
     """What differs on this CPU for a repository of this precision, one sentence each."""
     if not flags:

@@ -58,8 +58,8 @@ def figure_of(task: Task) -> str:
 
 
 def border_of(task: Task) -> int:
-    """Pixels at each side that the field leaves out: the scale for super-resolution, none for the others."""
-    return task.scale if task.kind == "sr" else 0
+    """Pixels at each side that the field leaves out: the scale where a photograph grows, none for the others."""
+    return task.scale if task.scale > 1 else 0
 
 
 def task_psnr(restored: np.ndarray, clean: np.ndarray, task: Task) -> float:

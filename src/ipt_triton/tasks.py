@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from .errors import IptError
 from .reading import convert, excerpt, shown
 
-KINDS = ("sr", "derain", "denoise", "dejpeg", "deblur", "paired")
+KINDS = ("sr", "derain", "denoise", "dejpeg", "deblur", "real", "auto", "paired")
 SCALES = (1, 2, 3, 4)
 MAX_TASKS, MAX_NAME = 64, 64
 """Most tasks of a table, and most characters of a task's name."""
@@ -34,11 +34,12 @@ class Task:
     Attributes:
         id: number that selects the task in a request; unique in a table, ≥ 0.
         name: name that selects the task; lower-case letters, digits and `_` (it becomes part of model names).
-        kind: family of the degradation, one of `KINDS`; `paired` is known by pairs of photographs alone.
+        kind: family of the degradation, one of `KINDS`; `real` is a chain of several, `auto` one of many or none, and
+            `paired` is known by pairs of photographs alone.
         scale: output side over input side, 1 to 4.
-        sigma: standard deviation of the Gaussian noise on the 0..255 scale (denoise), or of the Gaussian blur in pixels
-            (deblur); 0 for other tasks.
-        quality: of JPEG, 1 to 100 (dejpeg); 0 for other tasks.
+        sigma: standard deviation of the Gaussian noise on the 0..255 scale (denoise; 0 is noise of unknown strength),
+            or of the Gaussian blur in pixels (deblur); 0 for other tasks.
+        quality: of JPEG, 1 to 100 (dejpeg; 0 is unknown); 0 for other tasks.
     """
 
     id: int
@@ -63,11 +64,10 @@ class Task:
             raise TaskError(f"task {self.name}: sigma {shown(self.sigma)} is negative or no number")
         if self.kind == "deblur" and self.sigma == 0:
             raise TaskError(f"task {self.name}: a blur needs a sigma above 0, in pixels")
-        low, high = (1, 100) if self.kind == "dejpeg" else (0, 0)
-        if type(self.quality) is not int or not low <= self.quality <= high:
+        if type(self.quality) is not int or not 0 <= self.quality <= (100 if self.kind == "dejpeg" else 0):
             raise TaskError(
                 f"task {self.name}: quality {shown(self.quality)} is not allowed; "
-                "it is 1 to 100 for dejpeg and 0 otherwise"
+                "it is 0 to 100 for dejpeg and 0 otherwise"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,10 +100,16 @@ OFFICIAL_TASKS: tuple[Task, ...] = (
 )
 
 OPTIONAL_TASKS: tuple[Task, ...] = (
-    Task(6, "dejpeg_40", "dejpeg", quality=40),
-    Task(7, "deblur", "deblur", sigma=1.6),
+    Task(6, "denoise", "denoise"),
+    Task(7, "dejpeg", "dejpeg"),
+    Task(8, "real_x2", "real", scale=2),
+    Task(9, "real_x4", "real", scale=4),
+    Task(10, "real", "real"),
+    Task(11, "auto", "auto"),
 )
-"""Beyond the paper: trained when asked for by name."""
+"""Beyond the paper, blind: trained when asked for by name."""
+
+KNOWN_TASKS = (*OFFICIAL_TASKS, *OPTIONAL_TASKS)
 
 
 def task_table(tasks: Iterable[Task | dict[str, Any]]) -> tuple[Task, ...]:

@@ -14,13 +14,13 @@ from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.demo import restore_photos
 from ipt_triton.benchmarks.served import checkpoint_of, serving
 from ipt_triton.metrics import to_uint8
-from ipt_triton.tasks import OPTIONAL_TASKS
+from ipt_triton.tasks import Task
 from ipt_triton.train.data.degradations import degrade_image, seed_of
 
 
 @pytest.mark.server
 def test_the_demo_makes_jpegs_of_the_quality_that_the_served_task_repairs(tmp_path: Path) -> None:
-    dejpeg = OPTIONAL_TASKS[0]
+    dejpeg = Task(6, "dejpeg_40", "dejpeg", quality=40)
     photo = tmp_path / "dog.png"
     Image.fromarray(read_image("dog")[:64, :64]).save(photo)
     model = small_model(config=replace(SMALL, encoder_layers=0, decoder_layers=0, tasks=(dejpeg,)))

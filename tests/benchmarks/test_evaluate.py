@@ -17,22 +17,21 @@ from PIL import Image
 
 import ipt_triton.train.__main__
 from ipt_triton import commands
-from ipt_triton.benchmarks.errors import EvaluationError
+from ipt_triton.benchmarks.errors import ArgumentError, EvaluationError
 from ipt_triton.benchmarks.quality.classical import bicubic_up
 from ipt_triton.benchmarks.quality.evaluate import (
     Restorer,
-    Sample,
+    at_level,
     by_server,
     evaluate_image,
-    find_images,
-    load_sample,
     main,
     self_ensemble,
 )
 from ipt_triton.metrics import psnr, psnr_y, ssim_y, to_uint8
-from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, find_task
+from ipt_triton.tasks import KNOWN_TASKS, OFFICIAL_TASKS, Task, find_task
 from ipt_triton.tiling import Tiler
 from ipt_triton.train.data.degradations import degrade, degrade_image, seed_of
+from ipt_triton.train.data.sets import Sample, find_images, load_sample
 from ipt_triton.train.model.infer import restore_image
 
 
@@ -150,6 +149,18 @@ def test_noise_depends_on_the_file_name_alone(photos: Path, tmp_path: Path):
     assert not np.allclose(noise["kitten.png"], noise["torii.png"])
 
 
+def test_blind_tasks_are_measured_at_the_strength_asked_for():
+    blind = find_task(KNOWN_TASKS, "denoise")
+    level, task_at = at_level(blind, 15.0, None)
+    assert level == {"level": "sigma 15"}
+    assert degrade_image(np.full((80, 80, 3), 128, np.uint8), task_at, 1).std() == pytest.approx(15, rel=0.03)
+    assert at_level(blind, None, None) == ({}, blind)
+    assert at_level(find_task(KNOWN_TASKS, "dejpeg"), None, 10)[1].quality == 10
+    for wrong, sigma, quality in (("denoise_30", 15.0, None), ("dejpeg", 15.0, None), ("auto", None, 40)):
+        with pytest.raises(ArgumentError, match="without one of their own"):
+            at_level(find_task(KNOWN_TASKS, wrong), sigma, quality)
+
+
 def test_noise_for_evaluation_is_unclipped_for_every_image():
     noisy = degrade_image(np.zeros((40, 40, 3), np.uint8), task("denoise_50"), seed=1)
     assert noisy.dtype == np.float32 and noisy.min() < -50
@@ -161,11 +172,11 @@ def test_jpeg_is_that_of_a_file_with_its_blocks_from_the_corner():
     file = io.BytesIO()
     Image.fromarray(clean).save(file, "JPEG", quality=40)
     expected = np.asarray(Image.open(file)).astype(float)
-    degraded = degrade_image(clean, find_task(OPTIONAL_TASKS, "dejpeg_40"), seed=1)
+    dejpeg = Task(6, "dejpeg_40", "dejpeg", quality=40)
+    degraded = degrade_image(clean, dejpeg, seed=1)
     assert np.abs(degraded - expected).mean() < 1
-    moved = find_task(OPTIONAL_TASKS, "dejpeg_40")
     planes = torch.tensor(clean.transpose(2, 0, 1))[None].float()
-    elsewhere = degrade(planes, moved, torch.Generator().manual_seed(1))[0].permute(1, 2, 0).numpy()
+    elsewhere = degrade(planes, dejpeg, torch.Generator().manual_seed(1))[0].permute(1, 2, 0).numpy()
     assert np.abs(elsewhere - expected).mean() > 2  # as training sees it
 
 

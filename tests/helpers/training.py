@@ -51,7 +51,7 @@ def write_photographs(folder: Path, count: int, side: int = 192) -> None:
 
 
 def make_trainer(steps: int | None, config: IPTConfig = CONFIG, **settings: Any) -> Trainer:
-    values: dict[str, Any] = {"steps": steps, "batch": 4, "warmup": 5, "precision": "fp32", **settings}
+    values: dict[str, Any] = {"steps": steps, "batch": (4,), "warmup": 5, "precision": "fp32", **settings}
     recipe = Recipe(**values)
     torch.manual_seed(recipe.seed)
     return Trainer(identity_start(IPT(config)), recipe, Runtime(CPU), config.tasks)

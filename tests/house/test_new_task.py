@@ -58,20 +58,20 @@ def test_a_new_task_is_served_after_a_reload_that_does_not_touch_the_body(tmp_pa
             [used] = control.get_inference_statistics("body").model_stats
             running = processes_of(server, "body")
 
-            task = ["--task", "dejpeg_40", "--freeze-body", "--data", str(tmp_path / "photos")]
+            task = ["--task", "dejpeg", "--freeze-body", "--data", str(tmp_path / "photos")]
             length = ["--steps", "3", "--batch", "2", "--device", "cpu"]
             assert finetune([str(tmp_path / "old"), *task, *length, "--output", str(tmp_path / "run")]) == 0
             assert export(tmp_path / "run" / "checkpoint", tmp_path) == body
-            for model in ("ipt_dejpeg_40", "restore"):  # an ensemble brings its new parts along
+            for model in ("ipt_dejpeg", "restore"):  # an ensemble brings its new parts along
                 control.load_model(model)
 
             with RestorationClient(server.grpc_url) as client:
-                assert {t.name for t in client.info().tasks} == {*OLD, "dejpeg_40"}
+                assert {t.name for t in client.info().tasks} == {*OLD, "dejpeg"}
                 [unused] = control.get_inference_statistics("body").model_stats
                 assert unused == used
                 for task in OLD:
                     np.testing.assert_array_equal(client.restore(image, task), before[task])
-                restored = client.restore(image, "dejpeg_40")
+                restored = client.restore(image, "dejpeg")
             assert restored.shape == image.shape and restored.std() > 20
             [again] = control.get_inference_statistics("body").model_stats
             assert again.inference_count > used.inference_count > 0

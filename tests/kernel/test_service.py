@@ -14,11 +14,9 @@ from ipt_triton.service import (
     gpu_batch,
     graph_batches,
 )
-from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS
+from ipt_triton.tasks import KNOWN_TASKS, OFFICIAL_TASKS
 
-INFO = ServiceInfo(
-    (*OFFICIAL_TASKS, *OPTIONAL_TASKS), 48, 40, 46, 64_000_000, 256_000_000, 444_444, "ab", "openvino", "bf16"
-)
+INFO = ServiceInfo(KNOWN_TASKS, 48, 40, 46, 64_000_000, 256_000_000, 444_444, "ab", "openvino", "bf16")
 
 
 def test_parameters_read_back_are_the_same() -> None:

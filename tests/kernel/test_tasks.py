@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt_triton.tasks import OFFICIAL_TASKS, OPTIONAL_TASKS, Task, TaskError, find_task, task_table
+from ipt_triton.tasks import KNOWN_TASKS, OFFICIAL_TASKS, Task, TaskError, find_task, task_table
 
 
 def test_the_official_tasks_have_the_ids_and_names_of_the_six_task_checkpoint() -> None:
@@ -28,8 +28,12 @@ def test_a_table_is_sorted_by_id_and_keeps_the_ids_it_was_given(order: list[Task
 
 
 def test_a_table_of_plain_dictionaries_is_read() -> None:
-    known = (*OFFICIAL_TASKS, *OPTIONAL_TASKS)
-    assert task_table(t.to_dict() for t in known) == known
+    assert task_table(t.to_dict() for t in KNOWN_TASKS) == KNOWN_TASKS
+
+
+def test_a_table_with_the_tasks_of_earlier_versions_is_read() -> None:
+    old = [Task(6, "dejpeg_40", "dejpeg", quality=40), Task(7, "deblur", "deblur", sigma=1.6)]
+    assert task_table(t.to_dict() for t in old) == tuple(old)
 
 
 def test_a_table_from_before_there_was_jpeg_is_read() -> None:
@@ -67,7 +71,7 @@ def test_a_table_that_contradicts_itself_is_refused(entries: list[Task], message
         ({"scale": 0}, "scale 0"),
         ({"sigma": -1.0}, "sigma -1.0"),
         ({"kind": "deblur"}, "sigma above 0"),
-        ({"kind": "dejpeg"}, "quality 0 .* 1 to 100"),
+        ({"kind": "dejpeg", "quality": -1}, "quality -1 .* 0 to 100"),
         ({"kind": "dejpeg", "quality": 101}, "quality 101"),
         ({"quality": 40}, "quality 40 .* 0 otherwise"),
     ],

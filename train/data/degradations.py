@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +17,19 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ipt_triton.tasks import Task, TaskError
-from ipt_triton.train.data.jpeg import BLOCK, compress
+from ipt_triton.train.data.chain import chain, numbers
+from ipt_triton.train.data.jpeg import compress, compress_anywhere, mirrored
+from ipt_triton.train.data.noise import add_noise, noise, to_uint8_levels
+from ipt_triton.train.data.rain import rain
+
+QUALITIES = 10, 95
+"""Worst and best JPEG of a task without a nominal quality."""
+
+MARGINS = {"sr": 2, "real": 8, "auto": 8}
+"""By kind of task: pixels around a degraded crop that are needed to make it as the middle of a photograph is."""
+
+AUTO = {"": 0.15, "denoise": 0.25, "dejpeg": 0.2, "derain": 0.15, "real": 0.25}
+"""What a picture of unknown degradation has gone through, with the shares; the first one is nothing."""
 
 
 def degrade(clean: Tensor, task: Task, generator: Generator) -> Tensor:
@@ -30,9 +43,24 @@ def degrade(clean: Tensor, task: Task, generator: Generator) -> Tensor:
     return DEGRADATIONS[task.kind](clean, task, generator)
 
 
-def to_uint8_levels(x: Tensor) -> Tensor:
-    """Clip and round to the 256 levels that an 8-bit file holds; stays float."""
-    return x.clamp(0, 255).round()
+def training_pair(wide: Tensor, task: Task, generator: Generator, ranged: bool = False) -> tuple[Tensor, Tensor]:
+    """Degraded and clean crops from clean ones with `MARGINS` around: the margin is degraded too, then cut off.
+
+    Args:
+        wide: [B, 3, S, S], where S = (patch size + 2 · margin) · scale.
+        ranged: noise has all strengths up to the task's nominal one.
+    """
+    if ranged and task.kind == "denoise":
+        degraded = noise(wide, task, generator, ranged=True)
+    else:
+        degraded = degrade(wide, task, generator)
+    margin = MARGINS.get(task.kind, 0)
+    return cut(degraded, margin), cut(wide, margin * task.scale)
+
+
+def cut(x: Tensor, margin: int) -> Tensor:
+    """[..., H, W] without `margin` pixels at each side."""
+    return x[..., margin : x.shape[-2] - margin, margin : x.shape[-1] - margin]
 
 
 def bicubic_down(clean: Tensor, task: Task, generator: Generator) -> Tensor:
@@ -41,74 +69,14 @@ def bicubic_down(clean: Tensor, task: Task, generator: Generator) -> Tensor:
     return to_uint8_levels(F.interpolate(clean, size=size, mode="bicubic", antialias=True))
 
 
-def add_noise(clean: Tensor, task: Task, generator: Generator) -> Tensor:
-    """White Gaussian noise of standard deviation `task.sigma`; float, neither clipped nor rounded.
-
-    `to_uint8_levels` of it is what an 8-bit file holds.
-    """
-    return clean + task.sigma * torch.randn(clean.shape, device=clean.device, dtype=clean.dtype, generator=generator)
-
-
-def gaussian_noise(clean: Tensor, task: Task, generator: Generator) -> Tensor:
-    """`add_noise` for training on both kinds of input.
-
-    Every second sample is clipped and rounded, as a noisy photo file is; the others stay float, as in the field's
-    benchmarks.
-    """
-    noisy = add_noise(clean, task, generator)
-    noisy[::2] = to_uint8_levels(noisy[::2])
-    return noisy
-
-
-RAIN_REACH = 30  # half the longest streak, in pixels
-
-
-def rain(clean: Tensor, task: Task, generator: Generator) -> Tensor:
-    """A grey layer of rain streaks added to the picture and clipped (the model of Rain100L).
-
-    Per sample: one direction within 35° of the vertical; two layers of streaks with their own density, length
-    (16 to 60 px), thickness (about 1 to 3 px) and brightness.
-    """
-    b, _, height, width = clean.shape
-    uniform = lambda low, high: low + (high - low) * torch.rand(b, 1, 1, device=clean.device, generator=generator)  # noqa: E731
-    axis = torch.arange(-RAIN_REACH, RAIN_REACH + 1, device=clean.device, dtype=clean.dtype)
-    y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
-    angle = uniform(-1, 1).pow(3) * math.radians(35)
-    strength = uniform(0.3, 1.0)
-    layers = torch.zeros(b, height, width, device=clean.device, dtype=clean.dtype)
-    for _ in range(2):
-        tilt = angle + uniform(-0.03, 0.03)
-        along, across = y * tilt.cos() + x * tilt.sin(), x * tilt.cos() - y * tilt.sin()
-        half_length, thickness = uniform(8, RAIN_REACH), uniform(0.4, 0.9)
-        streak = (1 - (along / half_length).square()).clamp(min=0) * torch.exp(-0.5 * (across / thickness).square())
-        canvas = (b, height + 2 * RAIN_REACH, width + 2 * RAIN_REACH)
-        drops = torch.rand(canvas, device=clean.device, generator=generator)
-        density = uniform(0.001, 0.006) / (half_length / 8)
-        brightness = -50 * strength * torch.rand(canvas, device=clean.device, generator=generator).clamp(min=1e-6).log()
-        impulses = torch.where(drops < density, brightness.clamp(max=255), 0)
-        layers += F.conv2d(impulses[None], streak[:, None], groups=b)[0]
-    return to_uint8_levels(clean + layers[:, None])
-
-
 def jpeg(clean: Tensor, task: Task, generator: Generator) -> Tensor:
-    """JPEG of `task.quality` for training on crops: its block grid is anywhere, as in a tile of a photograph.
+    """JPEG of `task.quality`, or of any from 10 to 95 in each sample, for training on crops.
 
-    The border is mirrored. One place of the grid per batch, so that a batch is one call. `jpeg.compress` is what a
-    file of the whole photograph holds.
+    `jpeg.compress` is what a file of the whole photograph holds.
     """
-    top, left = torch.randint(BLOCK, (2,), device=clean.device, generator=generator).split(1)
-    height, width = clean.shape[-2:]
-    coded = compress(_mirrored(clean, top, left, height + BLOCK, width + BLOCK), task.quality)
-    rows, columns = (n + torch.arange(side, device=clean.device) for n, side in ((top, height), (left, width)))
-    return coded[..., rows[:, None], columns]
-
-
-def _mirrored(x: Tensor, top: Tensor | int, left: Tensor | int, height: int, width: int) -> Tensor:
-    """`height` times `width` pixels that begin `top` and `left` pixels outside; what is outside is mirrored."""
-    sides = (height, top, x.shape[-2]), (width, left, x.shape[-1])
-    periods = [((torch.arange(side, device=x.device) - before).remainder(2 * n), n) for side, before, n in sides]
-    rows, columns = (torch.minimum(period, 2 * n - 1 - period) for period, n in periods)
-    return x[..., rows[:, None], columns]
+    low, high = (task.quality, task.quality) if task.quality else QUALITIES
+    quality = torch.randint(low, high + 1, (len(clean),), device=clean.device, generator=generator)
+    return compress_anywhere(clean, quality, generator)
 
 
 def gaussian_blur(clean: Tensor, task: Task, generator: Generator) -> Tensor:
@@ -118,16 +86,34 @@ def gaussian_blur(clean: Tensor, task: Task, generator: Generator) -> Tensor:
     weights = torch.exp(-0.5 * (offsets / task.sigma).square()).to(clean.dtype)
     weights = (weights / weights.sum()).expand(clean.shape[1], 1, 1, -1)
     sides = [side + 2 * reach for side in clean.shape[-2:]]
-    blurred = F.conv2d(_mirrored(clean, reach, reach, *sides), weights, groups=clean.shape[1])
+    blurred = F.conv2d(mirrored(clean, reach, reach, *sides), weights, groups=clean.shape[1])
     return to_uint8_levels(F.conv2d(blurred, weights.transpose(2, 3), groups=clean.shape[1]))
+
+
+def real(clean: Tensor, task: Task, generator: Generator) -> Tensor:
+    """`chain`, another one for each sample."""
+    random = numbers(generator)
+    return torch.cat([chain(one, task.scale, random, generator) for one in clean.split(1)])
+
+
+def auto(clean: Tensor, task: Task, generator: Generator) -> Tensor:
+    """One of the degradations that keep the size, or none, for each sample."""
+    kinds = numbers(generator).choice(list(AUTO), len(clean), p=list(AUTO.values()))
+    samples = [
+        DEGRADATIONS[kind](one, replace(task, kind=kind), generator) if kind else one
+        for kind, one in zip(kinds.tolist(), clean.split(1), strict=True)
+    ]
+    return torch.cat(samples)
 
 
 DEGRADATIONS: dict[str, Callable[[Tensor, Task, Generator], Tensor]] = {
     "sr": bicubic_down,
     "derain": rain,
-    "denoise": gaussian_noise,
+    "denoise": noise,
     "dejpeg": jpeg,
     "deblur": gaussian_blur,
+    "real": real,
+    "auto": auto,
 }
 
 
@@ -143,9 +129,9 @@ def degrade_image(clean: np.ndarray, task: Task, seed: int) -> np.ndarray:
     """
     planes = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None].float()
     draws = torch.Generator().manual_seed(seed)
-    if task.kind == "denoise":
-        degraded = add_noise(planes, task, draws)
-    elif task.kind == "dejpeg":
+    if task.kind == "denoise" and task.sigma:
+        degraded = add_noise(planes, task.sigma, draws)
+    elif task.kind == "dejpeg" and task.quality:
         degraded = compress(planes, task.quality)
     else:
         degraded = degrade(planes, task, draws)

@@ -10,7 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 # Quantisation tables of ITU-T T.81, Annex K, row by row.
 LUMINANCE = (
@@ -33,12 +33,12 @@ CHROMINANCE = (
 BLOCK = 16  # a unit of four luma blocks and one block of each chroma plane
 
 
-def compress(clean: Tensor, quality: int) -> Tensor:
+def compress(clean: Tensor, quality: int | Tensor) -> Tensor:
     """The pictures as a JPEG file of this quality would give them back.
 
     Args:
         clean: RGB [B, 3, H, W] in 0..255.
-        quality: 1 to 100, on libjpeg's scale.
+        quality: 1 to 100, on libjpeg's scale; one for all, or [B].
 
     Returns:
         Same shape, whole values in 0..255. libjpeg computes in integers, so single values differ (0.1 to 0.7 levels on
@@ -56,10 +56,31 @@ def compress(clean: Tensor, quality: int) -> Tensor:
     return restored[..., :height, :width].clamp(0, 255).round()
 
 
-def _table(base: tuple[tuple[int, ...], ...], quality: int, like: Tensor) -> Tensor:
-    """A quantisation table scaled to a quality as libjpeg does it, [8, 8]."""
-    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return torch.tensor([[min(max((q * percent + 50) // 100, 1), 255) for q in row] for row in base]).to(like)
+def compress_anywhere(clean: Tensor, quality: int | Tensor, generator: Generator) -> Tensor:
+    """`compress` for crops: the block grid is anywhere, as in a tile of a photograph.
+
+    The border is mirrored. One place of the grid per batch, so that a batch is one call.
+    """
+    top, left = torch.randint(BLOCK, (2,), device=clean.device, generator=generator).split(1)
+    height, width = clean.shape[-2:]
+    coded = compress(mirrored(clean, top, left, height + BLOCK, width + BLOCK), quality)
+    rows, columns = (n + torch.arange(side, device=clean.device) for n, side in ((top, height), (left, width)))
+    return coded[..., rows[:, None], columns]
+
+
+def mirrored(x: Tensor, top: Tensor | int, left: Tensor | int, height: int, width: int) -> Tensor:
+    """`height` times `width` pixels that begin `top` and `left` pixels outside; what is outside is mirrored."""
+    sides = (height, top, x.shape[-2]), (width, left, x.shape[-1])
+    periods = [((torch.arange(side, device=x.device) - before).remainder(2 * n), n) for side, before, n in sides]
+    rows, columns = (torch.minimum(period, 2 * n - 1 - period) for period, n in periods)
+    return x[..., rows[:, None], columns]
+
+
+def _table(base: tuple[tuple[int, ...], ...], quality: int | Tensor, like: Tensor) -> Tensor:
+    """A quantisation table scaled to each quality as libjpeg does it, [B or 1, 1, 1, 1, 8, 8]."""
+    wanted = torch.as_tensor(quality, device=like.device).view(-1, 1, 1, 1, 1, 1)
+    percent = torch.where(wanted < 50, 5000 // wanted, 200 - 2 * wanted)
+    return ((torch.tensor(base, device=like.device) * percent + 50) // 100).clamp(1, 255).to(like)
 
 
 def _requantise(plane: Tensor, table: Tensor) -> Tensor:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import ipt_triton.cli
-from ipt_triton.tasks import Task
-from ipt_triton.train.data.feed import Feed, MemoryFeed, Sampler, Store, WorkerFeed
+from ipt_triton.files import atomic_file
+from ipt_triton.tasks import Task, find_task
+from ipt_triton.train.data.feed import Feed, MemoryFeed, Sampler, Store, WorkerFeed, wide_side
 from ipt_triton.train.data.pool import load_pairs, load_pool, share, split_files
 from ipt_triton.train.errors import TrainingError, needs
 from ipt_triton.train.fit.loop import Cadence, Trainer, train
 from ipt_triton.train.fit.recipe import Recipe, parse_duration
 from ipt_triton.train.fit.runtime import Runtime, open_runtime
 from ipt_triton.train.fit.state import read_state
+from ipt_triton.train.fit.validation import load_set
 from ipt_triton.train.model.ipt import IPT, Network
 
 logger = logging.getLogger(__name__)
@@ -41,15 +45,33 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     add("--devices", type=int, default=1, metavar="N", help="train on N devices (Lightning Fabric; or use torchrun)")
     add("--interval", type=parse_duration, default=Cadence.save, metavar="TIME", help="between saves (default 3m)")
     add("--report", type=parse_duration, default=Cadence.report, metavar="TIME", help="between lines (default 30s)")
+    add(
+        "--validate",
+        type=parse_set,
+        nargs="+",
+        default=(),
+        metavar="TASK=DIR",
+        help="test sets to measure at each save, by the field's protocol; they decide which checkpoint is the best",
+    )
+    add("--keep", type=int, default=Cadence.keep, metavar="N", help="keep the last N checkpoints in OUTPUT/steps")
     add("--tensorboard", action="store_true", help="write curves and samples to OUTPUT/tensorboard")
+
+
+def parse_set(text: str) -> tuple[str, Path]:
+    """`sr_x2=Set5` as name or id of a task, and the folder of a test set."""
+    name, equals, folder = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a test set of a task; write sr_x2=Set5")
+    return name, Path(folder)
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with status 2 on values that no run can have."""
     if not arguments.steps and not arguments.seconds:
         parser.error("how long? give --steps or --time-budget")
-    for name in ("steps", "batch", "accumulate", "devices", "workers"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
+    counts = {name: getattr(arguments, name) for name in ("steps", "accumulate", "devices", "workers", "busiest")}
+    for name, value in [*counts.items(), *(("batch", size) for size in arguments.batch or ())]:
+        if value is not None and value < 1:
             parser.error(f"--{name} {value} is not allowed: it must be at least 1")
     if not 0 < arguments.data_fraction <= 1:
         parser.error(f"--data-fraction {arguments.data_fraction} is not allowed: it must be above 0 and at most 1")
@@ -78,7 +100,7 @@ def open_data(
     Raises:
         DataError: nothing to train on.
     """
-    min_side = max(t.scale for t in sampler.tasks) * patch_size
+    min_side = max(wide_side(t, patch_size) for t in sampler.tasks)
     feed: Feed
     if arguments.workers:
         files, held_out = split_files(arguments.data, HELD_OUT, min_side)
@@ -113,6 +135,8 @@ def run(
     Raises:
         DataError, StateError, TrainingError: as they say.
     """
+    if arguments.precision == "auto":
+        decided["precision"] = runtime.precision
     recipe = Recipe.from_arguments(arguments, processes=runtime.processes, **decided)
     if recipe.precision == "bf16" and runtime.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # the contrastive loss is computed in float32
@@ -126,12 +150,24 @@ def run(
         trainer.load_state(saved)
     feed, held_out, description = open_data(arguments, recipe.sampler(trained), model.config.patch_size, runtime.device)
     trainer.provenance["data"] = description
+    sets = [load_set(folder, find_task(trained, name)) for name, folder in arguments.validate]
+    if runtime.rank == 0:
+        write_recipe(arguments.output / "recipe.json", trainer, arguments)
     board = None
     if arguments.tensorboard and runtime.rank == 0:
         with needs("tensorboard", "--tensorboard"):
             from ipt_triton.train.fit.board import Board
         board = Board(arguments.output / "tensorboard")
-    train(trainer, feed, held_out, arguments.output, Cadence(arguments.report, arguments.interval), board)
+    cadence = Cadence(arguments.report, arguments.interval, arguments.keep)
+    train(trainer, feed, held_out, arguments.output, cadence, board, sets)
+
+
+def write_recipe(path: Path, trainer: Trainer, arguments: argparse.Namespace) -> None:
+    """What the run does, in one file for people: its recipe, tasks, data and arguments."""
+    said = {name: value for name, value in vars(arguments).items() if name not in {f.name for f in fields(Recipe)}}
+    content = {"recipe": asdict(trainer.recipe), "tasks": [t.name for t in trainer.trained], "arguments": said}
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps({**content, **trainer.provenance}, indent=2, default=str) + "\n")
 
 
 def git_commit() -> str:

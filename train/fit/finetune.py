@@ -1,7 +1,7 @@
 """Fine-tuning: one task of a checkpoint, known to it or new, on photographs or on pairs.
 
     ipt-train finetune weights/ipt-tiny --task denoise_30 --data photos --output runs/d30 --time-budget 30m
-    ipt-train finetune weights/ipt-tiny --task dejpeg_40 --freeze-body --data photos --output runs/d40 --steps 999
+    ipt-train finetune weights/ipt-tiny --task dejpeg --freeze-body --data photos --output runs/jpeg --steps 999
     ipt-train finetune weights/ipt-tiny --task denoise_70 --degradation denoise --sigma 70 --freeze-body \
         --data photos --output runs/d70 --steps 5000
     ipt-train finetune weights/ipt-tiny --task dehaze --paired hazy clear --output runs/dehaze --steps 5000
@@ -11,7 +11,7 @@ what was there before is untouched bit for bit. Without it the body changes, whi
 new checkpoint holds the fine-tuned task alone, with a body of its own.
 
 A new task starts from the head of the checkpoint's most similar task, and from its tail if that has the same scale. Its
-id is the next free one, unless `--id` is given. The loss is L1.
+id is the next free one, unless `--id` is given. The loss is L1, the learning rate 2e-4, or 2e-5 for official weights.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from pathlib import Path
 import torch
 
 from ipt_triton.cli import make_parser
-from ipt_triton.tasks import KINDS, OFFICIAL_TASKS, OPTIONAL_TASKS, SCALES, Task, TaskError, find_task
+from ipt_triton.tasks import KINDS, KNOWN_TASKS, SCALES, Task, TaskError, find_task
 from ipt_triton.train.fit.command import add_arguments, check_arguments, read_parent, run, run_training
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.model.ipt import IPT
-from ipt_triton.train.model.start import identity_start
+from ipt_triton.train.model.start import with_tasks
 
-LEARNING_RATE = 2e-4
+LEARNING_RATE, OFFICIAL_LEARNING_RATE = 2e-4, 2e-5  # the paper's for its fine-tuning
 DESCRIPTION = ("id", "degradation", "scale", "sigma", "quality")
 
 
@@ -46,7 +45,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sigma", type=float, help="of a new task: of its noise (0..255) or blur (pixels)")
     add("--quality", type=int, help="of a new task: of JPEG, 1 to 100")
     add_arguments(parser, "finetune")
-    parser.set_defaults(lr=LEARNING_RATE)
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
     if bool(arguments.data) == bool(arguments.paired):
@@ -74,7 +72,7 @@ def describe_task(arguments: argparse.Namespace, known: Sequence[Task]) -> Task:
         raise TaskError(f"--id {number} is taken by {find_task(known, number).name}; choose another")
     kind = given.pop("degradation", None)
     if kind is None and not given:
-        for task in (*OFFICIAL_TASKS, *OPTIONAL_TASKS):
+        for task in KNOWN_TASKS:
             if task.name == arguments.task:
                 return replace(task, id=number)
     if kind is None and not arguments.paired:
@@ -84,40 +82,21 @@ def describe_task(arguments: argparse.Namespace, known: Sequence[Task]) -> Task:
     return Task(number, arguments.task, kind or "paired", **given)
 
 
-def extend(model: IPT, task: Task, alone: bool) -> IPT:
-    """A copy of a model that knows a task; the weights that it had are kept bit for bit.
-
-    Args:
-        alone: leave out all other tasks.
-    """
-    known = model.config.tasks
-    tasks = (task,) if alone else (*(t for t in known if t.name != task.name), task)
-    extended = identity_start(IPT(replace(model.config, tasks=tasks)))
-    weights = model.state_dict()
-    wanted = extended.state_dict()
-    wanted.update({name: tensor for name, tensor in weights.items() if name in wanted})
-    if task not in known:
-        donor = min(known, key=lambda t: (t.kind != task.kind, t.scale != task.scale, abs(t.sigma - task.sigma)))
-        parts = ("heads", "tails") if donor.scale == task.scale else ("heads",)
-        for part in parts:
-            old, new = f"{part}.{donor.name}.", f"{part}.{task.name}."
-            wanted.update({new + n.removeprefix(old): t for n, t in weights.items() if n.startswith(old)})
-    extended.load_state_dict(wanted)
-    return extended
-
-
 def finetune(arguments: argparse.Namespace, runtime: Runtime) -> None:
     """The run that the arguments describe."""
     parent, provenance = read_parent(arguments.checkpoint)
     task = describe_task(arguments, parent.config.tasks)
     torch.manual_seed(arguments.seed)
-    model = extend(parent, task, alone=not arguments.freeze_body)
+    others = [t for t in parent.config.tasks if t.name != task.name] if arguments.freeze_body else []
+    model = with_tasks(parent, [*others, task])
     if arguments.freeze_body:
         model.requires_grad_(False)
         for part in (model.heads[task.name], model.tails[task.name]):
             part.requires_grad_(True)
     provenance = {"trainer": "train.fit.finetune", "task": task.name, **provenance}
-    run(arguments, runtime, model, [task], provenance, contrastive=0.0)
+    official = "importer" in provenance["parent"]["provenance"]
+    lr = arguments.lr or (OFFICIAL_LEARNING_RATE if official else LEARNING_RATE)
+    run(arguments, runtime, model, [task], provenance, lr=lr, contrastive=0.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -19,21 +20,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ipt_triton.tasks import Task
-from ipt_triton.train.data.degradations import degrade
+from ipt_triton.train.data.degradations import training_pair
 from ipt_triton.train.data.feed import Crops, Feed, Store, generator, parts_from
 from ipt_triton.train.errors import MissingPackage, TrainingError
 from ipt_triton.train.fit.figures import Display, Figures
 from ipt_triton.train.fit.losses import Group, Objective
-from ipt_triton.train.fit.recipe import LENGTH, Recipe
+from ipt_triton.train.fit.recipe import CHANGEABLE, Recipe
 from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.fit.state import write_checkpoint, write_state
-from ipt_triton.train.fit.validation import validate
+from ipt_triton.train.fit.validation import ImageSet, measure_sets, validate
 from ipt_triton.train.model.ipt import IPT, Network
 
 logger = logging.getLogger(__name__)
@@ -41,10 +43,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cadence:
-    """Seconds between two progress lines, and between two validations with a save."""
+    """Seconds between two progress lines, and between two validations with a save; and how many saves are kept."""
 
     report: float = 30.0
     save: float = 180.0
+    keep: int = 0
 
 
 class Trainer:
@@ -59,8 +62,9 @@ class Trainer:
     Attributes:
         average: exponential moving average of the model, what is validated and saved.
         step: optimiser steps done.
+        patches: crops seen, over all processes.
         elapsed: seconds of training so far, over all resumed parts.
-        history: step, seconds and held-out PSNR at each validation.
+        history: step, seconds, held-out PSNR by task and PSNR of test sets by name at each validation.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class Trainer:
     ):
         self.recipe, self.runtime, self.trained = recipe, runtime, tuple(trained)
         self.provenance = provenance or {}
-        self.step, self.elapsed = 0, 0.0
+        self.step, self.patches, self.elapsed = 0, 0, 0.0
         self.history: list[dict[str, Any]] = []
         self.model = model.to(runtime.device).train()
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -85,11 +89,11 @@ class Trainer:
         self.objective = runtime.wrap(Objective(model, recipe.contrastive, recipe.precision, compiled))
         self._pending: list[tuple[int, str, Tensor]] = []
 
-    def progress(self) -> float:
-        """Share of the run that is over: of the steps or of the seconds, whichever is further."""
+    def progress(self, step: int | None = None) -> float:
+        """Share of the run that is over: of the steps (at this one or another) or seconds, whichever is further."""
         shares = [0.0]
         if self.recipe.steps:
-            shares.append(self.step / self.recipe.steps)
+            shares.append((self.step if step is None else step) / self.recipe.steps)
         if self.recipe.seconds:
             shares.append(self.elapsed / self.recipe.seconds)
         return max(shares)
@@ -100,6 +104,7 @@ class Trainer:
             group["lr"] = self.recipe.learning_rate(self.step, self.progress())
         self.optimiser.zero_grad(set_to_none=True)
         figures, names = [], []
+        seen = 0
         for number in range(self.recipe.accumulate):
             groups = self._degrade(next(batches), number)
             with self.runtime.no_sync(self.objective, number < self.recipe.accumulate - 1):
@@ -107,12 +112,14 @@ class Trainer:
                 self.runtime.backward(loss / self.recipe.accumulate)
             figures.append(measured)
             names += [g.task for g in groups]
+            seen += sum(len(g.clean) for g in groups)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip)
         self.optimiser.step()
         self._pending.append(
             (self.step, " ".join(sorted(set(names))), torch.cat([sum(figures) / len(figures), norm[None]]))
         )
         self.step += 1
+        self.patches += seen * self.runtime.processes
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
@@ -125,7 +132,8 @@ class Trainer:
             target = clean.to(self.runtime.device).float()
             if degraded is None:
                 draws = generator(self.runtime.device, self.recipe.seed, self.step, part, place)
-                groups.append(Group(task.name, degrade(target, task, draws), target))
+                pair = training_pair(target, task, draws, ranged=self.recipe.noise == "ranged")
+                groups.append(Group(task.name, *pair))
             else:
                 groups.append(Group(task.name, degraded.to(self.runtime.device).float(), target))
         return groups
@@ -156,7 +164,7 @@ class Trainer:
             **self.provenance,
             "recipe": asdict(self.recipe),
             "steps": self.step,
-            "patches": self.step * self.recipe.patches,
+            "patches": self.patches,
             "hours": round(self.elapsed / 3600, 3),
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
@@ -165,34 +173,53 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "trained": [t.name for t in self.trained],
             "step": self.step,
+            "patches": self.patches,
             "elapsed": self.elapsed,
             "history": self.history,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "provenance": provenance,
-            "quality": {"held_out_psnr_rgb": self.history[-1]["psnr"]} if self.history else {},
+            "quality": self._quality(),
         }
+
+    def _quality(self) -> dict[str, dict[str, float]]:
+        """Figures of the last validation, for the checkpoint."""
+        if not self.history:
+            return {}
+        sets = self.history[-1]["sets"]
+        return {"held_out_psnr_rgb": self.history[-1]["psnr"], **({"validation_psnr": sets} if sets else {})}
+
+    def is_best(self) -> bool:
+        """Whether no validation before the last one gave a higher mean, over the test sets or else over the tasks."""
+        means = [fmean((h["sets"] or h["psnr"]).values()) for h in self.history]
+        return bool(means) and means[-1] == max(means)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue a saved run.
 
         Raises:
-            TrainingError: it was of another architecture, or of another recipe apart from its length.
+            TrainingError: it was of another architecture, or of another recipe apart from what may change.
         """
         if state["config"] != self.model.config.to_dict() or state["trained"] != [t.name for t in self.trained]:
             raise TrainingError("the saved run is of another architecture or task table; choose another --output")
         old, new = state["recipe"], asdict(self.recipe)
-        if changed := [f"{k} {old.get(k)} is now {new[k]}" for k in new if k not in LENGTH and old.get(k) != new[k]]:
+        if changed := [
+            f"{k} {old.get(k)} is now {new[k]}" for k in new if k not in CHANGEABLE and old.get(k) != new[k]
+        ]:
             raise TrainingError(f"the saved run had other settings: {', '.join(changed)}; choose another --output")
-        self.step, self.elapsed, self.history = state["step"], state["elapsed"], state["history"]
+        self.step, self.patches, self.elapsed = state["step"], state["patches"], state["elapsed"]
+        self.history = state["history"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def save(trainer: Trainer, output: Path) -> None:
+def save(trainer: Trainer, output: Path, keep: int = 0) -> None:
     """Write `state.pt`, and of an IPT the averaged weights as `checkpoint/`, each atomically.
+
+    They are written to `best/` as well if the last validation is the best so far, and to `steps/NUMBER/`, of which the
+    last `keep` stay.
 
     Raises:
         TrainingError: a weight is not finite; nothing is written.
@@ -209,10 +236,14 @@ def save(trainer: Trainer, output: Path) -> None:
     write_state(state, output / "state.pt")
     if not isinstance(trainer.model, IPT):
         return
+    copies = ["checkpoint"] + ["best"] * trainer.is_best() + [f"steps/{trainer.step:08d}"] * bool(keep)
     try:
-        write_checkpoint(state, output / "checkpoint")
+        for copy_of in copies:
+            write_checkpoint(state, output / copy_of)
     except MissingPackage:
         logger.warning("without safetensors no checkpoint is written; later: ipt-train checkpoint state.pt FOLDER")
+    for old in sorted((output / "steps").glob("*"))[:-keep] if keep else ():
+        shutil.rmtree(old)
 
 
 def train(
@@ -222,8 +253,12 @@ def train(
     output: Path,
     cadence: Cadence = Cadence(),
     display: Display | None = None,
+    sets: Sequence[ImageSet] = (),
 ) -> None:
     """Run to the end of the recipe, or until SIGINT or SIGTERM, which save as well.
+
+    Args:
+        sets: test sets to measure at each validation.
 
     Raises:
         TrainingError: a loss or gradient is not finite.
@@ -244,11 +279,12 @@ def train(
         def validate_and_save() -> None:
             report.progress()
             if runtime.rank == 0:
-                report.held_out(held_out)
-                save(trainer, output)
+                report.held_out(held_out, sets)
+                save(trainer, output, cadence.keep)
 
         recipe = trainer.recipe
-        batches = feed.batches(parts_from(trainer.step, recipe.accumulate, runtime.rank, runtime.processes))
+        sizes = lambda step: recipe.crops(trainer.progress(step))  # noqa: E731
+        batches = feed.batches(parts_from(trainer.step, recipe.accumulate, sizes, runtime.rank, runtime.processes))
         first = trainer.step
         while trainer.progress() < 1:
             if (trainer.step - first) % runtime.agree_every == 0:
@@ -284,7 +320,7 @@ class Report:
 
     def __init__(self, trainer: Trainer, display: Display | None):
         self.trainer, self.display = trainer, display
-        self.since, self.step, self.started_at = time.monotonic(), trainer.step, trainer.progress()
+        self.since, self.patches, self.started_at = time.monotonic(), trainer.patches, trainer.progress()
         self.started = self.since
 
     def progress(self) -> None:
@@ -293,7 +329,7 @@ class Report:
         now, done = time.monotonic(), trainer.progress()
         if not steps or trainer.runtime.rank:
             return
-        rate = (trainer.step - self.step) * trainer.recipe.patches / (now - self.since)
+        rate = (trainer.patches - self.patches) / (now - self.since)
         left = (now - self.started) * (1 - min(done, 1)) / max(done - self.started_at, 1e-9)
         means = {
             name: [sum(v) / len(v) for v in zip(*(s[2:] for s in steps if s.series == name), strict=True)]
@@ -309,15 +345,18 @@ class Report:
         )
         if self.display:
             self.display.show_steps(steps, rate, trainer.optimiser.param_groups[0]["lr"])
-        self.since, self.step = now, trainer.step
+        self.since, self.patches = now, trainer.patches
 
-    def held_out(self, store: Store) -> None:
+    def held_out(self, store: Store, sets: Sequence[ImageSet]) -> None:
         """Validate the averaged weights and add to the history."""
         trainer = self.trainer
-        psnr = validate(trainer.average, store, trainer.trained)
-        trainer.history.append({"step": trainer.step, "seconds": round(trainer.elapsed), "psnr": psnr})
-        line = " ".join(f"{name} {value:.2f}" for name, value in psnr.items())
-        logger.info("step %d, held-out PSNR %s", trainer.step, line)
+        psnr, of_sets = validate(trainer.average, store, trainer.trained), measure_sets(trainer.average, sets)
+        figures = {"step": trainer.step, "seconds": round(trainer.elapsed), "psnr": psnr, "sets": of_sets}
+        trainer.history.append(figures)
+        for title, values in (("held-out", psnr), ("test sets'", of_sets)):
+            if values:
+                line = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+                logger.info("step %d, %s PSNR %s", trainer.step, title, line)
         if self.display:
             self.display.show_held_out(trainer.step, psnr, trainer.average, store)
         self.since = time.monotonic()

@@ -39,9 +39,11 @@ def contrastive_loss(tokens: Tensor, temperature: float = TEMPERATURE) -> Tensor
         l(f_i^j, f_i^k) = -log( exp d(f_i^j, f_i^k) / sum over m ≠ i of exp d(f_i^j, f_m^k) )
         loss = 1 / (B N²) · sum over i, j, k of l(f_i^j, f_i^k)
 
-    The sum runs over j = k as well, which adds a constant and no gradient. The paper has no temperature; 0.07 is that
-    of the authors' MindSpore release, whose loss (Khosla et al. 2020, "SupCon") is another one: there every token of
-    the batch but the anchor is in the denominator, and j = k is left out.
+    The negatives of a pair are the tokens k of the other images, one of each. Where j = k the attraction is constant,
+    and the repulsion acts as for any other pair. Of several processes each compares the images of its own micro-batch.
+    The paper has no temperature; 0.07 is that of the authors' MindSpore release, whose loss (Khosla et al. 2020,
+    "SupCon") is another one: there every token of the batch but the anchor is in the denominator, and j = k is left
+    out.
 
     Args:
         tokens: [B, N, D], any scale and any float type; computed in float32.

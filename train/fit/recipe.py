@@ -16,7 +16,10 @@ from ipt_triton.tasks import Task
 from ipt_triton.train.data.feed import Sampler
 
 SCHEDULES = ("cosine", "paper", "constant")
-LENGTH = ("steps", "seconds")  # what a resumed run may change
+CHANGEABLE = ("steps", "seconds", "batch", "accumulate", "processes", "precision")  # by a resumed run
+PAPER_LAMBDA = 0.1
+PAPER = {"lr": 5e-5, "contrastive": PAPER_LAMBDA, "noise": "nominal", "busiest": 1}
+"""What the schedule of the paper brings along, unless the arguments say otherwise."""
 
 
 def parse_duration(text: str) -> float:
@@ -56,18 +59,27 @@ def option(value: Any, flag: str, help: str | None = None, command: str = "", **
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the course of a run; apart from its length, a resumed run must have the same.
+    """What decides the course of a run; apart from its length, batch and precision, a resumed run must have the same.
 
     `steps` or `seconds`, over all resumed parts, end it, whichever is reached first. The rate of Adam rises to `lr` in
     `warmup` steps; then `cosine` falls to 1 % of it along a cosine, `paper` to 40 % after two thirds, and `constant`
-    does not fall. `batch` crops are a micro-batch, and `accumulate` micro-batches in each of `processes` a step.
+    does not fall. `batch` crops are a micro-batch, and `accumulate` micro-batches in each of `processes` a step; of
+    several sizes each has an equal share of the run.
     """
 
     steps: int | None = option(None, "--steps", "optimiser steps", type=int)
     seconds: float | None = option(
         None, "--time-budget", "wall-clock time: 90s, 45m, 2h", type=parse_duration, metavar="TIME"
     )
-    batch: int = option(16, "--batch", "crops at a time on each device (default %(default)s)")
+    batch: tuple[int, ...] = option(
+        (4, 8, 16),
+        "--batch",
+        "crops at a time on each device; of several numbers each for an equal share of the run (default 4 8 16)",
+        default=None,
+        nargs="+",
+        type=int,
+        metavar="N",
+    )
     accumulate: int = option(1, "--accumulate", "times these in a step (default %(default)s)", metavar="N")
     processes: int = 1
     lr: float = option(4e-4, "--lr", "peak learning rate", default=None)
@@ -76,9 +88,9 @@ class Recipe:
     ema: float = option(0.999, "--ema", "decay of the averaged weights (default %(default)s)")
     clip: float = option(20.0, "--clip", "largest norm of the gradient (default %(default)s)")
     contrastive: float = option(
-        0.1,
+        0.0,
         "--contrastive",
-        "weight of the contrastive loss (default 0.1; 0 leaves it out)",
+        "weight of the contrastive loss (default 0, which leaves it out; 0.1 with --schedule paper)",
         "pretrain",
         default=None,
         metavar="λ",
@@ -89,8 +101,29 @@ class Recipe:
     weights: Mapping[str, float] = option(
         dict, "--task-weights", "draw it W times as often", "pretrain", nargs="+", type=parse_weight, metavar="TASK=W"
     )
+    busiest: int = option(
+        4,
+        "--busiest",
+        "draw K places for a crop and take the one with most detail (default 4; 1 with --schedule paper)",
+        default=None,
+        metavar="K",
+    )
+    noise: str = option(
+        "ranged",
+        "--noise",
+        "of tasks with a nominal σ: half of the samples have any from 0 to it, or all have it "
+        "(default ranged; nominal with --schedule paper)",
+        default=None,
+        choices=("ranged", "nominal"),
+    )
     seed: int = option(0, "--seed")
-    precision: str = option("bf16", "--precision", choices=("fp32", "bf16"))
+    precision: str = option(
+        "fp32",
+        "--precision",
+        "auto takes BF16 where the device computes it fast (default auto)",
+        default="auto",
+        choices=("auto", "fp32", "bf16"),
+    )
     data_fraction: float = option(1.0, "--data-fraction", "train on this share of them (default all)", metavar="F")
     freeze_body: bool = option(
         False, "--freeze-body", "train head, embedding and tail alone", "finetune", action="store_true"
@@ -107,7 +140,11 @@ class Recipe:
     def from_arguments(cls, arguments: argparse.Namespace, **decided: Any) -> Recipe:
         """The recipe that arguments describe: those left out have the defaults, and `decided` goes before all."""
         given = {f.name: value for f in fields(cls) if (value := getattr(arguments, f.name, None)) is not None}
-        return cls(**{**given, **decided})
+        paper = PAPER if given.get("schedule") == "paper" else {}
+        return cls(**{**paper, **given, **decided})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch", tuple(self.batch))
 
     def learning_rate(self, step: int, progress: float) -> float:
         """Learning rate of a step; `progress` is the share of the run that is over, 0 to 1."""
@@ -122,9 +159,8 @@ class Recipe:
     def sampler(self, tasks: Sequence[Task]) -> Sampler:
         """How these tasks are drawn."""
         weights = tuple(self.weights.get(t.name, 1.0) for t in tasks)
-        return Sampler(tuple(tasks), self.batch, self.seed, self.sampling, weights)
+        return Sampler(tuple(tasks), self.seed, self.sampling, weights, self.busiest)
 
-    @property
-    def patches(self) -> int:
-        """Crops in a step, over all micro-batches and processes."""
-        return self.batch * self.accumulate * self.processes
+    def crops(self, progress: float) -> int:
+        """Crops in a micro-batch; `progress` is the share of the run that is over, 0 to 1."""
+        return self.batch[min(int(progress * len(self.batch)), len(self.batch) - 1)]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ipt_triton.cpu import cpu_flags, has_bf16
 from ipt_triton.train.errors import RuntimeUnavailable
 
 T = TypeVar("T")
@@ -33,6 +34,13 @@ class Runtime:
     rank: int = 0
     processes: int = 1
     agree_every: int = 1
+
+    @property
+    def precision(self) -> str:
+        """`bf16` where the device multiplies matrices in it, else `fp32`; a CPU without it takes nine times as long."""
+        if self.device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if has_bf16(cpu_flags()) else "fp32"
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module that a step must call, with its gradients averaged over the processes."""

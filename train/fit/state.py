@@ -20,8 +20,8 @@ from ipt_triton.tasks import TaskError
 from ipt_triton.train.errors import CheckpointError, ConfigError, StateError, needs
 from ipt_triton.train.model.ipt import IPT, IPTConfig
 
-FORMAT = 2
-FIELDS = {"config", "recipe", "trained", "step", "elapsed", "history", "model", "average", "optimiser"}
+FORMAT = 3
+FIELDS = {"config", "recipe", "trained", "step", "patches", "elapsed", "history", "model", "average", "optimiser"}
 FIELDS |= {"provenance", "quality"}
 
 

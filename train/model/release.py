@@ -34,6 +34,16 @@ KINDS = {
         "Gaussian noise of σ {}, every second crop rounded to 8 bit",
         "noise of another kind, or far from σ {}",
     ),
+    "ranged denoise": (
+        "sigma",
+        "Gaussian noise of σ {} in half of the crops and of anything from 0 to it in the others, every second crop "
+        "rounded to 8 bit",
+        "noise of another kind, or far above σ {}",
+    ),
+    "blind denoise": ("name", "Gaussian and Poisson-Gaussian noise of σ 0 to 55", "noise with a pattern"),
+    "blind dejpeg": ("name", "JPEG of quality 10 to 95 with 4:2:0 chroma", "other compression"),
+    "real": ("name", "chains of blur, resizing, noise and JPEG of random strength ({})", "stronger blur and noise"),
+    "auto": ("name", "one of noise, JPEG, rain and such a chain, or nothing ({})", "several at full strength"),
     "dejpeg": ("quality", "JPEG of quality {} with 4:2:0 chroma", "JPEG far from quality {}, and other compression"),
     "deblur": ("sigma", "Gaussian blur of σ {} pixels", "blur of another kind, or far from σ {} pixels"),
     "paired": ("name", "what the pairs of photographs for {} show", "what the pairs for {} do not show"),
@@ -79,7 +89,8 @@ def quality_table(rows: Sequence[Row]) -> str:
             for key, digits in (("psnr_y", 2), ("psnr_rgb", 2), ("ssim_y", 4))
         )
         where = f"{row['set']}, {row['images']} images"
-        lines.append(f"| {row['task']} | {where} | {row['baseline']} | {psnr_y} | {psnr_rgb} | {ssim_y} |")
+        task = " ".join(filter(None, (row["task"], row.get("level"))))
+        lines.append(f"| {task} | {where} | {row['baseline']} | {psnr_y} | {psnr_rgb} | {ssim_y} |")
     return "\n".join(lines)
 
 
@@ -99,15 +110,21 @@ def training_runs(provenance: dict[str, Any], folder: Path) -> list[dict[str, An
     return runs
 
 
-def degradations(tasks: Iterable[Task], paired: Iterable[str]) -> Iterator[tuple[str, str]]:
+def degradations(tasks: Iterable[Task], paired: Iterable[str], ranged: bool) -> Iterator[tuple[str, str]]:
     """By kind of task: how its inputs were degraded, and what is out of range.
 
     Args:
         paired: names of tasks that were trained on pairs, whatever their kind.
+        ranged: noise had all strengths up to the nominal one.
     """
     groups: dict[str, list[Task]] = {}
     for task in tasks:
-        groups.setdefault("paired" if task.name in paired else task.kind, []).append(task)
+        kind = task.kind
+        if kind in ("denoise", "dejpeg") and not task.sigma + task.quality:
+            kind = f"blind {kind}"
+        elif kind == "denoise" and ranged:
+            kind = "ranged denoise"
+        groups.setdefault("paired" if task.name in paired else kind, []).append(task)
     for kind, members in groups.items():
         attribute, how, outside = KINDS[kind]
         values = [f"{v:g}" if isinstance(v, float) else str(v) for v in (getattr(t, attribute) for t in members)]
@@ -130,7 +147,8 @@ def model_card(name: str, model: IPT, runs: Sequence[dict[str, Any]], rows: Sequ
     if "megapixels" in seen:  # unknown where workers decode
         photographs += f", {seen['megapixels']} megapixels"
     paired = {run["task"] for run in runs if run.get("data", {}).get("paired")}
-    inputs, outside = zip(*degradations(config.tasks, paired), strict=True)
+    ranged = runs[-1].get("recipe", {}).get("noise") == "ranged"
+    inputs, outside = zip(*degradations(config.tasks, paired, ranged), strict=True)
     border = "; super-resolution without `scale` border pixels" if any(t.scale > 1 for t in config.tasks) else ""
     history = "\n".join(_listed(run, config.patch_size) for run in runs)
     return f"""# {name}

@@ -2,16 +2,23 @@
 
     model = identity_start(IPT(preset("ipt-tiny")))
 
+or has the weights of another one, and for tasks that are new those of the most similar task:
+
+    model = with_tasks(trained, KNOWN_TASKS)
+
 `pass_colours` and `interpolate` set the first and last layers of other networks alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ipt_triton.tasks import Task
 from ipt_triton.train.model.ipt import IPT, Network, Tail
 
 # Bicubic interpolation (a = -0.5) as a chain of 3-tap filters along one axis: per upsampling step the taps of the first
@@ -50,6 +57,31 @@ def identity_start(model: IPT) -> IPT:
         zero(linear)
     interpolate(model, gain=0.5)
     return model
+
+
+def with_tasks(model: IPT, tasks: Sequence[Task]) -> IPT:
+    """A copy of a model with this task table; the weights that it has for it are kept bit for bit.
+
+    A new task starts from the head and embedding of the most similar task, of the same kind and scale if there is one,
+    else from those of the weakest denoising; and from its tail if it has the same scale.
+    """
+    known = model.config.tasks
+    extended = identity_start(IPT(replace(model.config, tasks=tuple(tasks))))
+    weights = model.state_dict()
+    wanted = extended.state_dict()
+    wanted.update({name: tensor for name, tensor in weights.items() if name in wanted})
+    for task in extended.config.tasks:
+        if task in known:
+            continue
+        donor = min(
+            known,
+            key=lambda t: (t.kind != task.kind, t.scale != task.scale, t.kind != "denoise", abs(t.sigma - task.sigma)),
+        )
+        for part in ("heads", "tails") if donor.scale == task.scale else ("heads",):
+            old, new = f"{part}.{donor.name}.", f"{part}.{task.name}."
+            wanted.update({new + n.removeprefix(old): t for n, t in weights.items() if n.startswith(old)})
+    extended.load_state_dict(wanted)
+    return extended
 
 
 def zero(layer: nn.Module) -> None:

@@ -13,10 +13,10 @@ from helpers.training import CONFIG, photograph
 from PIL import Image
 
 from ipt_triton.tasks import OFFICIAL_TASKS, Task
-from ipt_triton.train.fit.finetune import extend, main
+from ipt_triton.train.fit.finetune import main
 from ipt_triton.train.model.checkpoint import load_checkpoint, save_checkpoint
 from ipt_triton.train.model.ipt import IPT
-from ipt_triton.train.model.start import identity_start
+from ipt_triton.train.model.start import identity_start, with_tasks
 
 pytestmark = pytest.mark.usefixtures("repeatable")
 
@@ -40,20 +40,20 @@ def command(checkpoint: Path, output: Path, *more: str) -> list[str]:
 def test_a_new_task_on_a_frozen_body_leaves_everything_else_as_it_was(
     checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
-    more = ["--task", "dejpeg_40", "--freeze-body", "--data", str(photos), "--steps", "5"]
+    more = ["--task", "dejpeg", "--freeze-body", "--data", str(photos), "--steps", "5"]
     assert main(command(checkpoint, tmp_path, *more)) == 0
     before, after = load_checkpoint(checkpoint), load_checkpoint(tmp_path / "checkpoint")
-    assert after.model.config.tasks == (*CONFIG.tasks, Task(6, "dejpeg_40", "dejpeg", quality=40))
+    assert after.model.config.tasks == (*CONFIG.tasks, Task(6, "dejpeg", "dejpeg"))
     old, new = before.model.state_dict(), after.model.state_dict()
     assert all(torch.equal(new[name], tensor) for name, tensor in old.items())
-    assert all(".dejpeg_40." in name for name in new.keys() - old.keys())
+    assert all(".dejpeg." in name for name in new.keys() - old.keys())
     x = torch.rand(2, 3, 48, 48) * 255
     for task in CONFIG.tasks:
         assert torch.equal(before.model(x, task.name), after.model(x, task.name))
-    start = extend(before.model, after.model.task("dejpeg_40"), alone=False).state_dict()
+    start = with_tasks(before.model, after.model.config.tasks).state_dict()
     assert {n for n in new if not torch.equal(new[n], start[n])} == new.keys() - old.keys()
     assert after.provenance["parent"] == {"sha256": before.sha256, "provenance": {"made_by": "tests"}}
-    assert set(after.quality["held_out_psnr_rgb"]) == {"dejpeg_40"}
+    assert set(after.quality["held_out_psnr_rgb"]) == {"dejpeg"}
 
 
 def test_a_task_that_is_known_goes_on_and_the_others_stay(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
@@ -104,14 +104,16 @@ def test_a_new_task_starts_from_its_most_similar_one() -> None:
     for task, donor in (
         (Task(8, "denoise_70", "denoise", sigma=70.0), "denoise_50"),
         (Task(8, "denoise_10", "denoise", sigma=10.0), "denoise_30"),
+        (Task(8, "denoise", "denoise"), "denoise_30"),
+        (Task(8, "auto", "auto"), "denoise_30"),
     ):
-        extended = extend(model, task, alone=True)
+        extended = with_tasks(model, [task])
         for part in ("heads", "tails"):
             for old, new in zip(
                 getattr(model, part)[donor].parameters(), getattr(extended, part)[task.name].parameters(), strict=True
             ):
                 assert torch.equal(old, new)
-    larger = extend(model, Task(8, "sr_x2", "sr", scale=2), alone=False)
+    larger = with_tasks(model, [*CONFIG.tasks, Task(8, "sr_x2", "sr", scale=2)])
     assert larger(torch.zeros(1, 3, 48, 48), "sr_x2").shape == (1, 3, 96, 96)
 
 
@@ -158,7 +160,7 @@ def test_photographs_or_pairs_but_not_both(checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_the_old_tasks_are_described_as_before(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
-    more = ["--task", "deblur", "--freeze-body", "--data", str(photos), "--steps", "1"]
+    more = ["--task", "auto", "--freeze-body", "--data", str(photos), "--steps", "1"]
     assert main(command(checkpoint, tmp_path, *more)) == 0
     tables = [
         json.loads((f / "config.json").read_text())["architecture"]["tasks"]

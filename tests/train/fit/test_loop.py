@@ -46,7 +46,7 @@ def run(trainer: Trainer, pool: Pool, output: Path) -> None:
 
 
 def step(trainer: Trainer, pool: Pool, count: int = 1) -> None:
-    batches = feed_of(trainer, pool).batches(parts_from(trainer.step, trainer.recipe.accumulate))
+    batches = feed_of(trainer, pool).batches(parts_from(trainer.step, trainer.recipe.accumulate, trainer.recipe.crops))
     for _ in range(count):
         trainer.train_step(batches)
 
@@ -55,14 +55,14 @@ def step(trainer: Trainer, pool: Pool, count: int = 1) -> None:
 def test_a_short_run_makes_every_task_better_than_the_degraded_input(
     pool: Pool, held_out: Store, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(120, lr=4e-3, batch=4, ema=0.9, contrastive=0.01)
+    trainer = make_trainer(120, lr=4e-3, ema=0.9, contrastive=0.01)
     before = validate(trainer.average, held_out, trainer.trained)
     run(trainer, pool, tmp_path)
     after = load_checkpoint(tmp_path / "checkpoint").quality["held_out_psnr_rgb"]
     assert after == validate(trainer.average, held_out, trainer.trained)
     assert after["denoise_30"] > before["denoise_30"] + 1
     assert after["denoise_50"] > before["denoise_50"] + 1
-    assert after["derain"] > before["derain"] - 0.3
+    assert after["derain"] > before["derain"] - 1
 
 
 def test_a_run_starts_from_the_identity(held_out: Store) -> None:
@@ -93,7 +93,7 @@ class Interrupted(Trainer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"sampling": "sample", "accumulate": 2, "schedule": "paper"}])
+@pytest.mark.parametrize("settings", [{"batch": (2, 4)}, {"sampling": "sample", "accumulate": 2, "schedule": "paper"}])
 def test_a_run_in_two_parts_gives_the_weights_of_a_run_in_one(
     pool: Pool, tmp_path: Path, settings: dict[str, str]
 ) -> None:
@@ -137,18 +137,18 @@ def test_a_step_trains_one_task_with_the_body_and_no_other(pool: Pool) -> None:
 
 
 def test_a_step_of_samples_trains_several_tasks(pool: Pool) -> None:
-    trainer = make_trainer(100, sampling="sample", batch=12, weights={"derain": 0.001})
+    trainer = make_trainer(100, sampling="sample", batch=(12,), weights={"derain": 0.001})
     step(trainer, pool, 3)
     assert {f.tasks for f in trainer.collect_figures()} == {"denoise_30 denoise_50"}
 
 
 def test_two_accumulated_micro_batches_are_one_batch_of_twice_the_size(pool: Pool) -> None:
     """Not bit for bit: the sums are in another order."""
-    both, doubled = make_trainer(10, accumulate=2, contrastive=0.0), make_trainer(10, batch=8, contrastive=0.0)
+    both, doubled = make_trainer(10, accumulate=2, noise="nominal"), make_trainer(10, batch=(8,), noise="nominal")
 
     def joined(pieces: int) -> Iterator[list[Crops]]:
         """Both micro-batches of each step as clean pairs (noise would differ), at once or one after the other."""
-        feed = feed_of(both, pool).batches(Part(s, n) for s in range(3) for n in (0, 1))
+        feed = feed_of(both, pool).batches(Part(s, n, 4) for s in range(3) for n in (0, 1))
         for (one,), (two,) in zip(feed, feed, strict=True):
             for clean in torch.cat([one.clean, two.clean]).chunk(pieces):
                 yield [Crops(one.task, clean, clean)]
@@ -211,17 +211,53 @@ def test_schedules_warm_up_and_fall() -> None:
     assert Recipe(lr=2e-5, warmup=0, schedule="constant").learning_rate(9, 1.0) == 2e-5
 
 
+def test_each_size_of_batch_has_an_equal_share_of_the_run() -> None:
+    recipe = Recipe(batch=(4, 8, 16))
+    assert [recipe.crops(p) for p in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0, 1.2)] == [4, 4, 8, 8, 16, 16, 16]
+
+
+def test_a_growing_batch_is_counted_by_its_crops(pool: Pool) -> None:
+    trainer = make_trainer(4, batch=(2, 6))
+    batches = feed_of(trainer, pool).batches(parts_from(0, 1, lambda s: trainer.recipe.crops(trainer.progress(s))))
+    for _ in range(4):
+        trainer.train_step(batches)
+    assert trainer.patches == 2 + 2 + 6 + 6
+
+
+def test_the_best_checkpoint_and_the_last_ones_are_kept(tmp_path: Path) -> None:
+    trainer = make_trainer(9)
+    for step, psnr, of_sets in ((1, 30.0, 25.0), (2, 28.0, 26.0), (3, 31.0, 25.5)):
+        trainer.step = step
+        trainer.history.append({"step": step, "seconds": 0, "psnr": {"derain": psnr}, "sets": {"derain X": of_sets}})
+        save(trainer, tmp_path, keep=2)
+    steps = {p.name: load_checkpoint(p).provenance["steps"] for p in (tmp_path / "best", tmp_path / "checkpoint")}
+    assert steps == {"best": 2, "checkpoint": 3}  # by the test sets, where there are some
+    assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == ["00000002", "00000003"]
+    assert load_checkpoint(tmp_path / "best").quality["validation_psnr"] == {"derain X": 26.0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"), [("avx2 fma", "fp32"), ("avx2 avx512_bf16", "bf16"), ("avx512f amx_bf16", "bf16")]
+)
+def test_a_cpu_trains_in_bf16_where_it_multiplies_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, precision: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n\n")
+    monkeypatch.setattr("ipt_triton.cpu.CPUINFO", tmp_path / "cpuinfo")
+    assert Runtime(CPU).precision == precision
+
+
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     save(make_trainer(2), tmp_path)
     state = read_state(tmp_path / "state.pt")
     with pytest.raises(TrainingError, match="another architecture"):
         make_trainer(2, IPTConfig(**{**vars(CONFIG), "heads": 4})).load_state(state)
-    with pytest.raises(TrainingError, match=r"contrastive 0.1 is now 0.2, seed 0 is now 3; choose another --output"):
+    with pytest.raises(TrainingError, match=r"contrastive 0.0 is now 0.2, seed 0 is now 3; choose another --output"):
         make_trainer(2, seed=3, contrastive=0.2).load_state(state)
     del state["recipe"]["clip"]
     with pytest.raises(TrainingError, match=r"clip None is now 20.0"):
         make_trainer(2).load_state(state)
-    make_trainer(9).load_state(read_state(tmp_path / "state.pt"))
+    make_trainer(9, batch=(2, 8), accumulate=3, precision="bf16").load_state(read_state(tmp_path / "state.pt"))
 
 
 @pytest.mark.slow
@@ -230,7 +266,7 @@ def test_pairs_are_trained_as_they_are(pool: Pool, tmp_path: Path) -> None:
     task = Task(0, "brighten", "paired")
     config = IPTConfig(**{**vars(CONFIG), "tasks": (task,)})
     dark = [(0.8 * i).astype(np.uint8) for i in pool.images]
-    trainer = make_trainer(60, config, lr=3e-3, ema=0.9, contrastive=0.0)
+    trainer = make_trainer(60, config, lr=3e-3, ema=0.9)
     run(trainer, Pool(pool.images, pool.names, dark), tmp_path)
     start = make_trainer(1, config)
     store = Store(Pool(pool.images, pool.names, dark).split(HELD_OUT)[1], CPU)

@@ -17,6 +17,7 @@ import torch
 from helpers.training import photograph, write_photographs
 from PIL import Image
 
+from ipt_triton.tasks import KNOWN_TASKS, OPTIONAL_TASKS
 from ipt_triton.train.__main__ import COMMANDS
 from ipt_triton.train.__main__ import main as ipt_train
 from ipt_triton.train.data.pool import main as pack
@@ -69,7 +70,7 @@ def test_sigterm_saves_and_ends_with_status_0(photos: Path, tmp_path: Path, feed
     assert re.search(r"step \d+, \d+ % done, [\d.]+ patches/s, [\d.]+ h left, denoise_50 loss [\d.]+ PSNR", errors)
     assert load_checkpoint(tmp_path / "run" / "checkpoint").provenance["steps"] == steps[-1]
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == steps[-1]
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoint", "state.pt"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["best", "checkpoint", "recipe.json", "state.pt"]
 
 
 @pytest.mark.slow
@@ -97,6 +98,10 @@ def test_wrong_resumes_are_refused(photos: Path, tmp_path: Path, capsys: pytest.
         ([], "add --resume"),
         (["--resume", "--seed", "3"], "seed 0 is now 3"),
         (["--resume", "--lr", "0.1", "--warmup", "7"], "lr 0.0004 is now 0.1, warmup 300 is now 7"),
+        (
+            ["--resume", "--schedule", "paper"],
+            "contrastive 0.0 is now 0.1, busiest 4 is now 1, noise",
+        ),
         (["--resume", "--tasks", "denoise_30"], "another architecture or task table"),
         (["--resume", "--preset", "ipt-small"], "another architecture or task table"),
     ):
@@ -141,7 +146,7 @@ def test_without_safetensors_the_state_is_kept_and_becomes_a_checkpoint_later(
         without.delitem(sys.modules, "ipt_triton.train.model.checkpoint")
         without.setitem(sys.modules, "safetensors", None)
         assert main(command(photos, tmp_path / "run", "--steps", "2")) == 0
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["state.pt"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["recipe.json", "state.pt"]
     assert "ipt-train checkpoint" in caplog.text
     assert state.main([str(tmp_path / "run" / "state.pt"), str(tmp_path / "checkpoint")]) == 0
     checkpoint = load_checkpoint(tmp_path / "checkpoint")
@@ -195,23 +200,20 @@ def test_curves_and_samples_are_written_for_tensorboard(photos: Path, tmp_path: 
 def test_optional_tasks_weights_fractions_and_packed_pools_are_accepted(photos: Path, tmp_path: Path) -> None:
     packed = tmp_path / "pool.npz"
     assert pack([str(photos), "--output", str(packed), "--min-side", "48"]) == 0
-    more = ["--tasks", "dejpeg_40", "deblur", "--task-weights", "deblur=2", "--task-sampling", "sample"]
+    more = ["--tasks", "dejpeg", "auto", "--task-weights", "auto=2", "--task-sampling", "sample"]
     arguments = command(packed, tmp_path / "run", "--steps", "2", "--data-fraction", "0.4", "--accumulate", "2")
     assert main([*arguments, *more]) == 0
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint")
-    assert [(t.name, t.quality, t.sigma) for t in checkpoint.model.config.tasks] == [
-        ("dejpeg_40", 40, 0.0),
-        ("deblur", 0, 1.6),
-    ]
+    assert checkpoint.model.config.tasks == (OPTIONAL_TASKS[1], OPTIONAL_TASKS[-1])
     made = checkpoint.provenance
-    assert made["data"]["photographs"] == 2 and made["recipe"]["weights"] == {"deblur": 2.0}
+    assert made["data"]["photographs"] == 2 and made["recipe"]["weights"] == {"auto": 2.0}
     assert made["patches"] == 2 * 2 * 2
 
 
 def test_a_run_starts_from_a_checkpoint_with_its_architecture_and_tasks(
     tmp_path: Path, small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_photographs(tmp_path / "photos", HELD_OUT + 1)
+    write_photographs(tmp_path / "photos", HELD_OUT + 1, side=256)
     arguments = ["--data", str(tmp_path / "photos"), "--batch", "2", "--lr", "1e-9", "--steps", "2", "--output"]
     before = load_checkpoint(small_checkpoint)
     assert (
@@ -221,6 +223,16 @@ def test_a_run_starts_from_a_checkpoint_with_its_architecture_and_tasks(
     assert after.model.config == before.model.config
     torch.testing.assert_close(after.model.state_dict(), before.model.state_dict(), rtol=0, atol=1e-7)
     assert after.provenance["parent"] == {"sha256": before.sha256, "provenance": before.provenance}
+    (tmp_path / "set").mkdir()
+    Image.fromarray(photograph(0, 64)).save(tmp_path / "set" / "0.png")
+    more = ["--start", str(small_checkpoint), "--tasks", "all", "--validate", f"auto={tmp_path / 'set'}"]
+    assert main([*arguments, str(tmp_path / "all"), *more]) == 0
+    wider = load_checkpoint(tmp_path / "all" / "checkpoint")
+    assert wider.model.config.tasks == KNOWN_TASKS
+    assert wider.quality["validation_psnr"].keys() == {"auto set"}
+    torch.testing.assert_close(
+        wider.model.heads["real"].state_dict(), before.model.heads["denoise_30"].state_dict(), rtol=0, atol=1e-7
+    )
     assert main([*arguments, str(tmp_path / "other"), "--start", str(tmp_path)]) == 1
     assert f"{tmp_path} is not a checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
@@ -230,7 +242,7 @@ def test_a_convolutional_rival_is_trained_and_resumed(photos: Path, tmp_path: Pa
     arguments = command(photos, tmp_path / "run", "--preset", "edsr-tiny")
     assert main([*arguments, "--steps", "1"]) == 0
     assert main([*arguments, "--steps", "2", "--resume"]) == 0
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["state.pt"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["recipe.json", "state.pt"]
     saved = state.read_state(tmp_path / "run" / "state.pt")
     assert saved["step"] == 2 and saved["recipe"]["contrastive"] == 0
     assert saved["config"]["blocks"] == 12
@@ -242,7 +254,7 @@ def test_a_convolutional_rival_is_trained_and_resumed(photos: Path, tmp_path: Pa
         ([], "give --steps or --time-budget"),
         (["--steps", "-5"], "--steps -5 is not allowed"),
         (["--steps", "5", "--batch", "0"], "--batch 0 is not allowed"),
-        (["--steps", "5", "--batch", "1"], "give --batch 2 or more, or --contrastive 0"),
+        (["--steps", "5", "--batch", "2", "1", "--schedule", "paper"], "give --batch 2 or more, or --contrastive 0"),
         (["--time-budget", "soon"], "'soon' is not a duration"),
         (["--steps", "5", "--preset", "ipt-huge"], "ipt-huge"),
         (["--steps", "5", "--preset", "ipt-tiny", "--start", "x"], "--preset is decided by the checkpoint"),

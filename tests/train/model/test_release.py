@@ -104,6 +104,13 @@ def test_file_that_is_no_evaluation_is_named(trained: Path, tmp_path: Path, caps
     [
         ([Task(4, "denoise_15", "denoise", sigma=15)], False, "Gaussian noise of σ 15, every", "or far from σ 15."),
         (
+            [Task(6, "denoise", "denoise")],
+            False,
+            "Gaussian and Poisson-Gaussian noise of σ 0 to 55.",
+            "with a pattern.",
+        ),
+        ([Task(7, "dejpeg", "dejpeg")], False, "JPEG of quality 10 to 95 with 4:2:0 chroma.", "other compression."),
+        (
             [Task(1, "sr_x3", "sr", scale=3), Task(2, "sr_x4", "sr", scale=4)],
             False,
             "antialiased bicubic reduction by 3 and 4.",
