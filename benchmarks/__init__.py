@@ -5,6 +5,7 @@ BENCHMARKS = {
     "scaling": "serving.scaling",
     "startup": "serving.startup",
     "large_image": "serving.large_image",
+    "overload": "serving.overload",
     "joiner": "serving.joiner",
     "router": "serving.router",
     "engines": "compute.engines",

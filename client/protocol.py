@@ -11,6 +11,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from ipt_triton.board import wait_of
 from ipt_triton.client.errors import (
     InvalidRequest,
     RequestTimeout,
@@ -180,6 +181,13 @@ def retry_delays(retries: int) -> Iterator[float]:
     """Seconds to wait before each retry: doubling, and spread so that many clients do not come back at once."""
     for attempt in range(retries):
         yield min(_FIRST_DELAY * 2**attempt, _LONGEST_DELAY) * random.uniform(0.75, 1.25)
+
+
+def pause(delays: Iterator[float], error: InferenceServerException) -> float | None:
+    """Seconds to wait before the request is sent again, at least as long as the server asks for; None: not at all."""
+    delay = next(delays, None) if is_passing(error) else None
+    asked = wait_of(error.message())
+    return delay if delay is None or asked is None else max(delay, asked * random.uniform(1, 1.5))
 
 
 def is_passing(error: InferenceServerException) -> bool:
