@@ -6,6 +6,7 @@ BENCHMARKS = {
     "startup": "serving.startup",
     "large_image": "serving.large_image",
     "overload": "serving.overload",
+    "soak": "serving.soak",
     "joiner": "serving.joiner",
     "router": "serving.router",
     "engines": "compute.engines",

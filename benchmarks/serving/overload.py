@@ -1,7 +1,7 @@
 """Goodput of a server that is asked for more than it can do: photographs that clients got before they gave up.
 
-    ipt-benchmark overload --checkpoint weights/ipt-tiny
-    ipt-benchmark overload --checkpoint weights/ipt-tiny --size 256x256 --factors 1,8 --seconds 600 --json build/o.json
+    ipt-benchmark overload --repository triton_models
+    ipt-benchmark overload --repository triton_models --size 256x256 --factors 1,8 --seconds 600 --json build/o.json
 
 Each client asks for one photograph after the other. It gives up a photograph after `--patience` seconds, which cancels
 the request, and sends a refused one again as `ipt-restore` does, after the pause that the server asks for. `--clients`
@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -28,9 +30,10 @@ from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.errors import LoadError
 from ipt_triton.benchmarks.presentation import Figure, figure, table
 from ipt_triton.benchmarks.record import Record, command_line, run_benchmark
-from ipt_triton.benchmarks.served import add_precision, add_source, photograph, serving, source_of
+from ipt_triton.benchmarks.served import photograph
 from ipt_triton.benchmarks.serving.load import INFER, Request, as_triton, restore_request
 from ipt_triton.benchmarks.serving.memory import MIB, proportional
+from ipt_triton.benchmarks.serving.replica import Replica
 from ipt_triton.benchmarks.serving.throughput import counts, positive, size
 from ipt_triton.client.protocol import CHANNEL_ARGS, pause, retry_delays
 
@@ -86,10 +89,10 @@ class Crowd:
 
 
 def measure_crowd(
-    url: str, pids: Sequence[int], requests: Sequence[Request], clients: int, arguments: argparse.Namespace
+    replica: Replica, requests: Sequence[Request], clients: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """One cell of the record."""
-    crowd = Crowd(url, requests, arguments.patience)
+    crowd, pids = Crowd(replica.url, requests, arguments.patience), replica.pids()
     with ThreadPoolExecutor(clients) as pool:
         asking = [pool.submit(crowd.client) for _ in range(clients)]
         try:
@@ -124,19 +127,22 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a record."""
-    name, checkpoint = source_of(arguments)
-    with serving([checkpoint], arguments.precision) as served:
-        url, pids = served.server.grpc_url, served.server.pids
-        with RestorationClient(url) as client:
-            info = client.info()
-        image = photograph(*arguments.size)
-        requests = [restore_request(info, task, image) for task in info.tasks]
-        cells = []
-        for factor in arguments.factors:
-            print(f"{factor} times {arguments.clients} clients ...", file=sys.stderr)
-            cells.append(measure_crowd(url, pids, requests, factor * arguments.clients, arguments))
-    facts = {key: getattr(arguments, key) for key in ("precision", "clients", "factors", "patience", "seconds")}
-    return {"model": name, **facts, "size": list(arguments.size), "crowds": cells}
+    with tempfile.TemporaryDirectory() as folder:
+        replica = Replica(arguments.repository, Path(folder, "server"))
+        try:
+            replica.await_ready()
+            with RestorationClient(replica.url) as client:
+                info = client.info()
+            requests = [restore_request(info, task, photograph(*arguments.size)) for task in info.tasks]
+            cells = []
+            for factor in arguments.factors:
+                print(f"{factor} times {arguments.clients} clients ...", file=sys.stderr)
+                cells.append(measure_crowd(replica, requests, factor * arguments.clients, arguments))
+        finally:
+            replica.end()
+    facts = {key: getattr(arguments, key) for key in ("patience", "seconds")}
+    model = {"checkpoint": info.checkpoint_sha256[:8], "runtime": info.runtime, "precision": info.precision}
+    return {**model, **facts, "size": list(arguments.size), "crowds": cells}
 
 
 def markdown(record: Record) -> str:
@@ -161,9 +167,9 @@ def markdown(record: Record) -> str:
     width, height = figures["size"]
     head = ("clients", "in time/s", "of the best", "given up", "refusals", "p50, s", "p95, s", "refused after p50, ms")
     return (
-        f"`{figures['model']}` in {figures['precision']}, photographs of {width}x{height}, all tasks; clients give a "
-        f"photograph up after {figures['patience']:g} s; {figures['seconds']:g} s for each row.\n\n"
-        + table((*head, "p95, ms", "memory, MiB"), rows)
+        f"Checkpoint `{figures['checkpoint']}` ({figures['runtime']} {figures['precision']}), photographs of "
+        f"{width}x{height}, all tasks; clients give a photograph up after {figures['patience']:g} s; "
+        f"{figures['seconds']:g} s for each row.\n\n" + table((*head, "p95, ms", "memory, MiB"), rows)
     )
 
 
@@ -181,8 +187,9 @@ def draw(record: Record) -> Figure:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = command_line("overload", __doc__)
-    add_source(parser)
-    add_precision(parser)
+    parser.add_argument(
+        "--repository", type=Path, default=Path("triton_models"), metavar="DIR", help="model repository (%(default)s)"
+    )
     parser.add_argument("--size", type=size, default="128x128", help="of a photograph (%(default)s)")
     parser.add_argument("--clients", type=positive(int), default=8, help="that keep the server busy (%(default)s)")
     parser.add_argument("--factors", type=counts, default="1,2,4,8", help="times as many clients (%(default)s)")

@@ -20,6 +20,10 @@ STILL_S = 3.0
 OVERTAKEN = 32
 """Requests to its body, beyond twice those that were waiting before it, that have overtaken a lost photograph."""
 
+WORN_S = 300.0
+"""A server that ran for so long is started anew when its shared memory is full: what it has taken it never gives back.
+A younger one would only fill it again."""
+
 FULL_S, _PAUSE_S = 15.0, 3.0
 """A server that has refused photographs for so long, without a pause of three seconds, is full."""
 
@@ -45,6 +49,7 @@ class Progress:
     board: Board
     ways: Mapping[int, Sequence[str]]
     most_waiting: int = 0
+    _began: float = field(init=False, default_factory=lambda: time.monotonic())
     _turns: dict[int, _Turn] = field(init=False, default_factory=dict)
     _refused: int = field(init=False, default=0)
     _full_since: float | None = field(init=False, default=None)
@@ -55,6 +60,8 @@ class Progress:
         now = time.monotonic()
         self.board.tell_waiting(int(counters.waiting.get(ROUTER, 0)))
         self._look_for_room(counters, now)
+        if now - self._began > WORN_S and self.board.no_memory():
+            return "photographs were refused because the shared memory in /dev/shm is full"
         turns, self._turns = self._turns, {}
         for router, slot in self.board.under_way().items():
             way = self.ways.get(slot.task, ())

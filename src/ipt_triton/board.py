@@ -20,18 +20,16 @@ BOARD = "board"
 """Name of the file, in the private folder of a server."""
 
 _SLOTS = 1024
-_LEFT, _TURNS, _TASK, _DONE, _REFUSED = range(5)
+_LEFT, _TURNS, _TASK, _DONE, _REFUSED, _MEMORY = range(6)
 _WIDTH = 8  # columns of a slot: those above, and room
 # Behind the slots, of the whole server: thousandths of a patch a second, and requests that no router has taken yet.
 _RATE, _WAITING = (_SLOTS, 0), (_SLOTS, 1)
 
 LONGEST_WAIT_S = 30.0
 """A photograph is refused when those that go before it take longer than this."""
-ROOM_S = 2.0
-"""The last free routers take a photograph alone that is done, with what goes before it and waits, after this time."""
-RESERVED = 2
-"""Routers that are kept free for such short ones, of at least four times as many."""
-
+ROOM_S = (0.25, 2.0)
+"""The last free router, and the one before it, take a photograph alone that is done, with what goes before it and what
+waits, after this time. So there is nearly always one that refuses at once what comes too much."""
 _WINDOW_S = 0.5  # over which the rate is measured
 _LONGEST_HINT_S = 60.0
 _HINT = re.compile(r"; ask again in (\d+(?:\.\d+)?) s$")
@@ -73,7 +71,7 @@ class Board:
                 file.truncate(8 * shape[0] * shape[1])  # zeros: nothing to do
         self._rows = np.memmap(path, np.int64, "r+", shape=shape)
         self._slots, self._own, self._slot = self._rows[:_SLOTS], self._rows[slot], slot
-        self._routers, self._reserved = routers, min(RESERVED, routers // 4)
+        self._routers, self._reserved = routers, min(len(ROOM_S), routers // 4)
         self._since, self._done_then = 0.0, 0
 
     def begin(self, task: int, patches: int, chunk: int = 0) -> None:
@@ -119,9 +117,17 @@ class Board:
         """Let the routers know how many requests wait for one of them."""
         self._rows[_WAITING] = requests
 
+    def tell_no_memory(self) -> None:
+        """Say that this router had to refuse a photograph because there was no shared memory left."""
+        self._own[[_REFUSED, _MEMORY]] += 1
+
     def refused(self) -> int:
         """Photographs that the routers have refused so far because there was too much to do."""
         return int(self._slots[:, _REFUSED].sum())
+
+    def no_memory(self) -> int:
+        """How many of them for want of shared memory."""
+        return int(self._slots[:, _MEMORY].sum())
 
     def _goes_before(self, left: np.ndarray, own: int) -> np.ndarray:
         equal = (left == own) & (np.arange(_SLOTS) < self._slot) & (own > 0)
@@ -136,8 +142,8 @@ class Board:
         left[self._slot] = 0
         before = int(left[self._goes_before(left, patches)].sum())
         waits = before + patches * int(self._rows[_WAITING])  # as if those that wait were all like this one
-        free = self._routers - 1 - int((left > 0).sum())
-        too_long = before / rate > LONGEST_WAIT_S or (free < self._reserved and (waits + patches) / rate > ROOM_S)
+        free = max(0, self._routers - 1 - int((left > 0).sum()))
+        too_long = before / rate > LONGEST_WAIT_S or (free < self._reserved and (waits + patches) / rate > ROOM_S[free])
         return float(np.clip(waits / rate, 0.1, _LONGEST_HINT_S)) if too_long else 0.0
 
     def _done(self) -> int:

@@ -38,7 +38,7 @@ from ipt_triton import (
     read_photo,
     write_photo,
 )
-from ipt_triton.client.protocol import pause, retry_delays
+from ipt_triton.client.protocol import explain, pause, retry_delays
 from ipt_triton.client.restore import main
 from ipt_triton.client.splitting import split_axis, split_image
 from ipt_triton.export.serving.server import TritonServer
@@ -240,6 +240,15 @@ def test_a_client_waits_for_as_long_as_the_server_asks_and_not_as_others_do() ->
     assert (pause(longer, busy), pause(longer, busy)) == (9, None)
     refused = InferenceServerException("no such thing; ask again in 3.5 s", "StatusCode.INVALID_ARGUMENT")
     assert pause(retry_delays(1), refused) is None
+
+
+def test_a_server_without_shared_memory_is_asked_again_and_then_named() -> None:
+    words = "Failed to increase the shared memory pool size for key 'ipt-serve-4026531836' to 9437184 bytes."
+    full = InferenceServerException(words, "StatusCode.INTERNAL")
+    assert pause(retry_delays(1), full)
+    error = explain(full, "host:8001", None)
+    assert isinstance(error, ServerUnavailable)
+    assert "host:8001 has no shared memory left; enlarge its /dev/shm" in str(error) and "4026531836" not in str(error)
 
 
 def test_a_queue_that_stays_full_is_an_error_after_the_last_retry(server: TritonServer) -> None:

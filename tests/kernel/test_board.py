@@ -85,10 +85,12 @@ def test_the_last_free_routers_are_for_short_photographs(boards: list[Board], mo
     for board in boards[:6]:
         board.begin(0, 500)
     with pytest.raises(Busy, match=r"again in 0\.1 s"):
-        boards[6].begin(0, int(100 * ROOM_S) + 1)
+        boards[6].begin(0, int(100 * ROOM_S[1]) + 1)
     boards[6].begin(0, 150)
     with pytest.raises(Busy, match=r"again in 1\.5 s"):
         boards[7].begin(0, 151)  # the one above goes first
+    with pytest.raises(Busy, match=r"again in 0\.1 s"):
+        boards[7].begin(0, int(100 * ROOM_S[0]) + 1)
     boards[0].tell_waiting(10)
     with pytest.raises(Busy, match=r"again in 2\.0 s"):
         boards[7].begin(0, 20)

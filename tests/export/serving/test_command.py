@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -57,7 +58,7 @@ def repository(tmp_path: Path) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("shared")
     write_model(folder / "models", "restore", ROUTER_CONFIG, ROUTER_MODEL)
-    flags = ["--log-info=true"]
+    flags = ["--log-info=true", "--grpc-max-connection-age=1000"]  # milliseconds
     with TritonServer(folder / "models", http_port=0, log_path=folder / "log", extra_args=flags) as running:
         yield running
 
@@ -136,6 +137,25 @@ class TestARunningServer:
                 pytest.raises(Exception, match=r"restricted|etadata"),
             ):
                 client.get_model_repository_index(headers=headers)
+
+    def test_an_old_connection_is_ended_and_clients_go_on(self, server: TritonServer) -> None:
+        image = np.zeros((3, 3, 3), np.uint8)
+        host, _, port = server.grpc_url.partition(":")
+        started, count = time.monotonic(), 0
+        with (
+            socket.create_connection((host, int(port)), 10) as idle,
+            triton.InferenceServerClient(server.grpc_url) as c,
+        ):
+            idle.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty SETTINGS
+            idle.setblocking(False)
+            outputs, open_ = [triton.InferRequestedOutput("RESTORED")], True
+            while open_ or time.monotonic() < started + 2.5:
+                assert c.infer("restore", inputs_of(image, 3), outputs=outputs).as_numpy("RESTORED") is not None
+                count += 1
+                with contextlib.suppress(BlockingIOError):
+                    open_ = open_ and bool(idle.recv(1000))
+                assert time.monotonic() < started + 20
+        assert count > 10
 
     def test_two_servers_stand_side_by_side_and_one_ends_without_harm_to_the_other(
         self, server: TritonServer, repository: Path
@@ -531,7 +551,10 @@ def test_one_port_for_two_and_a_foreign_host_are_refused() -> None:
     assert "has no IPv4 address" in preflight.check_address("no-such-host.invalid", {"--http-port": 9001})[0]
 
 
-@pytest.mark.parametrize("arguments", [["--grpc-port", "70000"], ["--nonsense"], ["stray"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--grpc-port", "70000"], ["--nonsense"], ["stray"], ["--", "--model-control-mode=explicit"]],
+)
 def test_wrong_arguments_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

@@ -11,7 +11,7 @@ import pytest
 from ipt_triton.board import Board
 from ipt_triton.export.serving import progress
 from ipt_triton.export.serving.counters import Counters
-from ipt_triton.export.serving.progress import FULL_S, OVERTAKEN, STILL_S, Progress
+from ipt_triton.export.serving.progress import FULL_S, OVERTAKEN, STILL_S, WORN_S, Progress
 
 WAYS = {3: ["head", "body", "tail"]}
 
@@ -71,6 +71,18 @@ def test_a_burst_is_no_reason_before_some_seconds(router: Board, clock: SimpleNa
     assert watched.look(counted(0)) is None
     clock.now += STILL_S - 1
     assert watched.look(counted(10**6)) is None
+
+
+def test_a_server_whose_shared_memory_is_full_is_started_anew_unless_it_was_just_started(
+    router: Board, clock: SimpleNamespace
+) -> None:
+    watched = Progress(router, WAYS)
+    router.tell_no_memory()
+    clock.now += WORN_S
+    assert watched.look(counted(0)) is None
+    assert router.refused() == 1
+    clock.now += 1
+    assert "/dev/shm is full" in str(watched.look(counted(0)))
 
 
 @pytest.mark.parametrize("by", ["routers", "queue"])

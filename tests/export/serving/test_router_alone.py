@@ -198,6 +198,18 @@ def test_what_would_wait_too_long_is_refused_before_it_costs_anything(
     assert not module.asked and other.under_way() == {}
 
 
+def test_shared_memory_that_is_full_is_told_without_names_of_regions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
+    words = "Failed to increase the shared memory pool size for key 'ipt-serve-4026531836-3068' to 9437184 bytes"
+    _, model = router(monkeypatch, lambda inputs: InferenceResponse(error=TritonError(words)))
+    error = restore(model, picture()).error()
+    assert error is not None and error.code == TritonError.UNAVAILABLE
+    assert "no shared memory left; enlarge its /dev/shm" in error.message() and "4026531836" not in error.message()
+    assert Board(tmp_path / "board").no_memory() == 1
+
+
 @pytest.mark.parametrize("network", [Network([]), Network(20 * ["error"])])
 def test_the_board_says_nothing_of_a_photograph_that_is_done_or_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: Network

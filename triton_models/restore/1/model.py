@@ -28,6 +28,8 @@ OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
 LOOK_S, PATIENCE_S = 0.005, 5.0
 """A photograph whose turn it is not looks again so often, and sends a chunk in any case when it has waited so long."""
 
+NO_MEMORY = "the server has no shared memory left; enlarge its /dev/shm (docker: --shm-size), or send less at a time"
+
 
 class InvalidRequest(ValueError):
     """The caller's mistake; answered as INVALID_ARG."""
@@ -74,8 +76,12 @@ class TritonPythonModel:
         except FloatingPointError as error:
             return _error(str(error), pb_utils.TritonError.INTERNAL)
         except PartFailure as error:
-            if "not healthy" in error.args[0].message():  # its process is gone; ipt-serve starts the server again
-                return _error(error.args[0].message(), pb_utils.TritonError.UNAVAILABLE)
+            if "not healthy" in str(error):  # its process is gone; ipt-serve starts the server again
+                return _error(str(error), pb_utils.TritonError.UNAVAILABLE)
+            if "shared memory pool" in str(error):
+                if self._board is not None:
+                    self._board.tell_no_memory()
+                return _error(NO_MEMORY, pb_utils.TritonError.UNAVAILABLE)
             return pb_utils.InferenceResponse(error=error.args[0])
         except Cancelled:
             return _error("the caller has left; the rest of the image was not computed", pb_utils.TritonError.CANCELLED)
