@@ -54,7 +54,7 @@ class ServingOptions:
 
     threads: int = _option(0, "OpenVINO threads of each instance of a part; 0: half of the cores")
     body_instances: int = _option(2, "bodies that run side by side, on each GPU if there are some")
-    router_instances: int = _option(8, "whole-image requests under way at once")
+    router_instances: int = _option(10, "whole-image requests under way at once; the last two are for short ones")
     max_waiting: int = _option(64, "requests that wait for a router; more are refused as unavailable")
     max_wait_ms: int = _option(2000, "milliseconds that a request waits for a router at most; 0: as long as it takes")
     queue_delay_us: int = _option(500, "microseconds that the body waits for a fuller batch")

@@ -25,8 +25,6 @@ _WIDTH = 8  # columns of a slot: those above, and room
 # Behind the slots, of the whole server: thousandths of a patch a second, and requests that no router has taken yet.
 _RATE, _WAITING = (_SLOTS, 0), (_SLOTS, 1)
 
-LONGEST_WAIT_S = 30.0
-"""A photograph is refused when those that go before it take longer than this."""
 ROOM_S = (0.25, 2.0)
 """The last free router, and the one before it, take a photograph alone that is done, with what goes before it and what
 waits, after this time. So there is nearly always one that refuses at once what comes too much."""
@@ -143,7 +141,7 @@ class Board:
         before = int(left[self._goes_before(left, patches)].sum())
         waits = before + patches * int(self._rows[_WAITING])  # as if those that wait were all like this one
         free = max(0, self._routers - 1 - int((left > 0).sum()))
-        too_long = before / rate > LONGEST_WAIT_S or (free < self._reserved and (waits + patches) / rate > ROOM_S[free])
+        too_long = free < self._reserved and (waits + patches) / rate > ROOM_S[free]
         return float(np.clip(waits / rate, 0.1, _LONGEST_HINT_S)) if too_long else 0.0
 
     def _done(self) -> int:

@@ -23,6 +23,7 @@ import tritonclient.grpc as triton
 from helpers.serve import Command, descendants, inputs_of, named, parent_of, until
 from helpers.toy_repository import ROUTER_CONFIG, ROUTER_MODEL, no_ports, write_model
 
+from ipt_triton import RestorationClient
 from ipt_triton.export.serving import preflight, supervise
 from ipt_triton.export.serving.command import main
 from ipt_triton.export.serving.errors import (
@@ -141,21 +142,20 @@ class TestARunningServer:
     def test_an_old_connection_is_ended_and_clients_go_on(self, server: TritonServer) -> None:
         image = np.zeros((3, 3, 3), np.uint8)
         host, _, port = server.grpc_url.partition(":")
-        started, count = time.monotonic(), 0
-        with (
-            socket.create_connection((host, int(port)), 10) as idle,
-            triton.InferenceServerClient(server.grpc_url) as c,
-        ):
+        started, heard = time.monotonic(), b""
+        with socket.create_connection((host, int(port)), 10) as idle, RestorationClient(server.grpc_url) as client:
             idle.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty SETTINGS
             idle.setblocking(False)
-            outputs, open_ = [triton.InferRequestedOutput("RESTORED")], True
-            while open_ or time.monotonic() < started + 2.5:
-                assert c.infer("restore", inputs_of(image, 3), outputs=outputs).as_numpy("RESTORED") is not None
-                count += 1
+            while time.monotonic() < started + 20:
+                client.restore(image, "derain")
                 with contextlib.suppress(BlockingIOError):
-                    open_ = open_ and bool(idle.recv(1000))
-                assert time.monotonic() < started + 20
-        assert count > 10
+                    if not (said := idle.recv(1000)):
+                        break
+                    heard += said
+                    if said.endswith(bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8)):  # PING: are you there?
+                        idle.sendall(bytes([0, 0, 8, 6, 1, 0, 0, 0, 0]) + bytes(8))
+        assert 0.8 < time.monotonic() - started < 10
+        assert bytes([0, 0, 8, 7]) in heard  # GOAWAY
 
     def test_two_servers_stand_side_by_side_and_one_ends_without_harm_to_the_other(
         self, server: TritonServer, repository: Path
