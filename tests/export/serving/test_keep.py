@@ -163,7 +163,7 @@ class TestUnderLoad:
 
         def work(number: int) -> int:
             done = 0
-            with RestorationClient(loaded.address("grpc"), retries=8) as client:  # a busy machine starts slowly
+            with RestorationClient(loaded.address("grpc"), retries=12) as client:  # a busy machine starts slowly
                 while not stop.is_set():
                     index = (number + done) % len(jobs)
                     np.testing.assert_array_equal(client.restore(*jobs[index]), expected[index])
