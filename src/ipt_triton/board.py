@@ -16,7 +16,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-BOARD = "board"
+BOARD = "routers"
 """Name of the file, in the private folder of a server."""
 
 _SLOTS = 1024

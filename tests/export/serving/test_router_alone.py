@@ -15,7 +15,7 @@ from helpers.fake_triton import InferenceResponse, Request, Tensor, TritonError,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ipt_triton.board import Board
+from ipt_triton.board import BOARD, Board
 from ipt_triton.export.repository.write import ROUTER_SOURCE
 from ipt_triton.seal import SEAL, fingerprint, seal
 
@@ -154,7 +154,7 @@ def test_without_seals_such_a_mix_up_would_reach_the_picture(monkeypatch: pytest
 def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
     _, model = router(monkeypatch, Network([]))
-    others = [Board(tmp_path / "board", slot) for slot in (5, 6)]
+    others = [Board(tmp_path / BOARD, slot) for slot in (5, 6)]
     asked = []
 
     async def ask(ensemble: str, patches: np.ndarray, side: int) -> np.ndarray:
@@ -186,7 +186,7 @@ def test_what_would_wait_too_long_is_refused_before_it_costs_anything(
 ) -> None:
     monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
     module, model = router(monkeypatch, Network([]))
-    other = Board(tmp_path / "board", 5)
+    other = Board(tmp_path / BOARD, 5)
 
     def refuse(patches: int) -> float:
         return 7.0
@@ -207,7 +207,7 @@ def test_shared_memory_that_is_full_is_told_without_names_of_regions(
     error = restore(model, picture()).error()
     assert error is not None and error.code == TritonError.UNAVAILABLE
     assert "no shared memory left; enlarge its /dev/shm" in error.message() and "4026531836" not in error.message()
-    assert Board(tmp_path / "board").no_memory() == 1
+    assert Board(tmp_path / BOARD).no_memory() == 1
 
 
 @pytest.mark.parametrize("network", [Network([]), Network(20 * ["error"])])
@@ -216,7 +216,7 @@ def test_the_board_says_nothing_of_a_photograph_that_is_done_or_given_up(
 ) -> None:
     monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
     seen = []
-    other = Board(tmp_path / "board", 5)
+    other = Board(tmp_path / BOARD, 5)
 
     def look(inputs: dict[str, np.ndarray]) -> InferenceResponse:
         seen.append(other.under_way()[0])
