@@ -5,6 +5,8 @@ BENCHMARKS = {
     "scaling": "serving.scaling",
     "startup": "serving.startup",
     "large_image": "serving.large_image",
+    "overload": "serving.overload",
+    "soak": "serving.soak",
     "joiner": "serving.joiner",
     "router": "serving.router",
     "engines": "compute.engines",

@@ -34,6 +34,8 @@ HEADINGS = {
     "scaling": "How cost grows",
     "startup": "Start of the server",
     "large_image": "A large photograph",
+    "overload": "Overload",
+    "soak": "Soak",
     "joiner": "Cutting and joining",
     "router": "Around the network",
     "training": "Training",

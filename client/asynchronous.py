@@ -77,7 +77,7 @@ class AsyncRestorationClient:
             try:
                 return await send()
             except InferenceServerException as error:
-                delay = next(delays, None) if protocol.is_passing(error) else None
+                delay = protocol.pause(delays, error)
                 if delay is None:
                     raise protocol.explain(error, self.url, self._timeout) from error
             await asyncio.sleep(delay)

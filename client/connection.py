@@ -102,6 +102,6 @@ class RestorationClient:
             try:
                 return send()
             except InferenceServerException as error:
-                delay = next(delays, None) if protocol.is_passing(error) else None
+                delay = protocol.pause(delays, error)
                 if delay is None or self._closed.wait(delay):
                     raise protocol.explain(error, self.url, self._timeout) from error

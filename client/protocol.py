@@ -11,6 +11,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from ipt_triton.board import wait_of
 from ipt_triton.client.errors import (
     InvalidRequest,
     RequestTimeout,
@@ -28,6 +29,7 @@ GRPC_BYTES = 2**31 - 1
 """The largest message of gRPC."""
 _HEADROOM = 2**20  # of a message, for names and shapes
 _TENSORS = {"uint8": ("IMAGE", "RESTORED"), "uint16": ("IMAGE16", "RESTORED16")}
+_NO_MEMORY = "shared memory pool"  # in Triton's own words
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 8.0
 
 CHANNEL_ARGS: list[tuple[str, int]] = [
@@ -182,17 +184,31 @@ def retry_delays(retries: int) -> Iterator[float]:
         yield min(_FIRST_DELAY * 2**attempt, _LONGEST_DELAY) * random.uniform(0.75, 1.25)
 
 
-def is_passing(error: InferenceServerException) -> bool:
-    """Whether a retry may help: the queue is full, there is no connection, or a process of the server has died.
+def pause(delays: Iterator[float], error: InferenceServerException) -> float | None:
+    """Seconds to wait before the request is sent again, at least as long as the server asks for; None: not at all."""
+    delay = next(delays, None) if is_passing(error) else None
+    asked = wait_of(error.message())
+    return delay if delay is None or asked is None else max(delay, asked * random.uniform(1, 1.5))
 
-    Of its dead processes Triton says INTERNAL; `ipt-serve` starts the server again within seconds.
+
+def is_passing(error: InferenceServerException) -> bool:
+    """Whether a retry may help: there is too much to do, no connection, a dead process or no shared memory left.
+
+    Of its dead processes Triton says INTERNAL; `ipt-serve` starts the server again within seconds. Of shared memory it
+    says so when there is none for the restored picture.
     """
-    return error.status() == "StatusCode.UNAVAILABLE" or "is not healthy" in error.message()
+    message = error.message()
+    return error.status() == "StatusCode.UNAVAILABLE" or "is not healthy" in message or _NO_MEMORY in message
 
 
 def explain(error: InferenceServerException, url: str, timeout: float | None) -> RestorationError:
     """The client's error for one of tritonclient's."""
     status, message = error.status(), error.message()
+    if _NO_MEMORY in message:
+        return ServerUnavailable(
+            f"the server at {url} has no shared memory left; enlarge its /dev/shm (docker: --shm-size), or send less "
+            "at a time"
+        )
     if status == "StatusCode.UNAVAILABLE":
         return ServerUnavailable(
             f"the server at {url} is away or too busy ({message}); start it with ipt-serve or check the address, "

@@ -28,7 +28,8 @@ from ipt_triton.client.protocol import CHANNEL_ARGS, ROUTER, ServerInfo, Task, e
 from ipt_triton.service import ensemble_name
 from ipt_triton.tiling import Tiler, plan_axis
 
-_INFER = "/inference.GRPCInferenceService/ModelInfer"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+"""The method that every request goes to."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class ClosedLoop:
 
     def __enter__(self) -> ClosedLoop:
         self._channel = grpc.insecure_channel(self._url, options=CHANNEL_ARGS)
-        self._infer = self._channel.unary_unary(_INFER)  # bytes in, bytes out
+        self._infer = self._channel.unary_unary(INFER)  # bytes in, bytes out
         try:
             for request in self._requests:
                 self._try(request)
@@ -215,16 +216,16 @@ class ClosedLoop:
         try:
             answer = pb.ModelInferResponse.FromString(self._infer(request.message))
         except grpc.RpcError as error:
-            raise explain(_triton(error), self._url, None) from None
+            raise explain(as_triton(error), self._url, None) from None
         shapes = [tuple(output.shape) for output in answer.outputs]
         if shapes != [request.answer]:
             raise LoadError(f"{answer.model_name} answered {shapes} for {request.task} where {request.answer} was due")
         self.answered += 1
 
     def _explained(self, error: grpc.RpcError) -> LoadError:
-        return LoadError(f"under load: {explain(_triton(error), self._url, None)}")
+        return LoadError(f"under load: {explain(as_triton(error), self._url, None)}")
 
 
-def _triton(error: grpc.RpcError) -> InferenceServerException:
+def as_triton(error: grpc.RpcError) -> InferenceServerException:
     """tritonclient's error for gRPC's."""
     return InferenceServerException(error.details() or "", str(error.code()))

@@ -60,8 +60,9 @@ class ServingOptions:
 
     threads: int = _option(0, "OpenVINO threads of each instance of a part; 0: half of the cores")
     body_instances: int = _option(2, "bodies that run side by side, on each GPU if there are some")
-    router_instances: int = _option(8, "whole-image requests under way at once")
+    router_instances: int = _option(10, "whole-image requests under way at once; the last two are for short ones")
     max_waiting: int = _option(64, "requests that wait for a router; more are refused as unavailable")
+    max_wait_ms: int = _option(2000, "milliseconds that a request waits for a router at most; 0: as long as it takes")
     queue_delay_us: int = _option(500, "microseconds that the body waits for a fuller batch")
     max_input_pixels: int = _option(MAX_INPUT_PIXELS, "of the largest image that a request may hold")
     max_output_pixels: int = _option(MAX_OUTPUT_PIXELS, "of the largest image that a request may ask for")
@@ -210,7 +211,8 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
         instance_group=[pb.ModelInstanceGroup(count=options.router_instances, kind=pb.ModelInstanceGroup.KIND_CPU)],
     )
     # Without batches there is nothing to batch, and the queue in front of the routers has a bound.
-    config.dynamic_batching.default_queue_policy.max_queue_size = options.max_waiting
+    queue = config.dynamic_batching.default_queue_policy
+    queue.max_queue_size, queue.default_timeout_microseconds = options.max_waiting, 1000 * options.max_wait_ms
     info = ServiceInfo(
         tasks=tuple(route.task for route in manifest.routes),
         patch_size=manifest.patch_size,

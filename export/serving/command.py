@@ -105,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     options = _parser().parse_args(words[:split])
+    if any(word.startswith("--model-control-mode") and word != "--model-control-mode=none" for word in words[split:]):
+        _parser().error("--model-control-mode: a model that is unloaded would be taken for a dead one, and healed")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     output_logger.setLevel(logging.INFO)  # Triton's own flags decide what it writes
 

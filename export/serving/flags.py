@@ -26,6 +26,9 @@ _SMALLEST_POOL = 64 << 20  # Triton's own; holds some 70 patches of the paper's 
 _TYPE_BYTES = {pb.TYPE_FP32: 4, pb.TYPE_FP16: 2, pb.TYPE_BF16: 2}
 # What a client needs stays open: health, metadata, inference, the router's config (the task table), statistics.
 _CLOSED_APIS = "model-repository,shared-memory,trace,logging"
+_CONNECTIONS = ("--grpc-max-connection-age=600000", "--grpc-keepalive-time=60000")
+"""Milliseconds: a connection is ended so long after its start, once its calls are answered, and clients make another;
+a caller that is not there any more is noticed so soon, 20 s more for an answer."""
 _RESERVED_FLAGS = {
     "--model-repository": "use --repository",
     "--model-store": "use --repository",
@@ -93,6 +96,7 @@ def server_flags(
         "--exit-on-error=true",
         "--strict-readiness=true",
         "--log-info=false",
+        *(flag for flag in _CONNECTIONS if flag.partition("=")[0] in known_flags(files)),
         f"--backend-config=python,shm-region-prefix-name={prefix}",
     ]
     if files.from_wheel:

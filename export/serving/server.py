@@ -23,6 +23,7 @@ from types import TracebackType
 
 import tritonclient.grpc as triton
 
+from ipt_triton.board import BOARD, Board
 from ipt_triton.export.serving import missing_engines, preflight, supervise
 from ipt_triton.export.serving.counters import Counters, fetch_page, read_counters
 from ipt_triton.export.serving.errors import (
@@ -161,6 +162,11 @@ class TritonServer:
     def stopping(self) -> bool:
         """Whether it was told to stop, by `interrupt` or `stop`."""
         return self._interrupted.is_set()
+
+    @property
+    def board(self) -> Board:
+        """What the routers have written of their work; of a server that runs."""
+        return Board(self._directory / BOARD)
 
     @property
     def region_prefix(self) -> str:

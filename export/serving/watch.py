@@ -10,8 +10,9 @@ from google.protobuf import text_format
 
 from ipt_triton.export.serving import preflight, supervise
 from ipt_triton.export.serving.heartbeat import Heart
+from ipt_triton.export.serving.progress import Progress
 from ipt_triton.export.serving.server import TritonServer
-from ipt_triton.service import ensemble_name
+from ipt_triton.service import ROUTER, ensemble_name
 
 LOOK_S = 0.25
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -31,6 +32,8 @@ class Watch:
         self._stopped: set[int] = set()
         ways = {task.name: _way(server, task.name) for task in server.tasks}
         self._heart = Heart(server.grpc_url, server.tasks, ways, server.has_metrics)
+        by_id = {task.id: ways[task.name] for task in server.tasks}
+        self._progress = Progress(server.board, by_id, _most_waiting(server))
         self._looks = 0
         self._ticks, self._ticks_at = 0, time.monotonic()
 
@@ -39,8 +42,8 @@ class Watch:
         self._heart.close()
 
     def unready(self) -> str | None:
-        """Say why the server is not ready; None when each task has restored a picture lately."""
-        return self._heart.overdue()
+        """Say why the server is not ready; None when each task has restored a picture lately and there is room."""
+        return self._heart.overdue() or self._progress.full()
 
     def look(self) -> str | None:
         """Look once, every `LOOK_S`; return what is wrong, in words, or None."""
@@ -53,7 +56,8 @@ class Watch:
         if self._server.has_metrics:
             with contextlib.suppress(TimeoutError):
                 counters = self._server.counters()
-        return self._heart.look(counters, self._is_busy())
+        lost = self._progress.look(counters) if counters else None
+        return lost or self._heart.look(counters, self._is_busy())
 
     def _look_at_processes(self) -> str | None:
         stopped = set()
@@ -85,3 +89,11 @@ def _way(server: TritonServer, task: str) -> list[str]:
         config = preflight.read_config(server.repository / ensemble_name(task))
         return [step.model_name for step in config.ensemble_scheduling.step]
     return []
+
+
+def _most_waiting(server: TritonServer) -> int:
+    """Bound of the queue before the routers; 0 for none."""
+    with contextlib.suppress(OSError, text_format.ParseError):
+        config = preflight.read_config(server.repository / ROUTER)
+        return int(config.dynamic_batching.default_queue_policy.max_queue_size)
+    return 0

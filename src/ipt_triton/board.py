@@ -1,45 +1,151 @@
-"""The board on which the routers of a server write how much of its photograph each has left to do.
+"""The board on which the routers of a server write what they have left to do: who goes first, and what is refused.
 
 Triton runs a router for each photograph, in a process of its own, and drops priorities inside ensembles. So the routers
-themselves let small photographs before large ones: each looks at the board before it sends a chunk.
+themselves let small photographs before large ones: each looks at the board before it sends a chunk. They also refuse
+what would have to wait too long, and say for how long. `ipt-serve` reads on it which router stands still.
 
 numpy only and Python 3.9 syntax; `ipt-export` copies this file beside the router.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 import numpy as np
 
+BOARD = "routers"
+"""Name of the file, in the private folder of a server."""
+
 _SLOTS = 1024
+_LEFT, _TURNS, _TASK, _DONE, _REFUSED, _MEMORY = range(6)
+_WIDTH = 8  # columns of a slot: those above, and room
+# Behind the slots, of the whole server: thousandths of a patch a second, and requests that no router has taken yet.
+_RATE, _WAITING = (_SLOTS, 0), (_SLOTS, 1)
+
+ROOM_S = (0.25, 2.0)
+"""The last free router, and the one before it, take a photograph alone that is done, with what goes before it and what
+waits, after this time. So there is nearly always one that refuses at once what comes too much."""
+_WINDOW_S = 0.5  # over which the rate is measured
+_LONGEST_HINT_S = 60.0
+_HINT = re.compile(r"; ask again in (\d+(?:\.\d+)?) s$")
+
+
+class Busy(Exception):
+    """A photograph that would have to wait too long; the message says when to ask again."""
+
+
+def wait_of(message: str) -> Optional[float]:  # noqa: UP045  # read by Python 3.9 too
+    """Seconds that a refusal asks its caller to wait; None for another message."""
+    found = _HINT.search(message)
+    return float(found[1]) if found else None
+
+
+class Slot(NamedTuple):
+    """What a router with a photograph under way says of it: patches left, turns taken so far, id of the task."""
+
+    left: int
+    turns: int
+    task: int
 
 
 class Board:
-    """Patches left by router, in a file that all of them map into memory.
+    """Work of each router, in a file that all of them map into memory.
 
     Args:
         path: the file, made if it is not there.
         slot: the router's own, different for each, within 0 to 1023.
+        routers: how many there are; 0: none refuses anything.
     """
 
-    def __init__(self, path: Path, slot: int) -> None:
+    def __init__(self, path: Path, slot: int = 0, routers: int = 0) -> None:
         if not 0 <= slot < _SLOTS:
             raise ValueError(f"a board has {_SLOTS} slots and none with number {slot}")
+        shape = (_SLOTS + 1, _WIDTH)
         with path.open("ab") as file:
-            if file.tell() < _SLOTS * 8:
-                file.truncate(_SLOTS * 8)  # zeros: nothing to do
-        self._left = np.memmap(path, np.int64, "r+", shape=(_SLOTS,))
-        self._slot = slot
+            if file.tell() < 8 * shape[0] * shape[1]:
+                file.truncate(8 * shape[0] * shape[1])  # zeros: nothing to do
+        self._rows = np.memmap(path, np.int64, "r+", shape=shape)
+        self._slots, self._own, self._slot = self._rows[:_SLOTS], self._rows[slot], slot
+        self._routers, self._reserved = routers, min(len(ROOM_S), routers // 4)
+        self._since, self._done_then = 0.0, 0
+
+    def begin(self, task: int, patches: int, chunk: int = 0) -> None:
+        """Take a photograph of so many patches on; one of a chunk at most is never refused.
+
+        Raises:
+            Busy: it would have to wait too long.
+        """
+        if self._routers and patches > chunk and (wait := self._wait(patches)):
+            self._own[_REFUSED] += 1
+            raise Busy(f"{self._under_way()} photographs are under way; ask again in {wait:.1f} s")
+        self._own[_TASK] = task
+        self._since, self._done_then = time.monotonic(), self._done()
+        self._own[_LEFT] = patches
+        self._own[_TURNS] += 1
 
     def write(self, left: int) -> None:
-        """Say how many patches this router has left, 0 for none."""
-        self._left[self._slot] = left
+        """Say how many patches this router has left to be answered; the same number again is a turn too."""
+        self._own[_DONE] += self._own[_LEFT] - left
+        self._own[_LEFT] = left
+        self._own[_TURNS] += 1
+        seconds = time.monotonic() - self._since
+        if seconds >= _WINDOW_S:
+            rate = 1000 * (self._done() - self._done_then) / seconds
+            self._rows[_RATE] = round((self._rows[_RATE] + rate) / 2 if self._rows[_RATE] else rate)
+            self._since, self._done_then = time.monotonic(), self._done()
+
+    def end(self) -> None:
+        """Say that nothing is left, whether the photograph was restored or given up."""
+        self._own[_LEFT] = 0
 
     def before(self) -> int:
         """How many photographs under way have less left than this router's; of equal ones the lower slot goes first."""
-        left = np.array(self._left)
-        own = left[self._slot]
-        smaller = (left > 0) & (left < own)
-        equal = left[: self._slot] == own
-        return int(smaller.sum() + (equal.sum() if own else 0))
+        left = np.array(self._slots[:, _LEFT])
+        return int(self._goes_before(left, int(left[self._slot])).sum())
+
+    def under_way(self) -> dict[int, Slot]:
+        """What each router with a photograph under way says of it, by slot."""
+        rows = np.array(self._slots)
+        return {int(i): Slot(*map(int, rows[i, :3])) for i in np.flatnonzero(rows[:, _LEFT] > 0)}
+
+    def tell_waiting(self, requests: int) -> None:
+        """Let the routers know how many requests wait for one of them."""
+        self._rows[_WAITING] = requests
+
+    def tell_no_memory(self) -> None:
+        """Say that this router had to refuse a photograph because there was no shared memory left."""
+        self._own[[_REFUSED, _MEMORY]] += 1
+
+    def refused(self) -> int:
+        """Photographs that the routers have refused so far because there was too much to do."""
+        return int(self._slots[:, _REFUSED].sum())
+
+    def no_memory(self) -> int:
+        """How many of them for want of shared memory."""
+        return int(self._slots[:, _MEMORY].sum())
+
+    def _goes_before(self, left: np.ndarray, own: int) -> np.ndarray:
+        equal = (left == own) & (np.arange(_SLOTS) < self._slot) & (own > 0)
+        return ((left > 0) & (left < own)) | equal
+
+    def _wait(self, patches: int) -> float:
+        """Seconds after which a photograph may be asked for again; 0 if it can be taken on now."""
+        rate = self._rows[_RATE] / 1000
+        if not rate:
+            return 0.0  # not measured yet
+        left = np.array(self._slots[:, _LEFT])
+        left[self._slot] = 0
+        before = int(left[self._goes_before(left, patches)].sum())
+        waits = before + patches * int(self._rows[_WAITING])  # as if those that wait were all like this one
+        free = max(0, self._routers - 1 - int((left > 0).sum()))
+        too_long = free < self._reserved and (waits + patches) / rate > ROOM_S[free]
+        return float(np.clip(waits / rate, 0.1, _LONGEST_HINT_S)) if too_long else 0.0
+
+    def _done(self) -> int:
+        return int(self._slots[:, _DONE].sum())
+
+    def _under_way(self) -> int:
+        return int((self._slots[:, _LEFT] > 0).sum())

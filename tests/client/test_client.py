@@ -24,6 +24,7 @@ from helpers import fake_network
 from helpers.fake_repository import MAX_INPUT_PIXELS, TASKS, write_fake_repository
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tritonclient.utils import InferenceServerException
 
 from ipt_triton import (
     AsyncRestorationClient,
@@ -37,6 +38,7 @@ from ipt_triton import (
     read_photo,
     write_photo,
 )
+from ipt_triton.client.protocol import explain, pause, retry_delays
 from ipt_triton.client.restore import main
 from ipt_triton.client.splitting import split_axis, split_image
 from ipt_triton.export.serving.server import TritonServer
@@ -228,6 +230,25 @@ def test_a_wrong_request_is_refused_in_one_sentence(
 def test_a_full_queue_is_tried_again_until_there_is_room(client: RestorationClient) -> None:
     image = noise(20, 20, 3, first=1)
     np.testing.assert_array_equal(client.restore(image, "busy"), image)
+
+
+def test_a_client_waits_for_as_long_as_the_server_asks_and_not_as_others_do() -> None:
+    busy = InferenceServerException("[0] 6 photographs are under way; ask again in 3.5 s", "StatusCode.UNAVAILABLE")
+    pauses = [pause(retry_delays(1), busy) for _ in range(20)]
+    assert all(3.5 <= delay <= 5.25 for delay in pauses if delay) and len(set(pauses)) > 10
+    longer = iter([9.0])
+    assert (pause(longer, busy), pause(longer, busy)) == (9, None)
+    refused = InferenceServerException("no such thing; ask again in 3.5 s", "StatusCode.INVALID_ARGUMENT")
+    assert pause(retry_delays(1), refused) is None
+
+
+def test_a_server_without_shared_memory_is_asked_again_and_then_named() -> None:
+    words = "Failed to increase the shared memory pool size for key 'ipt-serve-4026531836' to 9437184 bytes."
+    full = InferenceServerException(words, "StatusCode.INTERNAL")
+    assert pause(retry_delays(1), full)
+    error = explain(full, "host:8001", None)
+    assert isinstance(error, ServerUnavailable)
+    assert "host:8001 has no shared memory left; enlarge its /dev/shm" in str(error) and "4026531836" not in str(error)
 
 
 def test_a_queue_that_stays_full_is_an_error_after_the_last_retry(server: TritonServer) -> None:

@@ -64,6 +64,7 @@ class Command:
     """`ipt-serve` as a user runs it, with a temporary directory of its own and all its output in one file."""
 
     def __init__(self, repository: Path, *arguments: str, ports: tuple[int, ...] = (0, 0, 0)) -> None:
+        self.repository = repository
         self.temporary = repository.parent / "tmp"
         self.temporary.mkdir(exist_ok=True)
         self.log = repository.parent / "ipt-serve.log"

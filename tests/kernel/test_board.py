@@ -1,40 +1,101 @@
-"""The board on which routers write what they have left: smaller photographs go first, whichever process they are in."""
+"""The board of the routers: smaller photographs go first, whichever process they are in, and none waits too long."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ipt_triton.board import Board
+from ipt_triton import board as board_module
+from ipt_triton.board import ROOM_S, Board, Busy, Slot, wait_of
+
+ROUTERS = 8
 
 
-def test_a_router_sees_how_many_have_less_left(tmp_path: Path) -> None:
-    small, large, idle = (Board(tmp_path / "board", slot) for slot in (4, 2, 0))
-    small.write(3)
-    large.write(500)
+@pytest.fixture
+def boards(tmp_path: Path) -> list[Board]:
+    return [Board(tmp_path / "board", slot, ROUTERS) for slot in range(ROUTERS)]
+
+
+def measured(board: Board, monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+    """Let a router find that the server does so many patches a second."""
+    clock = SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(board_module, "time", clock)
+    board.begin(0, rate)
+    clock.now += 1
+    board.write(0)
+    board.end()
+
+
+def test_a_router_sees_how_many_have_less_left(boards: list[Board]) -> None:
+    small, large, idle = boards[4], boards[2], boards[0]
+    small.begin(0, 3)
+    large.begin(0, 500)
     assert (small.before(), large.before(), idle.before()) == (0, 1, 0)
-    small.write(0)
+    small.end()
     assert large.before() == 0
 
 
-def test_of_two_with_as_much_left_one_goes_first(tmp_path: Path) -> None:
-    boards = [Board(tmp_path / "board", slot) for slot in (1, 7)]
-    for board in boards:
-        board.write(9)
-    assert [board.before() for board in boards] == [0, 1]
+def test_of_two_with_as_much_left_one_goes_first(boards: list[Board]) -> None:
+    for board in boards[:2]:
+        board.begin(0, 9)
+    assert [board.before() for board in boards[:2]] == [0, 1]
 
 
-def test_what_another_process_writes_is_seen_at_once(tmp_path: Path) -> None:
-    board = Board(tmp_path / "board", 0)
-    board.write(9)
+def test_what_another_process_writes_is_seen_at_once(tmp_path: Path, boards: list[Board]) -> None:
+    boards[0].begin(0, 9)
     code = (
-        "import sys; from pathlib import Path; from ipt_triton.board import Board; Board(Path(sys.argv[1]), 5).write(2)"
+        "import sys; from pathlib import Path; from ipt_triton.board import Board; "
+        "Board(Path(sys.argv[1]), 5).begin(3, 2)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "board")], check=True)
-    assert board.before() == 1
+    assert boards[0].before() == 1
+    assert boards[0].under_way() == {0: Slot(9, 1, 0), 5: Slot(2, 1, 3)}
+
+
+def test_each_answer_and_each_look_is_a_turn(boards: list[Board]) -> None:
+    boards[1].begin(3, 9)
+    boards[1].write(9)
+    boards[1].write(1)
+    assert boards[0].under_way() == {1: Slot(1, 3, 3)}
+    boards[1].end()
+    assert boards[0].under_way() == {}
+
+
+def test_the_last_free_routers_are_for_short_photographs(boards: list[Board], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(boards[0], monkeypatch, 100)
+    for board in boards[:6]:
+        board.begin(0, 500)
+    with pytest.raises(Busy, match=r"again in 0\.1 s"):
+        boards[6].begin(0, int(100 * ROOM_S[1]) + 1)
+    assert boards[0].refused() == 1 and 6 not in boards[0].under_way()
+    boards[6].begin(0, 150)
+    with pytest.raises(Busy, match=r"^7 photographs are under way; ask again in 1\.5 s$") as caught:
+        boards[7].begin(0, 151)  # the one above goes first
+    assert wait_of(str(caught.value)) == 1.5
+    assert wait_of("the server is stopping; ask another one, or again") is None
+    with pytest.raises(Busy, match=r"again in 0\.1 s"):
+        boards[7].begin(0, int(100 * ROOM_S[0]) + 1)
+    boards[0].tell_waiting(10)
+    with pytest.raises(Busy, match=r"again in 2\.0 s"):
+        boards[7].begin(0, 20)
+    boards[7].begin(0, 8, chunk=8)
+    assert len(boards[0].under_way()) == ROUTERS
+
+
+def test_nothing_is_refused_before_the_rate_is_known_or_by_few_routers(
+    tmp_path: Path, boards: list[Board], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for board in boards:
+        board.begin(0, 10_000)
+    few = [Board(tmp_path / "few", slot, 3) for slot in range(3)]
+    measured(few[0], monkeypatch, 100)
+    for board in few:
+        board.begin(0, 1000)
 
 
 def test_a_slot_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -22,6 +23,7 @@ import tritonclient.grpc as triton
 from helpers.serve import Command, descendants, inputs_of, named, parent_of, until
 from helpers.toy_repository import ROUTER_CONFIG, ROUTER_MODEL, no_ports, write_model
 
+from ipt_triton import RestorationClient
 from ipt_triton.export.serving import preflight, supervise
 from ipt_triton.export.serving.command import main
 from ipt_triton.export.serving.errors import (
@@ -57,7 +59,7 @@ def repository(tmp_path: Path) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("shared")
     write_model(folder / "models", "restore", ROUTER_CONFIG, ROUTER_MODEL)
-    flags = ["--log-info=true"]
+    flags = ["--log-info=true", "--grpc-max-connection-age=1000"]  # milliseconds
     with TritonServer(folder / "models", http_port=0, log_path=folder / "log", extra_args=flags) as running:
         yield running
 
@@ -136,6 +138,24 @@ class TestARunningServer:
                 pytest.raises(Exception, match=r"restricted|etadata"),
             ):
                 client.get_model_repository_index(headers=headers)
+
+    def test_an_old_connection_is_ended_and_clients_go_on(self, server: TritonServer) -> None:
+        image = np.zeros((3, 3, 3), np.uint8)
+        host, _, port = server.grpc_url.partition(":")
+        started, heard = time.monotonic(), b""
+        with socket.create_connection((host, int(port)), 10) as idle, RestorationClient(server.grpc_url) as client:
+            idle.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty SETTINGS
+            idle.setblocking(False)
+            while time.monotonic() < started + 20:
+                client.restore(image, "derain")
+                with contextlib.suppress(BlockingIOError):
+                    if not (said := idle.recv(1000)):
+                        break
+                    heard += said
+                    if said.endswith(bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8)):  # PING: are you there?
+                        idle.sendall(bytes([0, 0, 8, 6, 1, 0, 0, 0, 0]) + bytes(8))
+        assert 0.8 < time.monotonic() - started < 10
+        assert bytes([0, 0, 8, 7]) in heard  # GOAWAY
 
     def test_two_servers_stand_side_by_side_and_one_ends_without_harm_to_the_other(
         self, server: TritonServer, repository: Path
@@ -539,7 +559,10 @@ def test_one_port_for_two_and_a_foreign_host_are_refused() -> None:
     assert "has no IPv4 address" in preflight.check_address("no-such-host.invalid", {"--http-port": 9001})[0]
 
 
-@pytest.mark.parametrize("arguments", [["--grpc-port", "70000"], ["--nonsense"], ["stray"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--grpc-port", "70000"], ["--nonsense"], ["stray"], ["--", "--model-control-mode=explicit"]],
+)
 def test_wrong_arguments_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

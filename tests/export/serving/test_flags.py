@@ -85,3 +85,12 @@ def test_without_a_gpu_there_is_no_pool(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(preflight_gpu, "find_gpus", no_gpu)
     assert pools(write_repository(tmp_path / "models", 'platform: "tensorrt_plan"')) == []
+
+
+def test_old_connections_are_ended_and_callers_that_are_gone_noticed(tmp_path: Path) -> None:
+    files = preflight.find_server()
+    assert files is not None
+    repository = write_repository(tmp_path / "models", 'backend: "python"')
+    flags = server_flags(files, repository, "127.0.0.1", {}, "prefix", repository, ["--grpc-keepalive-time=1"])
+    assert "--grpc-max-connection-age=600000" in flags
+    assert flags.index("--grpc-keepalive-time=60000") < flags.index("--grpc-keepalive-time=1")  # the last one wins

@@ -326,6 +326,7 @@ def test_a_full_queue_refuses_at_once_and_the_rest_is_right(served: Served, tmp_
     path = repository / "restore" / "config.pbtxt"
     config = text_format.Parse(path.read_text(), pb.ModelConfig())
     config.instance_group[0].count, config.dynamic_batching.default_queue_policy.max_queue_size = 1, 2
+    config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0  # however slow the machine is
     path.write_text(text_format.MessageToString(config))
     photo = image(200, 200)
     with TritonServer(repository) as server:

@@ -15,7 +15,7 @@ from helpers.fake_triton import InferenceResponse, Request, Tensor, TritonError,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ipt_triton.board import Board
+from ipt_triton.board import BOARD, Board
 from ipt_triton.export.repository.write import ROUTER_SOURCE
 from ipt_triton.seal import SEAL, fingerprint, seal
 
@@ -79,7 +79,8 @@ def router(monkeypatch: pytest.MonkeyPatch, network: Callable[..., InferenceResp
     module = load_model(ROUTER_SOURCE, monkeypatch, network)
     model = module.TritonPythonModel()
     entries = {name: {"string_value": str(value)} for name, value in {**PARAMETERS, **changes}.items()}
-    model.initialize({"model_config": json.dumps({"parameters": entries}), "model_instance_name": "restore_0"})
+    config = {"parameters": entries, "instance_group": [{"count": 8}]}
+    model.initialize({"model_config": json.dumps(config), "model_instance_name": "restore_0"})
     return module, model
 
 
@@ -153,7 +154,7 @@ def test_without_seals_such_a_mix_up_would_reach_the_picture(monkeypatch: pytest
 def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
     _, model = router(monkeypatch, Network([]))
-    others = [Board(tmp_path / "board", slot) for slot in (5, 6)]
+    others = [Board(tmp_path / BOARD, slot) for slot in (5, 6)]
     asked = []
 
     async def ask(ensemble: str, patches: np.ndarray, side: int) -> np.ndarray:
@@ -163,14 +164,14 @@ def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(model, "_ask", ask)
     for board in others:  # as many smaller ones as bodies
-        board.write(1)
+        board.begin(3, 1)
 
     async def both() -> InferenceResponse:
         request = Request(["RESTORED"], IMAGE=picture(), TASK_ID=np.array([3], np.int32))
         task = asyncio.ensure_future(model.execute([request]))
         await asyncio.sleep(0.3)
         assert not asked
-        others[0].write(0)
+        others[0].end()
         (response,) = await task
         return response  # type: ignore[no-any-return]
 
@@ -178,3 +179,50 @@ def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPat
     assert np.array_equal(asyncio.run(both())["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
     gaps = np.diff(asked)
     assert (gaps > 0.009).all()  # one chunk at a time, while a smaller picture is under way
+
+
+def test_what_would_wait_too_long_is_refused_before_it_costs_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
+    module, model = router(monkeypatch, Network([]))
+    other = Board(tmp_path / BOARD, 5)
+
+    def refuse(patches: int) -> float:
+        return 7.0
+
+    monkeypatch.setattr(model._board, "_wait", refuse)
+    error = restore(model, picture()).error()
+    assert error is not None and error.code == TritonError.UNAVAILABLE
+    assert error.message() == "0 photographs are under way; ask again in 7.0 s"
+    assert not module.asked and other.under_way() == {}
+
+
+def test_shared_memory_that_is_full_is_told_without_names_of_regions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
+    words = "Failed to increase the shared memory pool size for key 'ipt-serve-4026531836-3068' to 9437184 bytes"
+    _, model = router(monkeypatch, lambda inputs: InferenceResponse(error=TritonError(words)))
+    error = restore(model, picture()).error()
+    assert error is not None and error.code == TritonError.UNAVAILABLE
+    assert "no shared memory left; enlarge its /dev/shm" in error.message() and "4026531836" not in error.message()
+    assert Board(tmp_path / BOARD).no_memory() == 1
+
+
+@pytest.mark.parametrize("network", [Network([]), Network(20 * ["error"])])
+def test_the_board_says_nothing_of_a_photograph_that_is_done_or_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: Network
+) -> None:
+    monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
+    seen = []
+    other = Board(tmp_path / BOARD, 5)
+
+    def look(inputs: dict[str, np.ndarray]) -> InferenceResponse:
+        seen.append(other.under_way()[0])
+        return network(inputs)
+
+    _, model = router(monkeypatch, look)
+    restore(model, picture())
+    assert {slot.task for slot in seen} == {3}
+    assert other.under_way() == {}

@@ -8,7 +8,7 @@ its configuration. Python backend with asynchronous BLS; Python 3.9 syntax; impo
 Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
 `ipt-serve` names its private folder in IPT_SERVER_FOLDER. Told to stop, it makes the file `stopping` there: from then
 on the router refuses what is new, and the server is ended when the count has fallen to 0. In the same folder the
-routers keep their board (`board.py`).
+routers keep their board (`board.py`), which says who goes first and what is refused.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from board import Board
+from board import BOARD, Board, Busy
 from seal import SEAL, BrokenSeal, check_seal, fingerprint
 from tiling import Tiler, check_rule, count_patches
 
@@ -28,6 +28,8 @@ OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
 LOOK_S, PATIENCE_S = 0.005, 5.0
 """A photograph whose turn it is not looks again so often, and sends a chunk in any case when it has waited so long."""
 
+NO_MEMORY = "the server has no shared memory left; enlarge its /dev/shm (docker: --shm-size), or send less at a time"
+
 
 class InvalidRequest(ValueError):
     """The caller's mistake; answered as INVALID_ARG."""
@@ -35,7 +37,8 @@ class InvalidRequest(ValueError):
 
 class TritonPythonModel:
     def initialize(self, args):
-        parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
+        config = json.loads(args["model_config"])
+        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         try:
             self._tasks = json.loads(parameters["tasks"])
             self._patch = int(parameters["patch_size"])
@@ -53,7 +56,8 @@ class TritonPythonModel:
         folder = os.environ.get("IPT_SERVER_FOLDER")  # private to `ipt-serve`; none without it
         self._stop_file = Path(folder, "stopping") if folder else None
         slot = int(args["model_instance_name"].rpartition("_")[2])
-        self._board = Board(Path(folder, "board"), slot) if folder else None
+        routers = sum(group["count"] for group in config["instance_group"])
+        self._board = Board(Path(folder, BOARD), slot, routers) if folder else None
         self._family, self._under_way = _gauge(args["model_instance_name"])
 
     async def execute(self, requests):
@@ -67,11 +71,17 @@ class TritonPythonModel:
             output, restored = await self._restore(request)
         except InvalidRequest as error:
             return _error(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Busy as error:
+            return _error(str(error), pb_utils.TritonError.UNAVAILABLE)
         except FloatingPointError as error:
             return _error(str(error), pb_utils.TritonError.INTERNAL)
         except PartFailure as error:
-            if "not healthy" in error.args[0].message():  # its process is gone; ipt-serve starts the server again
-                return _error(error.args[0].message(), pb_utils.TritonError.UNAVAILABLE)
+            if "not healthy" in str(error):  # its process is gone; ipt-serve starts the server again
+                return _error(str(error), pb_utils.TritonError.UNAVAILABLE)
+            if "shared memory pool" in str(error):
+                if self._board is not None:
+                    self._board.tell_no_memory()
+                return _error(NO_MEMORY, pb_utils.TritonError.UNAVAILABLE)
             return pb_utils.InferenceResponse(error=error.args[0])
         except Cancelled:
             return _error("the caller has left; the rest of the image was not computed", pb_utils.TritonError.CANCELLED)
@@ -99,10 +109,16 @@ class TritonPythonModel:
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
         self._check_size(image, task)
-        self._check_work(image, stride)
-        tiler = Tiler(image, task["scale"], self._patch, stride, keep)
-        await self._run(tiler, "ipt_" + task["name"], self._patch * task["scale"], request)
-        return output, tiler.result()
+        patches = self._check_work(image, stride)
+        try:
+            if self._board is not None:
+                self._board.begin(task["id"], patches, self._chunk)
+            tiler = Tiler(image, task["scale"], self._patch, stride, keep)
+            await self._run(tiler, "ipt_" + task["name"], self._patch * task["scale"], request)
+            return output, tiler.result()
+        finally:
+            if self._board is not None:
+                self._board.end()
 
     async def _run(self, tiler, ensemble, side, request):
         """All patches through the ensemble, at most `requests_in_flight` chunks under way, joined in order.
@@ -110,23 +126,30 @@ class TritonPythonModel:
         As long as a smaller photograph is under way it is one chunk, and none while there are as many smaller ones as
         bodies. Each answer is [3, side, side].
         """
-        pending = []
+        pending, left = [], tiler.count
+
+        async def take():
+            nonlocal left
+            answers = await pending.pop(0)
+            tiler.add(answers)
+            left -= len(answers)
+            self._write(left)
+
         try:
             for first, last in tiler.batches(self._chunk, self._bodies):
-                self._write(tiler.count - first)
                 while pending and len(pending) >= (1 if self._before() else self._in_flight):
-                    tiler.add(await pending.pop(0))
+                    await take()
                 waited_until = time.monotonic() + PATIENCE_S
                 while self._before() >= self._bodies and time.monotonic() < waited_until:
                     await asyncio.sleep(LOOK_S)
+                    self._write(left)
                 if request.is_cancelled():
                     raise Cancelled
                 patches = tiler.patches(first, last)
                 pending.append(asyncio.ensure_future(self._restore_patches(ensemble, patches, side)))
             while pending:
-                tiler.add(await pending.pop(0))
+                await take()
         finally:
-            self._write(0)
             await asyncio.gather(*pending, return_exceptions=True)
 
     def _write(self, left):
@@ -228,6 +251,7 @@ class TritonPythonModel:
                 f"{self._max_patches} are allowed; use a higher STRIDE (by default it is {self._stride}), "
                 "send it in parts, or export with a higher --max-patches"
             )
+        return patches
 
 
 class Cancelled(Exception):
