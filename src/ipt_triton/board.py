@@ -20,7 +20,7 @@ BOARD = "routers"
 """Name of the file, in the private folder of a server."""
 
 _SLOTS = 1024
-_LEFT, _TURNS, _TASK, _DONE, _REFUSED, _MEMORY = range(6)
+_LEFT, _TURNS, _TASK, _DONE, _REFUSED, _MEMORY, _BEGAN = range(7)
 _WIDTH = 8  # columns of a slot: those above, and room
 # Behind the slots, of the whole server: thousandths of a patch a second, and requests that no router has taken yet.
 _RATE, _WAITING = (_SLOTS, 0), (_SLOTS, 1)
@@ -78,6 +78,7 @@ class Board:
         Raises:
             Busy: it would have to wait too long.
         """
+        self._own[_BEGAN] = time.monotonic_ns()
         if self._routers and patches > chunk and (wait := self._wait(patches)):
             self._own[_REFUSED] += 1
             raise Busy(f"{self._under_way()} photographs are under way; ask again in {wait:.1f} s")
@@ -102,7 +103,7 @@ class Board:
         self._own[_LEFT] = 0
 
     def before(self) -> int:
-        """How many photographs under way have less left than this router's; of equal ones the lower slot goes first."""
+        """How many photographs under way have less left than this router's; of equal ones the earlier goes first."""
         left = np.array(self._slots[:, _LEFT])
         return int(self._goes_before(left, int(left[self._slot])).sum())
 
@@ -128,7 +129,7 @@ class Board:
         return int(self._slots[:, _MEMORY].sum())
 
     def _goes_before(self, left: np.ndarray, own: int) -> np.ndarray:
-        equal = (left == own) & (np.arange(_SLOTS) < self._slot) & (own > 0)
+        equal = (left == own) & (self._slots[:, _BEGAN] < self._own[_BEGAN]) & (own > 0)
         return ((left > 0) & (left < own)) | equal
 
     def _wait(self, patches: int) -> float:
