@@ -69,7 +69,8 @@ class AsyncRestorationClient:
 
     async def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
         inputs, outputs = work.inputs(block), work.outputs()
-        return await self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, client_timeout=self._timeout))
+        limits = {"client_timeout": self._timeout, "parameters": protocol.parameters(self._timeout)}
+        return await self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, **limits))
 
     async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
         delays = protocol.retry_delays(self._retries)

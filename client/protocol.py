@@ -178,6 +178,11 @@ class Restoration:
         return self._restored
 
 
+def parameters(timeout: float | None) -> dict[str, int] | None:
+    """What a request tells of the time that it may take, so that a busy server need not begin what it cannot finish."""
+    return None if timeout is None else {"within_ms": max(1, round(1000 * timeout))}
+
+
 def retry_delays(retries: int) -> Iterator[float]:
     """Seconds to wait before each retry: doubling, and spread so that many clients do not come back at once."""
     for attempt in range(retries):

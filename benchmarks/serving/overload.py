@@ -25,6 +25,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from tritonclient.grpc import service_pb2
 
 from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.errors import LoadError
@@ -35,9 +36,15 @@ from ipt_triton.benchmarks.serving.load import INFER, Request, as_triton, restor
 from ipt_triton.benchmarks.serving.memory import MIB, proportional
 from ipt_triton.benchmarks.serving.replica import Replica
 from ipt_triton.benchmarks.serving.throughput import counts, positive, size
-from ipt_triton.client.protocol import CHANNEL_ARGS, pause, retry_delays
+from ipt_triton.client.protocol import CHANNEL_ARGS, parameters, pause, retry_delays
 
 _RETRIES = 6  # what `ipt-restore` does unless told otherwise
+
+
+def _within(seconds: float) -> bytes:
+    """What makes a serialised request one that says how long its client waits."""
+    values = {name: {"int64_param": value} for name, value in (parameters(seconds) or {}).items()}
+    return bytes(service_pb2.ModelInferRequest(parameters=values).SerializeToString())
 
 
 class Crowd:
@@ -72,7 +79,7 @@ class Crowd:
         while (left := until - time.perf_counter()) > 0:
             sent = time.perf_counter()
             try:
-                infer(message, timeout=left)
+                infer(message + _within(left), timeout=left)
                 return True
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -177,10 +184,12 @@ def draw(record: Record) -> Figure:
     """Goodput by clients."""
     drawn, ax = figure(5, 3.6)
     cells = record.figures["crowds"]
-    ax.plot([cell["clients"] for cell in cells], [cell["goodput"] for cell in cells], "o-")
+    clients, goodput = ([cell[name] for cell in cells] for name in ("clients", "goodput"))
+    ax.plot(clients, goodput, "o-")
     ax.set_xscale("log", base=2)
+    ax.set_xticks(clients, [str(count) for count in clients])
     ax.set(xlabel="clients", ylabel="photographs in time, per s", title="Goodput under overload")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.15 * max(goodput))
     return drawn
 
 

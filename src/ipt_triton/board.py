@@ -9,6 +9,7 @@ numpy only and Python 3.9 syntax; `ipt-export` copies this file beside the route
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from pathlib import Path
@@ -68,18 +69,21 @@ class Board:
             if file.tell() < 8 * shape[0] * shape[1]:
                 file.truncate(8 * shape[0] * shape[1])  # zeros: nothing to do
         self._rows = np.memmap(path, np.int64, "r+", shape=shape)
-        self._slots, self._own, self._slot = self._rows[:_SLOTS], self._rows[slot], slot
+        self._slots, self._own, self._slot = self._rows[: routers or _SLOTS], self._rows[slot], slot
         self._routers, self._reserved = routers, min(len(ROOM_S), routers // 4)
         self._since, self._done_then = 0.0, 0
 
-    def begin(self, task: int, patches: int, chunk: int = 0) -> None:
+    def begin(self, task: int, patches: int, chunk: int = 0, within: float = math.inf) -> None:
         """Take a photograph of so many patches on; one of a chunk at most is never refused.
+
+        Args:
+            within: seconds after which its caller leaves; what would come later than that is refused at once.
 
         Raises:
             Busy: it would have to wait too long.
         """
         self._own[_BEGAN] = time.monotonic_ns()
-        if self._routers and patches > chunk and (wait := self._wait(patches)):
+        if self._routers and patches > chunk and (wait := self._wait(patches, within)):
             self._own[_REFUSED] += 1
             raise Busy(f"{self._under_way()} photographs are under way; ask again in {wait:.1f} s")
         self._own[_TASK] = task
@@ -132,7 +136,7 @@ class Board:
         equal = (left == own) & (self._slots[:, _BEGAN] < self._own[_BEGAN]) & (own > 0)
         return ((left > 0) & (left < own)) | equal
 
-    def _wait(self, patches: int) -> float:
+    def _wait(self, patches: int, within: float) -> float:
         """Seconds after which a photograph may be asked for again; 0 if it can be taken on now."""
         rate = self._rows[_RATE] / 1000
         if not rate:
@@ -143,6 +147,7 @@ class Board:
         waits = before + patches * int(self._rows[_WAITING])  # as if those that wait were all like this one
         free = max(0, self._routers - 1 - int((left > 0).sum()))
         too_long = free < self._reserved and (waits + patches) / rate > ROOM_S[free]
+        too_long = too_long or (before > 0 and (before + patches) / rate > within)
         return float(np.clip(waits / rate, 0.1, _LONGEST_HINT_S)) if too_long else 0.0
 
     def _done(self) -> int:

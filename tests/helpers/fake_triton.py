@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,6 +57,7 @@ class Request:
 
     def __init__(self, outputs: Sequence[str] = (), **inputs: np.ndarray) -> None:
         self._outputs, self._tensors = list(outputs), {name: Tensor(name, x) for name, x in inputs.items()}
+        self.sent: dict[str, object] = {}
 
     def get(self, name: str) -> Tensor | None:
         return self._tensors.get(name)
@@ -65,6 +67,9 @@ class Request:
 
     def is_cancelled(self) -> bool:
         return False
+
+    def parameters(self) -> str:
+        return json.dumps(self.sent)
 
 
 class NoMetrics(Exception):

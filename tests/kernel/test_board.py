@@ -99,6 +99,17 @@ def test_nothing_is_refused_before_the_rate_is_known_or_by_few_routers(
         board.begin(0, 1000)
 
 
+def test_what_its_caller_would_not_wait_for_is_refused_unless_nothing_goes_before_it(
+    boards: list[Board], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(boards[0], monkeypatch, 100)
+    boards[3].begin(0, 500, within=1)
+    boards[1].begin(0, 200, within=1)
+    with pytest.raises(Busy, match=r"again in 2\.0 s"):
+        boards[2].begin(0, 300, within=4.9)
+    boards[2].begin(0, 300, within=5.1)
+
+
 def test_a_slot_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1024 slots and none with number 1024"):
         Board(tmp_path / "board", 1024)

@@ -84,8 +84,9 @@ def router(monkeypatch: pytest.MonkeyPatch, network: Callable[..., InferenceResp
     return module, model
 
 
-def restore(model: Any, image: np.ndarray) -> InferenceResponse:
+def restore(model: Any, image: np.ndarray, **parameters: object) -> InferenceResponse:
     request = Request(["RESTORED"], IMAGE=image, TASK_ID=np.array([3], np.int32))
+    request.sent = parameters
     (response,) = asyncio.run(model.execute([request]))
     return response  # type: ignore[no-any-return]
 
@@ -188,11 +189,11 @@ def test_what_would_wait_too_long_is_refused_before_it_costs_anything(
     module, model = router(monkeypatch, Network([]))
     other = Board(tmp_path / BOARD, 5)
 
-    def refuse(patches: int) -> float:
-        return 7.0
+    def refuse(patches: int, within: float) -> float:
+        return 7.0 if within == 2.5 else 0.0
 
     monkeypatch.setattr(model._board, "_wait", refuse)
-    error = restore(model, picture()).error()
+    error = restore(model, picture(), within_ms=2500).error()
     assert error is not None and error.code == TritonError.UNAVAILABLE
     assert error.message() == "0 photographs are under way; ask again in 7.0 s"
     assert not module.asked and other.under_way() == {}
@@ -226,3 +227,10 @@ def test_the_board_says_nothing_of_a_photograph_that_is_done_or_given_up(
     restore(model, picture())
     assert {slot.task for slot in seen} == {3}
     assert other.under_way() == {}
+
+
+@pytest.mark.parametrize("value", [0, -5, True, "soon", float("nan"), None])
+def test_a_time_limit_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, value: object) -> None:
+    _, model = router(monkeypatch, Network([]))
+    error = restore(model, picture(), within_ms=value).error()
+    assert error is not None and error.code == "INVALID_ARG" and "within_ms" in error.message()

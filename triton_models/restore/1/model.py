@@ -13,6 +13,7 @@ routers keep their board (`board.py`), which says who goes first and what is ref
 
 import asyncio
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -25,8 +26,9 @@ from tiling import Tiler, check_rule, count_patches
 
 OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
 
-LOOK_S, PATIENCE_S = 0.005, 5.0
-"""A photograph whose turn it is not looks again so often, and sends a chunk in any case when it has waited so long."""
+LOOK_S, PATIENCE_S = (0.005, 0.05), 5.0
+"""A photograph whose turn it is not looks again so soon, then after twice as long, at most the second time; it sends a
+chunk in any case when it has waited so long."""
 
 NO_MEMORY = "the server has no shared memory left; enlarge its /dev/shm (docker: --shm-size), or send less at a time"
 
@@ -110,9 +112,10 @@ class TritonPythonModel:
             raise InvalidRequest(str(error)) from None
         self._check_size(image, task)
         patches = self._check_work(image, stride)
+        within = _within(request)
         try:
             if self._board is not None:
-                self._board.begin(task["id"], patches, self._chunk)
+                self._board.begin(task["id"], patches, self._chunk, within)
             tiler = Tiler(image, task["scale"], self._patch, stride, keep)
             await self._run(tiler, "ipt_" + task["name"], self._patch * task["scale"], request)
             return output, tiler.result()
@@ -139,9 +142,10 @@ class TritonPythonModel:
             for first, last in tiler.batches(self._chunk, self._bodies):
                 while pending and len(pending) >= (1 if self._before() else self._in_flight):
                     await take()
-                waited_until = time.monotonic() + PATIENCE_S
+                waited_until, look = time.monotonic() + PATIENCE_S, LOOK_S[0]
                 while self._before() >= self._bodies and time.monotonic() < waited_until:
-                    await asyncio.sleep(LOOK_S)
+                    await asyncio.sleep(look)
+                    look = min(2 * look, LOOK_S[1])
                     self._write(left)
                 if request.is_cancelled():
                     raise Cancelled
@@ -284,6 +288,14 @@ def _gauge(instance):
         return family, family.Metric(labels={"instance": instance})
     except pb_utils.TritonModelException:
         return None, None
+
+
+def _within(request):
+    """Seconds after which the caller leaves, from the request's parameter `within_ms`."""
+    value = json.loads(request.parameters() or "{}").get("within_ms", math.inf)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise InvalidRequest(f"within_ms {value!r:.100} is not allowed: it must be a number of milliseconds above 0")
+    return value / 1000
 
 
 def _number(request, name, default):
