@@ -344,7 +344,7 @@ def test_command_exports_int8_and_the_manifest_says_what_it_is(tmp_path: Path):
     assert body.int8.share >= MIN_SHARE and max(body.int8.loss.values()) <= MAX_LOSS
     assert body.int8.confirmed_with == int8_instructions(cpu_flags())
     assert set(body.int8.loss) == {task.name for task in TASKS} and set(NEVER_INT8) <= set(body.keep)
-    graph = onnx.load(tmp_path / "models" / "body" / "1" / "model.onnx")
+    graph = onnx.load(tmp_path / "models" / "body" / "1" / "body.onnx")
     assert quantized_layers(graph)
     assert all(part.int8 is None for part in manifest.parts if part.name != "body")
 

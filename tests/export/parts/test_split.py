@@ -176,7 +176,7 @@ def test_repository_replaces_its_own_folders_and_never_touches_others(tmp_path: 
 
     second = export_parts([one_task(0)], tmp_path / "second")
     names = write_repository(tmp_path / "second", second, models, ServingOptions())
-    assert sorted(names) == ["body", "head_sr_x2", "ipt_sr_x2", "restore", "tail_sr_x2"]
+    assert sorted(names) == ["body", "heads", "ipt_sr_x2", "restore", "tails"]
     assert sorted(p.name for p in models.iterdir()) == sorted([*names, "my_model", "notes.txt"])
     assert (mine / "config.pbtxt").read_text() == 'name: "my_model"\n'
     assert {p.name for p in (models / "restore" / "1").iterdir()} == {"model.py", "tiling.py", "board.py", "seal.py"}
@@ -199,14 +199,21 @@ def test_every_configuration_is_a_valid_protobuf_with_the_tensors_of_its_part(se
         assert config.name == folder.name
         if config.platform == "ensemble":
             task = folder.name.removeprefix("ipt_")
-            assert [s.model_name for s in config.ensemble_scheduling.step] == [f"head_{task}", "body", f"tail_{task}"]
+            assert [s.model_name for s in config.ensemble_scheduling.step] == ["heads", "body", "tails"]
+            assert {f"IMAGE_{task}", f"RESTORED_{task}"} <= {
+                name for step in config.ensemble_scheduling.step for name in (*step.input_map, *step.output_map)
+            }
             assert [(i.name, list(i.dims)) for i in config.input] == [("IMAGE", [3, 48, 48])]
             assert not config.model_warmup
         elif folder.name != "restore":
-            graph = onnx.load(folder / "1" / "model.onnx").graph
-            seal = [] if folder.name.startswith("head_") else [SEAL]  # which a head makes and the others check
-            assert [i.name for i in config.input] == [*(i.name for i in graph.input), *seal]
-            assert [o.name for o in config.output] == [*(o.name for o in graph.output), SEAL]
+            inputs, outputs = [], [SEAL]
+            for ending, part in json.loads(config.parameters["parts"].string_value).items():
+                graph = onnx.load(folder / "1" / f"{part}.onnx").graph
+                inputs += [i.name.replace("TASK_EMBEDDING", "EMBEDDING_KEY") + ending for i in graph.input]
+                outputs += [o.name.replace("TASK_EMBEDDING", "EMBEDDING_KEY") + ending for o in graph.output]
+            inputs += [] if folder.name == "heads" else [SEAL]  # which a head makes and the others check
+            assert sorted(i.name for i in config.input) == sorted(inputs)
+            assert sorted(o.name for o in config.output) == sorted(outputs)
 
 
 @pytest.fixture(scope="module")
