@@ -38,6 +38,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> TypedParts:
     return typed_parts(tmp_path_factory)
 
 
+@pytest.fixture(scope="module")
+def for_cpus(parts: TypedParts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of the same checkpoint for CPUs."""
+    folder = tmp_path_factory.mktemp("cpu")
+    manifest = export_parts([parts.checkpoint], folder / "parts")
+    write_repository(folder / "parts", manifest, folder / "models", ServingOptions())
+    return folder / "models"
+
+
 def write(parts: TypedParts, repository: Path, runtime: str, *engines: Path) -> dict[str, pb.ModelConfig]:
     """Write a repository; its configurations by model."""
     manifest = replace(parts.manifest, runtime=runtime)
@@ -90,9 +99,11 @@ def test_tensors_have_the_types_of_the_graphs(parts: TypedParts, tmp_path: Path)
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-python", "tensorrt-rtx"])
-def test_what_clients_see_is_the_same_on_gpus_and_on_cpus(parts: TypedParts, tmp_path: Path, runtime: str):
+def test_what_clients_see_is_the_same_on_gpus_and_on_cpus(
+    parts: TypedParts, for_cpus: Path, tmp_path: Path, runtime: str
+):
     gpu = write(parts, tmp_path / "gpu", runtime)
-    cpu = write_for_cpus(parts, tmp_path)
+    cpu = {folder.name: read(folder) for folder in for_cpus.iterdir()}
     for name in ("restore", "ipt_derain"):
         sealed = runtime != "tensorrt"  # whose parts do not run in the Python backend
         assert gpu[name].input == cpu[name].input
@@ -102,14 +113,8 @@ def test_what_clients_see_is_the_same_on_gpus_and_on_cpus(parts: TypedParts, tmp
     assert [step.model_name for step in gpu["ipt_derain"].ensemble_scheduling.step] == ["head_derain", *PARTS[::2]]
 
 
-def write_for_cpus(parts: TypedParts, folder: Path) -> dict[str, pb.ModelConfig]:
-    manifest = export_parts([parts.checkpoint], folder / "parts")
-    names = write_repository(folder / "parts", manifest, folder / "cpu", ServingOptions())
-    return {name: read(folder / "cpu" / name) for name in names}
-
-
-def test_on_cpus_heads_and_tails_are_one_model_each_and_no_embedding_travels(parts: TypedParts, tmp_path: Path):
-    configs = write_for_cpus(parts, tmp_path)
+def test_on_cpus_heads_and_tails_are_one_model_each_and_no_embedding_travels(parts: TypedParts, for_cpus: Path):
+    configs = {folder.name: read(folder) for folder in for_cpus.iterdir()}
     assert sorted(configs) == ["body", "heads", "ipt_derain", "restore", "tails"]
     steps = {step.model_name: step for step in configs["ipt_derain"].ensemble_scheduling.step}
     assert list(steps) == ["heads", "body", "tails"]
@@ -124,7 +129,7 @@ def test_on_cpus_heads_and_tails_are_one_model_each_and_no_embedding_travels(par
             port.name.startswith(("EMBEDDING_KEY", "SEAL")) or len(port.dims) == 3 for port in configs[model].output
         )
     [key] = json.loads(configs["heads"].parameters["embedding_keys"].string_value).values()
-    embedding = np.load(tmp_path / "cpu" / "heads" / "1" / f"embedding_{key}.npy")
+    embedding = np.load(for_cpus / "heads" / "1" / f"embedding_{key}.npy")
     _, expected = parts.checkpoint.model.heads["derain"](torch.zeros(1, 3, 48, 48))
     np.testing.assert_array_equal(embedding, expected[0].detach().numpy())
 
