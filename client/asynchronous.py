@@ -69,7 +69,7 @@ class AsyncRestorationClient:
 
     async def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
         inputs, outputs = work.inputs(block), work.outputs()
-        limits = {"client_timeout": self._timeout, "parameters": protocol.parameters(self._timeout)}
+        limits = protocol.limits(self._timeout)
         return await self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, **limits))
 
     async def _call(self, send: Callable[[], Awaitable[T]]) -> T:

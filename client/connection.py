@@ -94,7 +94,7 @@ class RestorationClient:
 
     def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
         inputs, outputs = work.inputs(block), work.outputs()
-        limits = {"client_timeout": self._timeout, "parameters": protocol.parameters(self._timeout)}
+        limits = protocol.limits(self._timeout)
         return self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, **limits))
 
     def _call(self, send: Callable[[], T]) -> T:

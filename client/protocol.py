@@ -183,6 +183,11 @@ def parameters(timeout: float | None) -> dict[str, int] | None:
     return None if timeout is None else {"within_ms": max(1, round(1000 * timeout))}
 
 
+def limits(timeout: float | None) -> dict[str, Any]:
+    """Arguments of tritonclient's `infer` for a request that may take so many seconds; None: as long as it takes."""
+    return {"client_timeout": timeout, "parameters": parameters(timeout)}
+
+
 def retry_delays(retries: int) -> Iterator[float]:
     """Seconds to wait before each retry: doubling, and spread so that many clients do not come back at once."""
     for attempt in range(retries):

@@ -45,13 +45,13 @@ from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.service import MAX_BATCH, ROUTER, ensemble_name
 from ipt_triton.tasks import OFFICIAL_TASKS, Task
+from ipt_triton.tiling import DTYPES
 from ipt_triton.train.model.ipt import IPT, IPTConfig
 from ipt_triton.train.model.start import identity_start
 
 TASKS = {task.scale: task for task in reversed(OFFICIAL_TASKS)}
 NETWORK = Path(__file__).parent / "null_network.py"
 WINDOWS, COPY_BYTES = 3, 1 << 28
-KINDS = (np.uint8, np.uint16)
 ROLES = ("router", "tritonserver", "network", "load")
 
 
@@ -145,8 +145,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     tasks, rows = [TASKS[scale] for scale in arguments.scales], []
     for chunk in arguments.chunks:
         with null_server(tasks, chunk) as server:
-            for task, side, kind, concurrency in product(tasks, arguments.sides, KINDS, arguments.concurrency):
-                image = photograph(side, side).astype(kind) * kind(257 if kind is np.uint16 else 1)
+            for task, side, kind, concurrency in product(tasks, arguments.sides, DTYPES, arguments.concurrency):
+                image = photograph(side, side) * np.dtype(kind).type(DTYPES[kind])
                 rows.append({"chunk": chunk, **measure_case(server, task, image, concurrency, arguments.seconds)})
                 print(f"x{task.scale} {image.dtype} {side}: {rows[-1]}", file=sys.stderr)
     return {"copy_mb_per_s": copy_rate(), "rows": rows}

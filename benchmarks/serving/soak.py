@@ -98,8 +98,9 @@ class Faults:
     def _freeze(self, replica: Replica, name: str) -> None:
         pid = self._hit(replica, name, signal.SIGSTOP)
         time.sleep(self._random.uniform(0.1, 3))
-        with suppress(ProcessLookupError):
-            os.kill(pid or 0, signal.SIGCONT) if pid else None
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def _kill_launcher(self, replica: Replica) -> None:
         replica.process.kill()

@@ -108,9 +108,7 @@ def _with_key(part: Part) -> Part:
     return replace(part, inputs=inputs, outputs=outputs)
 
 
-def model_config(
-    model: Model, manifest: Manifest, options: ServingOptions, keys: Mapping[str, int] | None = None
-) -> pb.ModelConfig:
+def model_config(model: Model, manifest: Manifest, options: ServingOptions, keys: Mapping[str, int]) -> pb.ModelConfig:
     """Configuration of a model of parts, with dynamic batching.
 
     Args:
@@ -148,7 +146,7 @@ def model_config(
     _set_parameters(config, precision=manifest.precision)
     if manifest.runtime == "openvino":
         names = {ending: part.name for ending, part in model.parts.items()}
-        own = {ending: keys[name] for ending, name in names.items() if keys and name in keys}
+        own = {ending: keys[name] for ending, name in names.items() if name in keys}
         _set_parameters(config, threads=options.threads, parts=json.dumps(names), embedding_keys=json.dumps(own))
     return config
 

@@ -57,11 +57,6 @@ class TritonPythonModel(PartModel):
                 [KEY if port.any_name == EMBEDDING else port.any_name for port in side]
                 for side in (compiled.inputs, compiled.outputs)
             ]
-            self._no_embedding = [
-                np.zeros([dim.get_length() for dim in list(port.partial_shape)[1:]], np.float32)
-                for port in compiled.inputs
-                if port.any_name == EMBEDDING
-            ]
         self._rows = lru_cache(maxsize=64)(self._row)
         self._embeddings = lru_cache(maxsize=4)(self._stacked)
         self.prepare(config, ports)
@@ -82,7 +77,8 @@ class TritonPythonModel(PartModel):
     def _row(self, key):
         """One task's embedding; zeros for the key 0, which comes with a warm-up."""
         if key == 0:
-            return self._no_embedding[0]
+            [port] = [port for port in self._requests[""].model_inputs if port.any_name == EMBEDDING]
+            return np.zeros([size.get_length() for size in list(port.partial_shape)[1:]], np.float32)
         path = self._folder.parents[1] / "heads" / self._folder.name / f"embedding_{key}.npy"
         try:
             return np.load(path)

@@ -17,6 +17,7 @@ recognised by its absence.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,6 @@ from ipt_triton.export.repository.plans import Plan, RepositoryError, read_plans
 from ipt_triton.files import atomic_directory, atomic_file
 from ipt_triton.manifest import MANIFEST, PRECISIONS, SAMPLES, Manifest, Part
 from ipt_triton.reading import sha256_of
-from ipt_triton.seal import fingerprint
 from ipt_triton.service import ROUTER, ROUTER_FILES, ensemble_name
 
 ROOM = Path(__file__).parent
@@ -176,7 +176,8 @@ def _embeddings(parts_folder: Path, manifest: Manifest) -> dict[str, tuple[int, 
             [embedding] = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == source]
         except (DecodeError, ValueError) as error:
             raise RepositoryError(f"{path} holds no embedding of its task: run ipt-export CHECKPOINT again") from error
-        found[route.head] = int(fingerprint(embedding[None])[0]) & (2**63 - 1), embedding
+        key = int.from_bytes(hashlib.sha256(embedding.tobytes()).digest()[:8], "big") >> 1
+        found[route.head] = key, embedding
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 
 _INT8 = ("amx_int8", "avx512_vnni", "avx_vnni")
-_BF16 = frozenset({"amx_bf16", "avx512_bf16", "avx_ne_convert"})
+_BF16 = ("amx_bf16", "avx512_bf16")
 _EXPORT = "run ipt-export CHECKPOINT with --precision fp32"
 
 
@@ -38,7 +38,7 @@ def has_vnni(flags: frozenset[str]) -> bool:
 
 def has_bf16(flags: frozenset[str]) -> bool:
     """Whether the CPU multiplies matrices in BF16."""
-    return not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
+    return not flags.isdisjoint(_BF16)
 
 
 def cpu_notes(precision: str, flags: frozenset[str]) -> list[str]:
@@ -50,7 +50,7 @@ def cpu_notes(precision: str, flags: frozenset[str]) -> list[str]:
             "this CPU has no VNNI instructions: INT8 restores as well as with them, but more slowly than FP32; "
             f"for speed {_EXPORT}"
         ]
-    if precision == "bf16" and flags.isdisjoint(_BF16):
+    if precision == "bf16" and not has_bf16(flags) and "avx_ne_convert" not in flags:
         return [
             "this CPU has no BF16 instructions: OpenVINO refuses BF16 or computes it more slowly than FP32; "
             f"for this CPU {_EXPORT}"
