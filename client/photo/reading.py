@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import stat
+import struct
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -165,7 +166,7 @@ def _open(name: str, data: bytes) -> ImageFile.ImageFile:
         if accepts is None or _true(accepts(data[:16])):
             try:
                 image = factory(io.BytesIO(data), "")
-            except (SyntaxError, IndexError, TypeError, KeyError, EOFError, ValueError):
+            except (SyntaxError, IndexError, TypeError, struct.error):
                 continue
             _check_size(name, image, len(data))
             return image
