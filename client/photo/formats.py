@@ -37,7 +37,29 @@ FORMATS: dict[str, Format] = {
 _ALIASES = {"jpeg": "jpg", "tif": "tiff", "pgm": "ppm", "pnm": "ppm"}
 _HEIF = frozenset({".heic", ".heif", ".hif"})
 _RAW = frozenset(
-    f".{name}" for name in "3fr arw cr2 cr3 crw dng erf kdc mrw nef nrw orf pef raf raw rw2 rwl sr2 srw x3f".split()
+    f".{name}"
+    for name in [
+        "3fr",
+        "arw",
+        "cr2",
+        "cr3",
+        "crw",
+        "dng",
+        "erf",
+        "kdc",
+        "mrw",
+        "nef",
+        "nrw",
+        "orf",
+        "pef",
+        "raf",
+        "raw",
+        "rw2",
+        "rwl",
+        "sr2",
+        "srw",
+        "x3f",
+    ]
 )
 _UNREAD = {
     **dict.fromkeys(_RAW, "a camera's raw file: develop it to TIFF or JPEG first"),
@@ -51,9 +73,9 @@ _UNREAD = {
 }
 NO_HEIF = "HEIC, which needs pillow-heif: pip install 'ipt-triton[heif]'"
 
-READ_SUFFIXES = frozenset(
-    f".{name}" for name in (*FORMATS, *_ALIASES, "gif")
-) | (_HEIF if find_spec("pillow_heif") else frozenset())
+READ_SUFFIXES = frozenset(f".{name}" for name in (*FORMATS, *_ALIASES, "gif")) | (
+    _HEIF if find_spec("pillow_heif") else frozenset()
+)
 """Suffixes, in lower case, of the files that are taken from a folder; those of HEIC where pillow-heif is installed."""
 
 

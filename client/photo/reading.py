@@ -48,8 +48,9 @@ MAX_BYTES = 2**31
 MAX_PIXELS = 2**29
 """Of a picture that is read, 537 megapixels: the client splits what the server does not take at once."""
 
-_UNQUESTIONED_PIXELS, _PIXELS_PER_BYTE = 2**27, 2**13
-# Deflate packs at most 1032 bytes into one. A file that declares many pixels must be large enough to hold them.
+_UNQUESTIONED_PIXELS, _PIXELS_PER_BYTE = 2**27, 8 * 1032
+# Deflate packs at most 1032 bytes into one, and a byte holds at most eight pixels. A file that declares many pixels must
+# be large enough to hold them.
 
 
 def read_photo(source: Source) -> Photo:
@@ -153,7 +154,7 @@ def _open(name: str, data: bytes) -> ImageFile.ImageFile:
         NotAnImage, UnsupportedImage, ImageTooLarge: what is wrong with it.
     """
     Image.init()
-    formats = _READ_FORMATS
+    formats: tuple[str, ...] = _READ_FORMATS
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64]:
         if not find_spec("pillow_heif"):
             raise UnsupportedImage(f"{name} is {NO_HEIF}")

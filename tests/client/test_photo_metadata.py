@@ -81,7 +81,14 @@ def test_stripping_leaves_nothing(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"a.{name}"
     write_photo(full_photo(), path, metadata=False, action="sr_x2")
     again = read_photo(path)
-    assert (again.icc, again.exif, again.xmp, again.iptc, again.comment, again.texts) == (None, None, None, None, "", {})
+    assert (again.icc, again.exif, again.xmp, again.iptc, again.comment, again.texts) == (
+        None,
+        None,
+        None,
+        None,
+        "",
+        {},
+    )
     assert b"ipt-triton" not in path.read_bytes()
 
 
@@ -103,9 +110,9 @@ def test_paths_bytes_streams_pillow_and_arrays_are_taken(tmp_path: Path) -> None
         assert isinstance(photo, Photo)
         np.testing.assert_array_equal(photo.pixels, RGB)
     assert as_image(RGB) is RGB
-    with pytest.raises(TypeError, match="type int is not allowed; give a path"):
+    with pytest.raises(TypeError, match=r"type int is not allowed; give a path"):
         as_image(3)
-    with pytest.raises(NotAnImage, match="^the image is not an image"):
+    with pytest.raises(NotAnImage, match=r"^the image is not an image"):
         read_photo(b"text")
 
 
@@ -166,9 +173,9 @@ def png_of(width: int, height: int, body: bytes) -> bytes:
 
 
 def test_bombs_are_refused_by_their_header() -> None:
-    with pytest.raises(ImageTooLarge, match=f"the {MAX_PIXELS} pixels that are allowed"):
+    with pytest.raises(ImageTooLarge, match=rf"the {MAX_PIXELS} pixels that are allowed"):
         read_photo(png_of(30_000, 30_000, b""))
-    with pytest.raises(ImageTooLarge, match="claims 400000000 pixels, more than its .* bytes can hold"):
+    with pytest.raises(ImageTooLarge, match=r"claims 400000000 pixels, more than its .* bytes can hold"):
         read_photo(png_of(20_000, 20_000, b""))
 
 
