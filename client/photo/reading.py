@@ -49,8 +49,8 @@ MAX_PIXELS = 2**29
 """Of a picture that is read, 537 megapixels: the client splits what the server does not take at once."""
 
 _UNQUESTIONED_PIXELS, _PIXELS_PER_BYTE = 2**27, 8 * 1032
-# Deflate packs at most 1032 bytes into one, and a byte holds at most eight pixels. A file that declares many pixels must
-# be large enough to hold them.
+# Deflate packs at most 1032 bytes into one, and a byte holds at most eight pixels: a file that declares many must be
+# large enough to hold them.
 
 
 def read_photo(source: Source) -> Photo:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, TiffTags
 
 from ipt_triton.client.errors import ImageError, UnsupportedFormat
-from ipt_triton.client.photo.formats import Format, check_format
+from ipt_triton.client.photo.formats import DEFLATE_LEVEL, Format, check_format
 from ipt_triton.client.photo.metadata import IPTC_TIFF_TAG, PNG_XMP, jpeg_iptc, png_texts
 from ipt_triton.client.photo.picture import Photo
 from ipt_triton.client.photo.samples import Samples
@@ -57,7 +57,7 @@ def write_photo(
             and its quantisation would put them back.
         flatten: colour, 0 to 255, that is put under transparent pixels; the result has no alpha.
         depth: 8 rounds 16-bit samples to 8 bits; 16, the default, leaves them.
-        metadata: False drops everything, the ICC profile too, and leaves no provenance.
+        metadata: False drops all but the ICC profile, without which colours change, and leaves no provenance.
         action: what was done, such as "sr_x2", for the history in XMP.
         mtime: the file's time of modification, seconds since 1970; by default now. Paths only.
 
@@ -106,7 +106,7 @@ def _prepared(
         alpha = None if photo.alpha is None else _eight_bits(photo.alpha)
         photo = replace(photo, pixels=_eight_bits(photo.pixels), alpha=alpha)
     if not metadata:
-        return replace(photo, icc=None, exif=None, xmp=None, iptc=None, dpi=None, comment="", texts={})
+        return replace(photo, exif=None, xmp=None, iptc=None, dpi=None, comment="", texts={})
     if action is None:
         return photo
     return replace(photo, xmp=with_provenance(photo.xmp, f"ipt-triton {version('ipt-triton')}", action))
@@ -195,7 +195,7 @@ def _png16(samples: Samples, photo: Photo) -> bytes:
     if photo.dpi:
         chunks.append((b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in photo.dpi), 1)))
     chunks += [(chunk[0], chunk[1]) for chunk in _png_info(photo).chunks]
-    chunks += [(b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")]
+    chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), DEFLATE_LEVEL)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
@@ -208,7 +208,7 @@ def _tiff(samples: Samples, photo: Photo) -> bytes:
     height, width, channels = samples.shape
     differences = samples.astype(samples.dtype.newbyteorder("<"))
     differences[:, 1:] -= samples[:, :-1]
-    body = zlib.compress(differences.tobytes())
+    body = zlib.compress(differences.tobytes(), DEFLATE_LEVEL)
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     if photo.exif:
         exif = Image.Exif()
