@@ -7,6 +7,8 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from PIL import ImageColor
+
 from ipt_triton.cli import make_parser
 from ipt_triton.client.photo import FORMATS
 
@@ -19,17 +21,15 @@ examples:
   with a name of its own:         ipt-restore photo.jpg -t sr_x2 -o large.jpg
   what the server offers:         ipt-restore --list-tasks --url gpu-box:8001
   a folder with its sub-folders:  ipt-restore holiday/ -t denoise_30 -o restored --skip-existing
-  one step after the other:       ipt-restore photo.jpg -t derain,sr_x2 -o restored
-  a certain size:                 ipt-restore photo.jpg -t sr_x4 -o restored --width 1920
   between other commands:         convert a.png ppm:- | ipt-restore - -t derain -o - --format png > b.png
   official tiling, slower:        ipt-restore photo.png -t sr_x4 -o restored --stride 12 --keep 24
-  two servers, for scripts:       ipt-restore *.png -t 0 -o out --url a:8001,b:8001 --json - --workers 4
+  for scripts:                    ipt-restore *.png -t 0 -o out --url gpu-box:8001 --json - --workers 4
   a third of a large archive:     ipt-restore archive/ -t derain -o out --shard 1/3 --log done.jsonl --skip-existing
 
 Without --url, and with no server at localhost:8001, it starts one of its own with the weights that come with the
 package, or with --weights, and stops it in the end. That needs: pip install 'ipt-triton[serve,export]'
 
---url, --token, --ca, --cert and --key are taken from IPT_URL, IPT_TOKEN, IPT_CA, IPT_CERT and IPT_KEY if not given.
+--url is taken from IPT_URL if it is not given.
 
 exit codes:
   0  every photo is restored (or was there already, with --skip-existing)
@@ -43,7 +43,7 @@ exit codes:
 def make_arguments() -> argparse.ArgumentParser:
     parser = make_parser("ipt-restore", _DESCRIPTION)
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="image files, folders of them, patterns; - is stdin")
-    parser.add_argument("-t", "--task", help="name or id of a task (see --list-tasks); several joined by commas")
+    parser.add_argument("-t", "--task", help="name or id of a task (see --list-tasks)")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PLACE", help="folder for the results, a file for one photo, - for stdout"
     )
@@ -51,7 +51,7 @@ def make_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ipt-restore {_version()}")
     _add_server(parser.add_argument_group("server"))
     _add_choice(parser.add_argument_group("which photos"))
-    _add_restoration(parser.add_argument_group("restoration"))
+    _add_tiling(parser.add_argument_group("tiling (the server's own rule if not given)"))
     _add_results(parser.add_argument_group("results"))
     return parser
 
@@ -65,23 +65,11 @@ def _version() -> str:
 
 def _add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "-u", "--url", default=os.environ.get("IPT_URL"), help=f"HOST:PORT, several joined by commas ({DEFAULT_URL})"
+        "-u", "--url", default=os.environ.get("IPT_URL"), help=f"HOST:PORT of the server's gRPC port ({DEFAULT_URL})"
     )
     group.add_argument("--timeout", type=float, metavar="S", help="seconds a request may take (no limit)")
     group.add_argument(
         "--retries", type=int, default=6, metavar="N", help="tries again while the server is busy or away (%(default)s)"
-    )
-    group.add_argument("--tls", action="store_true", help="speak TLS, with the system's certificates or --ca")
-    for name, what in (
-        ("ca", "certificates of those who vouch for the server"),
-        ("cert", "a certificate of our own"),
-        ("key", "its key"),
-    ):
-        default = os.environ.get(f"IPT_{name.upper()}")
-        group.add_argument(f"--{name}", metavar="FILE", default=default, help=f"{what}, PEM")
-    group.add_argument("--token", default=os.environ.get("IPT_TOKEN"), help="sent as 'authorization: Bearer TOKEN'")
-    group.add_argument(
-        "--header", action="append", default=[], metavar="NAME:VALUE", help="sent with each request; may be repeated"
     )
     group.add_argument("--weights", type=Path, metavar="DIR", help="start a server of our own with this checkpoint")
     group.add_argument(
@@ -96,15 +84,7 @@ def _add_choice(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-j", "--workers", type=int, default=2, metavar="N", help="photos in flight (%(default)s)")
 
 
-def _add_restoration(group: argparse._ArgumentGroup) -> None:
-    size = group.add_mutually_exclusive_group()
-    size.add_argument("--scale", type=float, metavar="S", help="of the result's sides; at most the task's")
-    size.add_argument("--width", type=int, metavar="PIXELS", help="of the result; at most what the task makes")
-    size.add_argument("--height", type=int, metavar="PIXELS", help="of the result; at most what the task makes")
-    group.add_argument(
-        "--strength", type=float, metavar="S", help="from 0, the input (enlarged), to 1, the result (the default)"
-    )
-    group.add_argument("--tta", action="store_true", help="mean over eight turns of the photo: better, 8 times slower")
+def _add_tiling(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--stride", type=int, metavar="N", help="pixels between neighbouring tiles, 1 to KEEP")
     group.add_argument("--keep", type=int, metavar="N", help="side of each tile's centre that is used, even, 2 to 48")
 
@@ -135,16 +115,12 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"{missing} missing; for example: ipt-restore photo.jpg --task sr_x2 --output restored")
     if "/" in args.suffix or "\\" in args.suffix:
         parser.error(f"--suffix {args.suffix!r} is part of a file's name and must not hold a slash")
-    for name, lowest in (("workers", 1), ("retries", 0), ("limit", 1), ("width", 1), ("height", 1)):
+    for name, lowest in (("workers", 1), ("retries", 0), ("limit", 1)):
         value = getattr(args, name)
         if value is not None and value < lowest:
             parser.error(f"--{name} {value} is not allowed; give {lowest} or more")
-    for name, unit in (("timeout", "seconds"), ("scale", "a number")):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            parser.error(f"--{name} {value:g} is not allowed; give {unit} above 0, or leave it out")
-    if args.strength is not None and not 0 <= args.strength <= 1:
-        parser.error(f"--strength {args.strength:g} is not allowed; give a number from 0 to 1")
+    if args.timeout is not None and not args.timeout > 0:
+        parser.error(f"--timeout {args.timeout:g} is not allowed; give seconds above 0, or leave it out")
     if args.quality is not None and not 1 <= args.quality <= 100:
         parser.error(f"--quality {args.quality} is not allowed; give 1 to 100")
     if not 0 <= args.keep_server < 1e6:
@@ -162,7 +138,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.json == "-" and args.output == Path("-"):
         parser.error("standard output takes the photo or the report; give --json FILE")
     args.shard = _parse_shard(parser, args.shard)
-    args.headers = dict(_parse_header(parser, header) for header in args.header)
+    args.flatten = _parse_colour(parser, args.flatten)
 
 
 def _check_place(parser: argparse.ArgumentParser, name: str, place: str | None) -> None:
@@ -181,8 +157,11 @@ def _parse_shard(parser: argparse.ArgumentParser, text: str) -> tuple[int, int]:
     parser.error(f"--shard {text} is not allowed; give I/N with I from 1 to N")
 
 
-def _parse_header(parser: argparse.ArgumentParser, text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        parser.error(f"--header {text!r} is not allowed; give NAME:VALUE")
-    return name.strip().lower(), value.strip()
+def _parse_colour(parser: argparse.ArgumentParser, text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError:
+        parser.error(f"--flatten {text!r} is no colour; give a name such as white, or #ffffff")
+    return red, green, blue

@@ -6,6 +6,7 @@ each time: files of a folder come in the order of their names, and a shard is ch
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ipt_triton.client.errors import PlanError
-from ipt_triton.client.photo import READ_SUFFIXES, cannot_read, result_suffix
+from ipt_triton.client.photo import READ_SUFFIXES, WRITTEN_SUFFIXES, same_format, unread_kind
 
 Existing = Literal["refuse", "overwrite", "skip"]
 
@@ -117,7 +118,9 @@ class Plan:
                 yield job
                 taken += not job.skipped and not job.problem
         except OSError as error:  # names that are too long, folders on the way that are closed
-            raise PlanError(f"{error.filename} cannot be used: {error.strerror}; choose another name or place") from error
+            raise PlanError(
+                f"{error.filename} cannot be used: {error.strerror}; choose another name or place"
+            ) from error
 
     @property
     def target(self) -> Path | None:
@@ -160,7 +163,7 @@ class Plan:
         """Name of a result; `apart` from those of files with the same stem."""
         path = Path(name)
         stem = f"{path.stem}_{path.suffix[1:]}" if apart else path.stem
-        return f"{stem}{self.suffix}{result_suffix(path, self.format)}"
+        return f"{stem}{self.suffix}{_result_suffix(path, self.format)}"
 
     def _job(self, found: _Found) -> Job:
         source, target, _, problem = found
@@ -204,7 +207,7 @@ class Plan:
             for name, apart in self._images(here, names):
                 found = True
                 relative = os.fspath((here / name).relative_to(folder))
-                yield _Found(here / name, target / self._name(name, apart), relative, cannot_read(Path(name)) or "")
+                yield _Found(here / name, target / self._name(name, apart), relative, _unread(name))
         for error in closed:
             found = True
             yield _closed(error, below)
@@ -216,7 +219,7 @@ class Plan:
         for _, group in groupby(names, key=lambda name: name.partition(".")[0]):
             images = []
             for name in group:
-                if Path(name).suffix.lower() in self.kinds or cannot_read(Path(name)):
+                if Path(name).suffix.lower() in self.kinds or _unread(name):
                     images.append(name)
                 else:
                     self.passed_over.add(folder / name)
@@ -249,6 +252,19 @@ class _Taken:
         return name if self._folders[name] == 1 else f"{name}_{self._folders[name]}"
 
 
+def _result_suffix(source: Path, format: str) -> str:
+    """Suffix of a result; where the format stays, the source's own."""
+    if format != "same":
+        return f".{format}"
+    kept = source.suffix.lower() in WRITTEN_SUFFIXES
+    return source.suffix if kept else f".{same_format(source)}"
+
+
+def _unread(name: str) -> str:
+    kind = unread_kind(name)
+    return f"it cannot be read, being {kind}" if kind else ""
+
+
 def _closed(error: OSError, below: Path) -> _Found:
     problem = f"the folder cannot be read: {error.strerror}"
     return _Found(Path(error.filename), below, os.fspath(error.filename), problem)
@@ -260,7 +276,7 @@ def _expand(name: str) -> Iterator[Path]:
     if os.path.lexists(path):
         yield path
         return
-    found = sorted(glob.iglob(name, recursive=True)) if glob.has_magic(name) else []
+    found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []  # noqa: PTH207 (any root)
     files = [Path(match) for match in found if not Path(match).is_dir()]
     if not files:
         raise PlanError(f"{name} is not there; give image files, folders, or a pattern that fits some")
@@ -274,8 +290,7 @@ def read_list(name: str) -> Iterator[str]:
         PlanError: it cannot be read.
     """
     try:
-        source = sys.stdin.buffer if name == "-" else Path(name).open("rb")
-        with source:
+        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as source:
             rest = b""
             end = b""
             while block := source.read(1 << 16):

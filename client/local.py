@@ -103,9 +103,7 @@ def _export(weights: Path, precision: str, repository: Path, say: Callable[[str]
     return repository
 
 
-def _start(
-    repository: Path, path: Path, keep_minutes: float, say: Callable[[str], None]
-) -> tuple[IO[str], str]:
+def _start(repository: Path, path: Path, keep_minutes: float, say: Callable[[str], None]) -> tuple[IO[str], str]:
     """Start a keeper and wait until its server is ready."""
     say("starting a server of our own; ipt-serve and --url use one that stays")
     path.unlink(missing_ok=True)
@@ -134,9 +132,7 @@ def _start(
 def keep(repository: str, path: Path, minutes: float) -> int:
     """Serve until nobody uses the server any more; returns the exit status of the process."""
     ports = [word for port in ("grpc", "metrics", "health") for word in (f"--{port}-port", "0")]
-    server = subprocess.Popen(
-        _command("serve", "--repository", repository, *ports), stdout=subprocess.PIPE, text=True
-    )
+    server = subprocess.Popen(_command("serve", "--repository", repository, *ports), stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         address = _ADDRESS.match(server.stdout.readline())

@@ -136,7 +136,8 @@ def _restore_all(
     client: RestorationClient, info: ServerInfo, plan: Plan, jobs: Ahead, args: argparse.Namespace, log: IO[str]
 ) -> int:
     """Restore the jobs, `args.workers` at a time; print, report and summarise what became of them."""
-    restorer = Restorer(client, info, args)
+    task = info.task(args.task)
+    restorer = Restorer(client, task, args)
     stride, keep = info.rule(args.stride, args.keep)
     started = time.perf_counter()
     quiet = "-" in (args.json, str(args.output), args.log)
@@ -145,8 +146,7 @@ def _restore_all(
     def report() -> dict[str, Any]:
         return {
             "url": client.url,
-            "task": asdict(restorer.tasks[-1]),
-            "chain": [task.name for task in restorer.tasks],
+            "task": asdict(task),
             "stride": stride,
             "keep": keep,
             "checkpoint_sha256": info.checkpoint_sha256,
@@ -185,7 +185,7 @@ def _open_log(place: str | None) -> IO[str]:
         PlanError: it cannot be written.
     """
     if place == "-":
-        return open(sys.stdout.fileno(), "w", closefd=False, encoding="utf-8")  # noqa: PTH123 (a file descriptor)
+        return open(sys.stdout.fileno(), "w", closefd=False, encoding="utf-8")
     try:
         return Path(place or os.devnull).open("a", encoding="utf-8")
     except OSError as error:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -92,19 +92,12 @@ class Ahead:
 
 
 class Progress:
-    """A line on a terminal: photos done, pixels a second, and the time that is left.
-
-    Photos count by the part of them that is done, so the line moves within a large one.
-    """
+    """A line on a terminal: photos done, pixels a second, and the time that is left."""
 
     def __init__(self, total: Callable[[], int | None]) -> None:
         self._total, self._lock = total, threading.Lock()
-        self._parts: dict[str, float] = {}
-        self._done, self._pixels, self._started = 0, 0.0, time.monotonic()
-        self._bar: Any = tqdm(
-            total=total(), disable=None, bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}{postfix}]"
-        )
-        self._draw()
+        self._pixels, self._started = 0, time.monotonic()
+        self._bar: Any = tqdm(total=total(), unit="photo", disable=None)
 
     def __enter__(self) -> Progress:
         return self
@@ -114,30 +107,15 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def part(self, name: str, share: float, pixels: int) -> None:
-        """So much of a photo is done, from 0 to 1; it has so many pixels."""
-        with self._lock:
-            self._pixels += (share - self._parts.get(name, 0.0)) * pixels
-            self._parts[name] = share
-            self._draw()
-
-    def photo(self, name: str) -> None:
+    def photo(self, outcome: Outcome) -> None:
         """A photo is done, whatever became of it."""
         with self._lock:
-            self._parts.pop(name, None)
-            self._done += 1
-            self._draw()
-
-    def _draw(self) -> None:
-        if self._bar.disable:
-            return
-        total = self._total()
-        self._bar.total = total
-        self._bar.n = self._done + sum(self._parts.values())
-        now = ", ".join(f"{printable(Path(name).name)} {share:.0%}" for name, share in list(self._parts.items())[:2])
-        rate = self._pixels / 1e6 / max(1e-9, time.monotonic() - self._started)
-        self._bar.set_description_str(f"{self._done}{'' if total is None else f'/{total}'} photos", refresh=False)
-        self._bar.set_postfix_str(", ".join(filter(None, (f"{rate:.2f} MP/s" if self._pixels else "", now))))
+            self._pixels += outcome.width * outcome.height
+            self._bar.total = self._total()
+            if self._pixels:
+                rate = self._pixels / 1e6 / (time.monotonic() - self._started)
+                self._bar.set_postfix_str(f"{rate:.2f} MP/s", refresh=False)
+            self._bar.update()
 
 
 class Record:
@@ -173,7 +151,7 @@ class Record:
             tqdm.write(printable(line), file=sys.stdout)
 
     def summary(self) -> str:
-        return ", ".join(f"{number} {status}" for status, number in self.counts.items())
+        return ", ".join(f"{self.counts[status]} {status}" for status in get_args(Status) if self.counts[status])
 
 
 @dataclass
@@ -212,7 +190,7 @@ def run_batch(
                 if outcome.status == "failed" and ended.interrupted:
                     outcome = Outcome.of(job, "not reached")  # the interruption's doing
             record.add(outcome)
-            progress.photo(str(job.source))
+            progress.photo(outcome)
         except BaseException as error:
             record.add(Outcome.of(job, "not reached"))
             stopping.set()
@@ -221,16 +199,20 @@ def run_batch(
             room.release()
 
     with ThreadPoolExecutor(workers, thread_name_prefix="photo") as pool:
+        waiting: Job | None = None
         try:
             for job in jobs:
                 if job.problem or job.skipped:
-                    record.add(Outcome.before(job))
-                    progress.photo(str(job.source))
+                    outcome = Outcome.before(job)
+                    record.add(outcome)
+                    progress.photo(outcome)
                     continue
+                waiting = job
                 room.acquire()
                 if stopping.is_set():
-                    record.add(Outcome.before(job))
+                    room.release()
                     break
+                waiting = None
                 pool.submit(work, job)
             for _ in range(2 * workers):
                 room.acquire()
@@ -242,16 +224,16 @@ def run_batch(
             errors.append(error)
             stopping.set()
             close()
-    for error in errors:
-        if isinstance(error, ServerUnavailable):
-            ended.reason = ended.reason or str(error)
-        elif isinstance(error, KeyboardInterrupt):
+    for trouble in errors:
+        if isinstance(trouble, ServerUnavailable):
+            ended.reason = ended.reason or str(trouble)
+        elif isinstance(trouble, KeyboardInterrupt):
             ended.reason = "interrupted"
-        elif isinstance(error, OSError):
-            ended.lost = error
-        else:
-            raise error
-    for job in jobs.rest():
+        elif isinstance(trouble, OSError):
+            ended.lost = trouble
+        elif not ended.interrupted:  # then calls through the closed connection raise what they will
+            raise trouble
+    for job in (*([waiting] if waiting else []), *jobs.rest()):
         record.add(Outcome.before(job))
     return ended
 

@@ -76,9 +76,10 @@ _UNREAD = {
 }
 NO_HEIF = "HEIC, which needs pillow-heif: pip install 'ipt-triton[heif]'"
 
-READ_SUFFIXES = frozenset(f".{name}" for name in (*FORMATS, *_ALIASES, "gif")) | (
-    _HEIF if find_spec("pillow_heif") else frozenset()
-)
+WRITTEN_SUFFIXES = frozenset(f".{name}" for name in (*FORMATS, *_ALIASES))
+"""Suffixes, in lower case, of the formats that are written."""
+
+READ_SUFFIXES = (WRITTEN_SUFFIXES | {".gif"}) | (_HEIF if find_spec("pillow_heif") else frozenset())
 """Suffixes, in lower case, of the files that are taken from a folder; those of HEIC where pillow-heif is installed."""
 
 

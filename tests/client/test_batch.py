@@ -208,7 +208,7 @@ def test_a_list_of_names_is_read_by_lines_or_by_nul(tmp_path: Path, end: bytes) 
         assert list(read_list(str(tmp_path / "list"))) == names
     (tmp_path / "empty").touch()
     assert list(read_list(str(tmp_path / "empty"))) == []
-    with pytest.raises(PlanError, match="--files-from .*none cannot be read: No such file"):
+    with pytest.raises(PlanError, match=r"--files-from .*none cannot be read: No such file"):
         list(read_list(str(tmp_path / "none")))
 
 
