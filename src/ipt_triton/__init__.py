@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         ServerUnavailable,
         UnknownTask,
     )
-    from .client.photo import Photo, read_photo, write_photo
+    from .client.photo import Photo, as_image, read_photo, write_photo
     from .client.protocol import ServerInfo
     from .tasks import Task
 
@@ -43,6 +43,7 @@ __all__ = [
     "ServerUnavailable",
     "Task",
     "UnknownTask",
+    "as_image",
     "read_photo",
     "write_photo",
 ]
@@ -53,6 +54,7 @@ _MODULES = {
     "RestorationClient": "client.connection",
     "ServerInfo": "client.protocol",
     "Task": "tasks",
+    "as_image": "client.photo",
     "read_photo": "client.photo",
     "write_photo": "client.photo",
 }

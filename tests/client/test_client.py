@@ -431,15 +431,15 @@ def test_existing_results_are_refused_skipped_or_overwritten(
 ) -> None:
     output = tmp_path / "out"
     (output / "inner").mkdir(parents=True)
-    (output / "inner" / "gray.png").write_text("mine")
+    (output / "inner" / "gray.bmp").write_text("mine")
     assert command(photos, "--task", "derain", "--output", output) == 2
-    assert f"{output / 'inner' / 'gray.png'} exists; give --overwrite, --skip-existing" in capsys.readouterr().err
+    assert f"{output / 'inner' / 'gray.bmp'} exists; give --overwrite, --skip-existing" in capsys.readouterr().err
     assert not (output / "colour.png").exists()
     assert command(photos, "--task", "derain", "--output", output, "--skip-existing", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"restored": 2, "skipped": 1}
-    assert (output / "inner" / "gray.png").read_text() == "mine"
+    assert (output / "inner" / "gray.bmp").read_text() == "mine"
     assert command(photos, "--task", "derain", "--output", output, "--overwrite") == 0
-    assert read_photo(output / "inner" / "gray.png").size == (20, 30)
+    assert read_photo(output / "inner" / "gray.bmp").size == (20, 30)
 
 
 def test_contradicting_inputs_are_refused_before_any_work(
@@ -448,7 +448,7 @@ def test_contradicting_inputs_are_refused_before_any_work(
     write_photo(Photo(noise(8, 8, 3)), photos / "colour.jpg")
     (tmp_path / "empty").mkdir()
     for arguments, sentence in (
-        ([photos, "--output", tmp_path / "out"], f"colour.jpg and {photos / 'colour.png'} would both be written to"),
+        ([photos, "--output", tmp_path / "out.png"], "out.png takes one photo; give a folder for several"),
         ([photos / "colour.png", "--output", photos, "--overwrite"], "is one of the photos; choose another --output"),
         ([tmp_path / "nothing.png", "--output", tmp_path / "out"], "nothing.png is not there; give image files"),
         ([tmp_path / "empty", "--output", tmp_path / "out"], "empty holds no image; allowed are files ending in .avif"),
@@ -467,7 +467,13 @@ def test_wrong_arguments_end_with_2_and_say_what_is_allowed(
         ([photo, *output, "--task", "derain", "--workers", "0"], "--workers 0 is not allowed"),
         ([photo, *output, "--task", "derain", "--format", "xyz"], "invalid choice: 'xyz'"),
         ([photo, *output, "--task", "derain", "--suffix", "a/b"], "must not hold a slash"),
-        ([photo, "--output", photo, "--task", "derain"], "is a file; give a folder"),
+        ([photo, *output, "--task", "derain", "--shard", "3/2"], "--shard 3/2 is not allowed; give I/N"),
+        ([photo, *output, "--task", "derain", "--quality", "0"], "--quality 0 is not allowed; give 1 to 100"),
+        ([photo, *output, "--task", "derain", "--flatten", "mud"], "--flatten 'mud' is no colour"),
+        ([photo, *output, "--task", "derain", "--weights", "w", "--url", "u"], "--weights is for a server of our own"),
+        ([photo, *output, "--task", "derain", "--keep-server", "-1"], "--keep-server -1 is not allowed"),
+        ([photo, *output, "--task", "derain", "--reference", tmp_path / "no"], "is no folder"),
+        (["-", *output, "--task", "derain", "--files-from", "-"], "standard input is a photo or a list"),
         ([photo, *output, "--task", "derain", "--json", tmp_path / "no" / "r.json"], "there is no folder"),
     ):
         with pytest.raises(SystemExit) as caught:

@@ -24,7 +24,7 @@ from ipt_triton.client.errors import (
     UnsupportedFormat,
     UnsupportedImage,
 )
-from ipt_triton.client.photo import FORMATS, Photo, check_format, read_photo, write_photo
+from ipt_triton.client.photo import FORMATS, MAX_PIXELS, Photo, check_format, read_photo, write_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 EXIF = ExifTags.Base
@@ -326,7 +326,7 @@ def write_text_ppm(path: Path) -> None:
     [
         (write_text, NotAnImage, "is not an image that can be read; PNG, JPEG"),
         (write_nothing, NotAnImage, "is not an image"),
-        (write_bomb, ImageTooLarge, "claims more than the 178956970 pixels that are allowed; make it smaller"),
+        (write_bomb, ImageTooLarge, f"claims more than the {MAX_PIXELS} pixels that are allowed; make it smaller"),
         (write_animation, UnsupportedImage, "holds 3 frames; only single pictures are allowed"),
         (write_floats, UnsupportedImage, "holds samples of kind F; 8- and 16-bit"),
         (write_text_ppm, UnsupportedImage, "holds 16-bit samples as text"),

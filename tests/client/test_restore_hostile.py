@@ -16,44 +16,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from helpers.here import Here, run
 from PIL import Image
 
 from ipt_triton.client import restore
+from ipt_triton.client.errors import ImageError
 from ipt_triton.client.photo import Photo, read_photo, write_photo
-from ipt_triton.client.protocol import ServerInfo
-from ipt_triton.tasks import OFFICIAL_TASKS
 
 ROOT = Path(__file__).parents[2]
-INFO = ServerInfo(OFFICIAL_TASKS, 48, 40, 46, 10**6, 10**6, 10**4, "0" * 64, "openvino", "fp32")
 DERAIN = ("--task", "derain")
-
-
-class Here:
-    """A client whose server gives every image back."""
-
-    def __init__(self, *_: object) -> None:
-        self.url = "here"
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        pass
-
-    def info(self) -> ServerInfo:
-        return INFO
-
-    def restore(self, image: NDArray[Any], *_: object) -> NDArray[Any]:
-        return image
 
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restore, "RestorationClient", Here)
+    monkeypatch.setenv("IPT_URL", "here")  # or a server of our own would be started
 
 
 @pytest.fixture
@@ -63,10 +40,6 @@ def photos(tmp_path: Path) -> Path:
     for name in ("a.png", "inner/b.png"):
         write_photo(Photo(np.zeros((9, 8, 3), np.uint8)), folder / name)
     return folder
-
-
-def run(*arguments: object) -> int:
-    return restore.main([os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments])
 
 
 class Strict:
@@ -114,7 +87,7 @@ def test_pipes_sockets_devices_and_links_to_nothing_are_named_and_keep_nobody_wa
 
 def test_a_pipe_is_no_photo_for_the_library_either(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(restore.ImageError, match=r"pipe.png is no file; give an image file"):
+    with pytest.raises(ImageError, match=r"pipe.png is no file; give an image file"):
         read_photo(tmp_path / "pipe.png")
 
 
@@ -179,7 +152,7 @@ def test_a_report_that_a_full_disk_takes_not_is_told_on_standard_error(
 SCRIPT = """
 import sys
 sys.path[:0] = {paths}
-import test_restore_hostile as scene
+import helpers.here as scene
 from ipt_triton.client import restore
 restore.RestorationClient = scene.Here
 sys.exit(restore.main(sys.argv[1:]))
@@ -190,7 +163,7 @@ sys.exit(restore.main(sys.argv[1:]))
 def command(tmp_path: Path) -> Iterator[list[str]]:
     """The command in a process of its own, with the server that gives images back."""
     script = tmp_path / "command.py"
-    script.write_text(SCRIPT.format(paths=[str(Path(__file__).parent), str(ROOT / "src")]))
+    script.write_text(SCRIPT.format(paths=[str(ROOT / "tests"), str(ROOT / "src")]))
     yield [sys.executable, str(script)]
 
 
@@ -224,7 +197,7 @@ def test_what_libraries_write_about_damaged_files_is_not_shown(
     data = (photos / "whole.tiff").read_bytes()
     for number in range(8, 200, 3):
         (photos / f"{number}.tiff").write_bytes(data[:number] + b"\xff\x01" + data[number + 2 :])
-    with pytest.raises(restore.ImageError):
+    with pytest.raises(ImageError):
         read_photo(photos / "8.tiff")
     done = shell('"$@"', *command, str(photos), *DERAIN, "--output", str(tmp_path / "out"), "--suffix", "_x")
     lines = done.stderr.splitlines()

@@ -82,7 +82,9 @@ def test_a_command_of_the_pages_exists_and_knows_its_flags(line: str) -> None:
     words = words[: words.index("--")] if "--" in words else words  # what follows is for tritonserver
     exporting = words[0] == "ipt-export" and words[1] in ("parts", "engines", "repository")
     text = help_of(*words[: 2 if words[0] in WITH_SUBCOMMANDS or exporting else 1])
-    known = set(re.findall(r"^ +(?:-\w, )?(--[a-z][a-z0-9-]*)", text, re.MULTILINE))  # not what its examples show
+    known = set(
+        re.findall(r"^ +(?:-\w(?: \S+)?, )?(--[a-z][a-z0-9-]*)", text, re.MULTILINE)
+    )  # not what its examples show
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
     assert flags <= known, f"{flags - known} unknown"
 

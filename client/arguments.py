@@ -1,0 +1,167 @@
+"""The arguments of `ipt-restore`, and what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from PIL import ImageColor
+
+from ipt_triton.cli import make_parser
+from ipt_triton.client.photo import FORMATS
+
+DEFAULT_URL = "localhost:8001"
+
+_DESCRIPTION = """Restore photos: super-resolution, denoising, deraining and more.
+
+examples:
+  one photo, twice the size:      ipt-restore photo.jpg -t sr_x2 -o restored
+  with a name of its own:         ipt-restore photo.jpg -t sr_x2 -o large.jpg
+  what the server offers:         ipt-restore --list-tasks --url gpu-box:8001
+  a folder with its sub-folders:  ipt-restore holiday/ -t denoise_30 -o restored --skip-existing
+  between other commands:         convert a.png ppm:- | ipt-restore - -t derain -o - --format png > b.png
+  official tiling, slower:        ipt-restore photo.png -t sr_x4 -o restored --stride 12 --keep 24
+  for scripts:                    ipt-restore *.png -t 0 -o out --url gpu-box:8001 --json - --workers 4
+  a third of a large archive:     ipt-restore archive/ -t derain -o out --shard 1/3 --log done.jsonl --skip-existing
+
+Without --url, and with no server at localhost:8001, it starts one of its own with the weights that come with the
+package, or with --weights, and stops it in the end. That needs: pip install 'ipt-triton[serve,export]'
+
+--url is taken from IPT_URL if it is not given.
+
+exit codes:
+  0  every photo is restored (or was there already, with --skip-existing)
+  1  some photos failed; each is named, the others are done; also when the report could not be written
+  2  nothing could be done: wrong arguments, outputs in the way, or no server; also when the server goes away
+  130  interrupted; finished photos are whole, no half file is left
+  141  nobody reads the output any more; the same holds
+"""
+
+
+def make_arguments() -> argparse.ArgumentParser:
+    parser = make_parser("ipt-restore", _DESCRIPTION)
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="image files, folders of them, patterns; - is stdin")
+    parser.add_argument("-t", "--task", help="name or id of a task (see --list-tasks)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PLACE", help="folder for the results, a file for one photo, - for stdout"
+    )
+    parser.add_argument("--list-tasks", action="store_true", help="print the server's tasks and stop")
+    parser.add_argument("--version", action="version", version=f"ipt-restore {_version()}")
+    _add_server(parser.add_argument_group("server"))
+    _add_choice(parser.add_argument_group("which photos"))
+    _add_tiling(parser.add_argument_group("tiling (the server's own rule if not given)"))
+    _add_results(parser.add_argument_group("results"))
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("ipt-triton")
+    except PackageNotFoundError:
+        return "of a checkout"
+
+
+def _add_server(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-u", "--url", default=os.environ.get("IPT_URL"), help=f"HOST:PORT of the server's gRPC port ({DEFAULT_URL})"
+    )
+    group.add_argument("--timeout", type=float, metavar="S", help="seconds a request may take (no limit)")
+    group.add_argument(
+        "--retries", type=int, default=6, metavar="N", help="tries again while the server is busy or away (%(default)s)"
+    )
+    group.add_argument("--weights", type=Path, metavar="DIR", help="start a server of our own with this checkpoint")
+    group.add_argument(
+        "--keep-server", type=float, default=0, metavar="MINUTES", help="for the next command, so long (%(default)s)"
+    )
+
+
+def _add_choice(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--files-from", metavar="FILE", help="more photos, one name a line; - is stdin")
+    group.add_argument("--limit", type=int, metavar="N", help="restore no more than N")
+    group.add_argument("--shard", metavar="I/N", default="1/1", help="only the I-th of N parts, from 1")
+    group.add_argument("-j", "--workers", type=int, default=2, metavar="N", help="photos in flight (%(default)s)")
+
+
+def _add_tiling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--stride", type=int, metavar="N", help="pixels between neighbouring tiles, 1 to KEEP")
+    group.add_argument("--keep", type=int, metavar="N", help="side of each tile's centre that is used, even, 2 to 48")
+
+
+def _add_results(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-f", "--format", choices=("same", *FORMATS), default="same", help="file format (%(default)s as the photo's)"
+    )
+    group.add_argument("-q", "--quality", type=int, metavar="Q", help="of JPEG, WebP and AVIF, 1 to 100")
+    group.add_argument("--flatten", metavar="COLOUR", help="put transparent photos on it: white, #ffffff")
+    group.add_argument("--depth", type=int, choices=(8,), help="16-bit photos in 8 bit")
+    group.add_argument("--strip-metadata", action="store_true", help="keep no EXIF, XMP, IPTC, comments and times")
+    group.add_argument("--suffix", default="", help="added to each file's stem: --suffix _x2 writes photo_x2.jpg")
+    group.add_argument("--compare", action="store_true", help="write photo_compare.png too: before and after")
+    group.add_argument("--reference", type=Path, metavar="DIR", help="measure PSNR and SSIM against its images")
+    there = group.add_mutually_exclusive_group()
+    there.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    there.add_argument("--skip-existing", action="store_true", help="leave results that exist, restore the others")
+    group.add_argument("--json", metavar="FILE", help="write a report as JSON, - for standard output")
+    group.add_argument("--log", metavar="FILE", help="append a line of JSON for each photo as soon as it is done")
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the command with a sentence if arguments are wrong or do not fit together; read those of several parts."""
+    if not args.list_tasks:
+        given = {"PHOTO": args.photos or args.files_from, "--task": args.task, "--output": args.output}
+        if missing := ", ".join(name for name, value in given.items() if not value):
+            parser.error(f"{missing} missing; for example: ipt-restore photo.jpg --task sr_x2 --output restored")
+    if "/" in args.suffix or "\\" in args.suffix:
+        parser.error(f"--suffix {args.suffix!r} is part of a file's name and must not hold a slash")
+    for name, lowest in (("workers", 1), ("retries", 0), ("limit", 1)):
+        value = getattr(args, name)
+        if value is not None and value < lowest:
+            parser.error(f"--{name} {value} is not allowed; give {lowest} or more")
+    if args.timeout is not None and not args.timeout > 0:
+        parser.error(f"--timeout {args.timeout:g} is not allowed; give seconds above 0, or leave it out")
+    if args.quality is not None and not 1 <= args.quality <= 100:
+        parser.error(f"--quality {args.quality} is not allowed; give 1 to 100")
+    if not 0 <= args.keep_server < 1e6:
+        parser.error(f"--keep-server {args.keep_server:g} is not allowed; give minutes, 0 or more")
+    if args.weights and args.url:
+        parser.error("--weights is for a server of our own; leave --url and IPT_URL out")
+    if args.url and args.keep_server:
+        parser.error("--keep-server is for a server of our own; leave --url and IPT_URL out")
+    if args.reference and not args.reference.is_dir():
+        parser.error(f"--reference {args.reference} is no folder")
+    if list(args.photos).count("-") and args.files_from == "-":
+        parser.error("standard input is a photo or a list of photos; give one of PHOTO - and --files-from -")
+    for name in ("json", "log"):
+        _check_place(parser, name, getattr(args, name))
+    if args.json == "-" and args.output == Path("-"):
+        parser.error("standard output takes the photo or the report; give --json FILE")
+    args.shard = _parse_shard(parser, args.shard)
+    args.flatten = _parse_colour(parser, args.flatten)
+
+
+def _check_place(parser: argparse.ArgumentParser, name: str, place: str | None) -> None:
+    if place in (None, "-"):
+        return
+    if not Path(place).parent.is_dir():
+        parser.error(f"--{name} {place}: there is no folder {Path(place).parent}")
+    if Path(place).is_dir():
+        parser.error(f"--{name} {place} is a folder; give a file")
+
+
+def _parse_shard(parser: argparse.ArgumentParser, text: str) -> tuple[int, int]:
+    first, slash, second = text.partition("/")
+    if slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
+        return int(first), int(second)
+    parser.error(f"--shard {text} is not allowed; give I/N with I from 1 to N")
+
+
+def _parse_colour(parser: argparse.ArgumentParser, text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError:
+        parser.error(f"--flatten {text!r} is no colour; give a name such as white, or #ffffff")
+    return red, green, blue

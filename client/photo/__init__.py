@@ -1,0 +1,30 @@
+"""Photos: image files with all that belongs to them, read into arrays and written back whole."""
+
+from ipt_triton.client.photo.formats import (
+    FORMATS,
+    READ_SUFFIXES,
+    WRITTEN_SUFFIXES,
+    Format,
+    check_format,
+    same_format,
+    unread_kind,
+)
+from ipt_triton.client.photo.picture import Photo
+from ipt_triton.client.photo.reading import MAX_BYTES, MAX_PIXELS, as_image, read_photo
+from ipt_triton.client.photo.writing import write_photo
+
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "READ_SUFFIXES",
+    "WRITTEN_SUFFIXES",
+    "Format",
+    "Photo",
+    "as_image",
+    "check_format",
+    "read_photo",
+    "same_format",
+    "unread_kind",
+    "write_photo",
+]

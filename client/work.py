@@ -1,0 +1,257 @@
+"""The work of a batch: several photos at a time, what became of each, how far it is, and a report."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, get_args
+
+from tqdm import tqdm
+
+from ipt_triton.client.batch import Job
+from ipt_triton.client.errors import PlanError, ServerUnavailable
+from ipt_triton.files import atomic_file
+from ipt_triton.reading import printable
+
+Status = Literal["restored", "skipped", "failed", "not reached"]
+
+AHEAD = 10_000
+"""So many photos are planned before the first one is restored: what contradicts itself is told before any work."""
+
+
+def complain(text: str) -> None:
+    """A line on standard error, between the lines of the progress."""
+    tqdm.write(f"ipt-restore: {printable(text)}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one photo. `width` and `height` are the result's; `figures` compare it with a reference."""
+
+    input: str
+    output: str
+    status: Status
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    warning: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, job: Job, status: Status, **details: Any) -> Outcome:
+        return cls(str(job.source), str(job.target), status, **details)
+
+    @classmethod
+    def before(cls, job: Job) -> Outcome:
+        """What is known of a photo before the work."""
+        if job.problem:
+            return cls.of(job, "failed", error=f"{job.source}: {job.problem}")
+        return cls.of(job, "skipped" if job.skipped else "not reached")
+
+
+class Ahead:
+    """Jobs, of which so many as `number` are looked at before the first one is handed out.
+
+    Raises:
+        PlanError: see `Plan.jobs`.
+    """
+
+    def __init__(self, jobs: Iterator[Job], number: int = AHEAD) -> None:
+        self._jobs = jobs
+        self._waiting = deque(islice(jobs, number))
+        self._seen = len(self._waiting)
+        self.ended = self._seen < number
+
+    @property
+    def total(self) -> int | None:
+        """How many there are; None as long as that is not known."""
+        return self._seen if self.ended else None
+
+    def __iter__(self) -> Iterator[Job]:
+        while self._waiting:
+            yield self._waiting.popleft()
+            following = list(islice(self._jobs, 1))
+            self._waiting.extend(following)
+            self._seen += len(following)
+            self.ended = self.ended or not following
+
+    def rest(self) -> list[Job]:
+        """Those that were looked at and not handed out."""
+        return list(self._waiting)
+
+
+class Progress:
+    """A line on a terminal: photos done, pixels a second, and the time that is left."""
+
+    def __init__(self, total: Callable[[], int | None]) -> None:
+        self._total, self._lock = total, threading.Lock()
+        self._pixels, self._started = 0, time.monotonic()
+        self._bar: Any = tqdm(total=total(), unit="photo", disable=None)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def photo(self, outcome: Outcome) -> None:
+        """A photo is done, whatever became of it."""
+        with self._lock:
+            self._pixels += outcome.width * outcome.height
+            self._bar.total = self._total()
+            if self._pixels:
+                rate = self._pixels / 1e6 / (time.monotonic() - self._started)
+                self._bar.set_postfix_str(f"{rate:.2f} MP/s", refresh=False)
+            self._bar.update()
+
+
+class Record:
+    """What became of the photos: counted, printed, logged a line each and, for a report, kept.
+
+    Args:
+        quiet: print nothing to standard output.
+        log: takes a line of JSON for each photo, as soon as it is done.
+        keep: keep all outcomes for `report`; a million take half a gigabyte.
+    """
+
+    def __init__(self, quiet: bool, log: IO[str], keep: bool) -> None:
+        self._quiet, self._log = quiet, log
+        self._lock = threading.Lock()
+        self.counts: Counter[str] = Counter()
+        self.kept: list[Outcome] | None = [] if keep else None
+
+    def add(self, outcome: Outcome) -> None:
+        with self._lock:
+            self.counts[outcome.status] += 1
+            if self.kept is not None:
+                self.kept.append(outcome)
+            if outcome.status != "not reached":
+                self._log.write(json.dumps(asdict(outcome)) + "\n")
+                self._log.flush()
+        if outcome.warning:
+            complain(outcome.warning)
+        if outcome.status == "failed":
+            complain(outcome.error)
+        elif outcome.status == "restored" and not self._quiet:
+            figures = "".join(f"  {name} {value:.4g}" for name, value in outcome.figures.items())
+            line = f"{outcome.output}  {outcome.width}x{outcome.height}  {outcome.seconds:.2f} s{figures}"
+            tqdm.write(printable(line), file=sys.stdout)
+
+    def summary(self) -> str:
+        return ", ".join(f"{self.counts[status]} {status}" for status in get_args(Status) if self.counts[status])
+
+
+@dataclass
+class Ended:
+    """How a batch ended: why it did before its time, whether by Ctrl-C, and the error of who takes no output more."""
+
+    reason: str = ""
+    interrupted: bool = False
+    lost: OSError | None = None
+
+
+def run_batch(
+    jobs: Ahead,
+    restore: Callable[[Job], Outcome],
+    record: Record,
+    progress: Progress,
+    workers: int,
+    close: Callable[[], None],
+) -> Ended:
+    """Restore jobs, so many at a time; those that were not reached are recorded as such.
+
+    Args:
+        restore: does one; raises ServerUnavailable where the others cannot be done either.
+        close: makes those under way fail soon, after an interruption.
+    """
+    ended = Ended()
+    stopping = threading.Event()
+    room = threading.Semaphore(2 * workers)
+    errors: deque[BaseException] = deque()
+
+    def work(job: Job) -> None:
+        try:
+            outcome = Outcome.of(job, "not reached")
+            if not stopping.is_set():
+                outcome = restore(job)
+                if outcome.status == "failed" and ended.interrupted:
+                    outcome = Outcome.of(job, "not reached")  # the interruption's doing
+            record.add(outcome)
+            progress.photo(outcome)
+        except BaseException as error:
+            record.add(Outcome.of(job, "not reached"))
+            stopping.set()
+            errors.append(error)
+        finally:
+            room.release()
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="photo") as pool:
+        waiting: Job | None = None
+        try:
+            for job in jobs:
+                if job.problem or job.skipped:
+                    outcome = Outcome.before(job)
+                    record.add(outcome)
+                    progress.photo(outcome)
+                    continue
+                waiting = job
+                room.acquire()
+                if stopping.is_set():
+                    room.release()
+                    break
+                waiting = None
+                pool.submit(work, job)
+            for _ in range(2 * workers):
+                room.acquire()
+        except PlanError as error:
+            ended.reason = str(error)
+            stopping.set()
+        except (KeyboardInterrupt, OSError) as error:
+            ended.interrupted = isinstance(error, KeyboardInterrupt)
+            errors.append(error)
+            stopping.set()
+            close()
+    for trouble in errors:
+        if isinstance(trouble, ServerUnavailable):
+            ended.reason = ended.reason or str(trouble)
+        elif isinstance(trouble, KeyboardInterrupt):
+            ended.reason = "interrupted"
+        elif isinstance(trouble, OSError):
+            ended.lost = trouble
+        elif not ended.interrupted:  # then calls through the closed connection raise what they will
+            raise trouble
+    for job in (*([waiting] if waiting else []), *jobs.rest()):
+        record.add(Outcome.before(job))
+    return ended
+
+
+def is_plain_file(destination: str) -> bool:
+    """Whether a report is a file that can be written twice: no pipe and no device."""
+    path = Path(destination)
+    return destination != "-" and (not path.exists() or stat.S_ISREG(path.stat().st_mode))
+
+
+def write_report(destination: str, report: Any) -> None:
+    """Write a report as JSON; `-` is standard output."""
+    text = json.dumps(report, indent=2) + "\n"
+    if destination == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    elif is_plain_file(destination):
+        with atomic_file(Path(destination)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    else:
+        Path(destination).write_text(text, encoding="utf-8")

@@ -1,0 +1,164 @@
+"""What the command offers beside restoring: streams, formats, comparisons, warnings, logs, and a server of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from helpers.here import Here, run
+from PIL import Image
+
+from ipt_triton.client import restore
+from ipt_triton.client.noise import denoising_warning, estimate_sigma
+from ipt_triton.client.photo import Photo, read_photo, write_photo
+from ipt_triton.metrics import psnr_y, ssim_y
+from ipt_triton.tasks import OFFICIAL_TASKS
+
+DERAIN = ("-t", "derain")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "server" not in request.keywords:
+        monkeypatch.setattr(restore, "RestorationClient", Here)
+        monkeypatch.setenv("IPT_URL", "here")
+
+
+def picture(seed: int = 0, side: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+
+
+def test_a_format_stays_as_it_is_unless_another_is_asked_for(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.png", "c.webp", "d.tif"):
+        write_photo(Photo(picture()), tmp_path / name)
+    Image.fromarray(picture()).save(tmp_path / "e.gif")
+    assert run(tmp_path, *DERAIN, "-o", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg", "b.png", "c.webp", "d.tif", "e.png"]
+    for name in ("a.jpg", "c.webp", "d.tif"):
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.format == {"a.jpg": "JPEG", "c.webp": "WEBP", "d.tif": "TIFF"}[name]
+
+
+def test_a_photo_goes_from_standard_input_to_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    data = io.BytesIO()
+    Image.fromarray(picture()).save(data, "PNG")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data.getvalue())))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(os.fdopen(os.dup(1), "wb")))
+    assert run("-", *DERAIN, "-o", "-") == 0
+    out, told = capfdbinary.readouterr()
+    np.testing.assert_array_equal(read_photo(out).pixels, picture())
+    assert told == b""
+
+
+def test_quality_depth_flattening_and_metadata_are_as_asked_for(tmp_path: Path) -> None:
+    clear = np.full((40, 40), 128, np.uint16) * 257
+    write_photo(Photo(picture().astype(np.uint16) * 257, alpha=clear, comment="by hand"), tmp_path / "a.png")
+    os.utime(tmp_path / "a.png", (10**9, 10**9))
+    options = ("--depth", 8, "--flatten", "white")
+    assert run(tmp_path / "a.png", *DERAIN, "-o", tmp_path / "good.jpg", *options) == 0
+    assert run(tmp_path / "a.png", *DERAIN, "-o", tmp_path / "bad.jpg", *options, "-q", 5) == 0
+    assert (tmp_path / "good.jpg").stat().st_size > 2 * (tmp_path / "bad.jpg").stat().st_size
+    assert (tmp_path / "good.jpg").stat().st_mtime == 10**9 and read_photo(tmp_path / "good.jpg").comment == "by hand"
+    assert run(tmp_path / "a.png", *DERAIN, "-o", tmp_path / "bare.png", "--strip-metadata") == 0
+    assert read_photo(tmp_path / "bare.png").comment == "" and (tmp_path / "bare.png").stat().st_mtime > 10**9
+    assert run(tmp_path / "a.png", *DERAIN, "-o", tmp_path / "clear.jpg", "--depth", 8) == 1
+
+
+def test_a_result_is_compared_with_its_input_and_with_a_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy, clean = picture(1), picture(2)
+    (tmp_path / "clean").mkdir()
+    write_photo(Photo(noisy), tmp_path / "a.png")
+    write_photo(Photo(clean), tmp_path / "clean" / "a.tif")
+    report = tmp_path / "report.json"
+    arguments = (*DERAIN, "-o", tmp_path / "out", "--compare", "--reference", tmp_path / "clean", "--json", report)
+    assert run(tmp_path / "a.png", *arguments) == 0
+    strip = read_photo(tmp_path / "out" / "a_compare.png").pixels
+    np.testing.assert_array_equal(strip[:, :40], noisy)
+    np.testing.assert_array_equal(strip[:, -40:], noisy)
+    assert strip.shape == (40, 88, 3) and (strip[:, 40:48] == 255).all()
+    figures = json.loads(report.read_text())["photos"][0]["figures"]
+    assert figures["PSNR-Y"] == pytest.approx(psnr_y(noisy, clean), abs=1e-4)
+    assert figures["SSIM-Y"] == pytest.approx(ssim_y(noisy, clean), abs=1e-6)
+    assert f"PSNR-Y {figures['PSNR-Y']:.4g}" in capsys.readouterr().out
+    write_photo(Photo(picture(3)), tmp_path / "b.png")
+    assert run(tmp_path / "b.png", *DERAIN, "-o", tmp_path / "out", "--reference", tmp_path / "clean") == 1
+    assert "holds 0 images called b; a reference must be one" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "b.png").exists()
+
+
+@pytest.mark.parametrize("sigma", [3, 10, 30, 50])
+def test_noise_is_estimated_within_a_quarter_and_a_level(sigma: float) -> None:
+    ramp = np.broadcast_to(np.linspace(80, 180, 512)[:, None], (512, 512, 3)).reshape(512, 512, 3)
+    noisy = ramp + np.random.default_rng(0).normal(0, sigma, (512, 512, 3))
+    image = np.rint(noisy.clip(0, 255)).astype(np.uint8)
+    found = estimate_sigma(image)
+    assert found is not None and abs(found - sigma) <= 0.25 * sigma + 1
+    assert estimate_sigma(image.astype(np.uint16) * 257) == pytest.approx(found, rel=1e-3)
+
+
+def test_denoising_what_is_not_noisy_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat = np.full((64, 64, 3), 120, np.uint8)
+    write_photo(Photo(flat), tmp_path / "flat.png")
+    assert run(tmp_path / "flat.png", "-t", "denoise_30", "-o", tmp_path / "out") == 0
+    assert "flat.png: its noise is about σ 0, denoise_30 is for σ 30 and may blur or tint it" in capsys.readouterr().err
+    assert estimate_sigma(np.zeros((64, 64, 3), np.uint8)) is None and estimate_sigma(flat[:9]) is None
+    assert denoising_warning(flat, OFFICIAL_TASKS[0]) == ""
+
+
+def test_a_log_has_a_line_for_each_photo_and_says_what_was_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        write_photo(Photo(picture()), tmp_path / "in" / name)
+    (tmp_path / "in" / "c.cr2").touch()
+    (tmp_path / "in" / "notes.txt").touch()
+    log, report = tmp_path / "log", tmp_path / "report.json"
+    log.write_text('{"input": "before"}\n')
+    assert run(tmp_path / "in", *DERAIN, "-o", tmp_path / "out", "--log", log, "--json", report) == 1
+    told = capsys.readouterr().err
+    assert "c.cr2: it cannot be read, being a camera's raw file: develop it" in told and "notes.txt: no images" in told
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sorted(line.get("status", "") for line in lines) == ["", "failed", "restored", "restored"]
+    assert json.loads(report.read_text())["passed_over"] == {"number": 1, "first": [str(tmp_path / "in" / "notes.txt")]}
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_a_server_of_our_own_is_started_shared_kept_and_ended(tmp_path: Path) -> None:
+    write_photo(Photo(picture()), tmp_path / "a.png")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("IPT_URL", None)
+    weights = Path(restore.__file__).resolve().parents[1] / "weights" / "ipt-tiny"
+
+    def restored(name: str, *words: str) -> str:
+        command = [sys.executable, "-c", "import sys, ipt_triton.commands as c; sys.exit(c.restore())"]
+        arguments = [str(tmp_path / "a.png"), *DERAIN, "-o", str(tmp_path / name), "--weights", str(weights), *words]
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def keepers() -> list[psutil.Process]:
+        found = [p for p in psutil.process_iter(["cmdline"]) if "ipt_triton.client.local" in (p.info["cmdline"] or [])]
+        return [p for p in found if any(str(tmp_path) in word for word in p.cmdline())]
+
+    first = restored("one.png", "--keep-server", "0.1")
+    assert "exporting ipt-tiny into" in first and "starting a server of our own" in first
+    assert len(keepers()) == 1 and restored("two.png") == ""
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    deadline = time.monotonic() + 60
+    while keepers() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not keepers() and not list((tmp_path / "cache" / "ipt-triton").glob("*.server"))
