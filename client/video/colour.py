@@ -107,11 +107,12 @@ class Conversion:
         kind = np.uint8 if self.layout.bits == 8 else np.uint16
         if self.layout.kind == "yuv":
             height, width = planes[0].shape
-            planes[1:] = [self._enlarge(chroma)[:height, :width] for chroma in planes[1:]]
+            planes[1:] = [self._enlarge(chroma, height, width) for chroma in planes[1:]]
         elif self.layout.kind == "rgb":
             planes = [planes[2], planes[0], planes[1]]
         samples = planes[0] if len(planes) == 1 else cv2.merge(planes)
-        return _rounded(cv2.transform(samples, self._to_rgb(samples.shape[0])), kind)
+        values: NDArray[Any] = cv2.transform(samples, self._to_rgb(samples.shape[0]))
+        return _rounded(values, kind)
 
     def frame(self, picture: NDArray[Any]) -> av.VideoFrame:
         """A picture as a frame of this layout; the picture's height decides as in `picture`."""
@@ -119,7 +120,7 @@ class Conversion:
             picture = cv2.merge([picture] * 3)
         samples = cv2.transform(picture.astype(np.float32), self._from_rgb(picture.shape[0]))
         height, width = samples.shape[:2]
-        planes = [samples] if samples.ndim == 2 else list(cv2.split(samples))
+        planes: list[NDArray[Any]] = [samples] if samples.ndim == 2 else list(cv2.split(samples))
         if self.layout.kind == "yuv":
             planes[1:] = [self._reduce(chroma) for chroma in planes[1:]]
         elif self.layout.kind == "rgb":
@@ -155,10 +156,10 @@ class Conversion:
         linear = np.linalg.inv(forward[:, :-1])
         return np.hstack([linear, -linear @ forward[:, -1:]])
 
-    def _enlarge(self, chroma: NDArray[np.float32]) -> NDArray[np.float32]:
-        for axis in (0, 1):
-            for _ in range(self.layout.halvings[axis]):
-                chroma = _double(chroma, axis, self.cosited[axis])
+    def _enlarge(self, chroma: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+        for axis, size in enumerate((height, width)):
+            for halving in reversed(range(self.layout.halvings[axis])):
+                chroma = _double(chroma, axis, self.cosited[axis], -(-size >> halving))
         return chroma
 
     def _reduce(self, chroma: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -174,7 +175,7 @@ def _planes(frame: av.VideoFrame, layout: Layout) -> list[NDArray[Any]]:
         frame = frame.reformat(format=layout.name)
     views = []
     for plane in list(frame.planes)[: 1 if layout.kind == "gray" else 3]:
-        samples = np.frombuffer(plane, layout.dtype)
+        samples = np.frombuffer(memoryview(plane), layout.dtype)
         views.append(samples.reshape(plane.height, -1)[:, : plane.width])
     return views
 
@@ -184,11 +185,11 @@ def _has_planes_of(name: str, layout: Layout) -> bool:
     return name.replace("yuva", "yuv").replace("gbrap", "gbrp") == layout.name
 
 
-def _double(values: NDArray[np.float32], axis: int, cosited: bool) -> NDArray[np.float32]:
-    """Twice as many samples along an axis, linear between them; `_halve` gives the same values back.
+def _double(values: NDArray[np.float32], axis: int, cosited: bool, size: int) -> NDArray[np.float32]:
+    """`size` samples along an axis, twice as many or one less, linear between them; `_halve` gives the old ones back.
 
     Cosited: every other sample is an old one. Otherwise two new ones lie around each old one, at a quarter of the
-    distance to its neighbours, and their mean is the old one.
+    distance to its neighbours, and their mean is the old one; of an odd size the last one lies on the last old one.
     """
     values = np.moveaxis(values, axis, 0)
     before, after = np.concatenate([values[:1], values[:-1]]), np.concatenate([values[1:], values[-1:]])
@@ -198,7 +199,9 @@ def _double(values: NDArray[np.float32], axis: int, cosited: bool) -> NDArray[np
     else:
         slope = (after - before) / 8
         out[0::2], out[1::2] = values - slope, values + slope
-    return np.moveaxis(out, 0, axis)
+        if size % 2:
+            out[-2] = values[-1]
+    return np.moveaxis(out[:size], 0, axis)
 
 
 def _halve(values: NDArray[np.float32], axis: int, cosited: bool) -> NDArray[np.float32]:

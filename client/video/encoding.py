@@ -10,7 +10,8 @@ from typing import Any
 
 import av
 
-from ipt_triton.client.video.colour import FULL_RANGE, UNSPECIFIED, Conversion, Layout, layout_of
+from ipt_triton.client.errors import InvalidRequest
+from ipt_triton.client.video.colour import FULL_RANGE, Conversion, Layout, layout_of
 from ipt_triton.client.video.errors import UnsupportedVideo
 from ipt_triton.client.video.segments import Packet
 from ipt_triton.client.video.source import Source, Tags
@@ -29,6 +30,7 @@ class Encoder:
         name: FFmpeg's.
         quality: name of the option for constant quality (lower is better), "qscale", or "" if it has none.
         default: of that option.
+        allowed: values of that option.
         options: always given.
         lossless: options for lossless encoding; None if it cannot.
     """
@@ -36,34 +38,40 @@ class Encoder:
     name: str
     quality: str = ""
     default: int = 0
+    allowed: range = range(0)
     options: dict[str, str] = field(default_factory=dict)
     lossless: dict[str, str] | None = None
 
 
-_AV1 = Encoder("libaom-av1", "crf", 20, {"cpu-used": "4", "row-mt": "1"}, {"crf": "0", "aom-params": "lossless=1"})
+_X26_CRF, _VPX_CRF, _QSCALE = range(52), range(64), range(1, 32)
 _FFV1 = Encoder("ffv1", options={"level": "3", "slicecrc": "1"}, lossless={})
 
 ENCODERS: dict[str, tuple[Encoder, ...]] = {
-    "h264": (Encoder("libx264", "crf", 17, {"preset": "medium"}, {"qp": "0"}),),
+    "h264": (Encoder("libx264", "crf", 17, _X26_CRF, {"preset": "medium"}, {"qp": "0"}),),
     "hevc": (
         Encoder(
             "libx265",
             "crf",
             18,
+            _X26_CRF,
             {"preset": "medium", "x265-params": "log-level=error"},
             {"x265-params": "lossless=1:log-level=error"},
         ),
     ),
-    "vp8": (Encoder("libvpx", "crf", 8, {"b": "20M", "deadline": "good", "cpu-used": "2"}),),
+    "vp8": (Encoder("libvpx", "crf", 8, range(4, 64), {"b": "20M", "deadline": "good", "cpu-used": "2"}),),
     "vp9": (
         Encoder(
-            "libvpx-vp9", "crf", 20, {"b": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1"}, {"lossless": "1"}
+            "libvpx-vp9",
+            "crf",
+            20,
+            _VPX_CRF,
+            {"b": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1"},
+            {"lossless": "1"},
         ),
     ),
-    "av1": (Encoder("libsvtav1", "crf", 22, {"preset": "6"}), _AV1),
-    "mpeg4": (Encoder("mpeg4", "qscale", 2),),
-    "mpeg2video": (Encoder("mpeg2video", "qscale", 2),),
-    "mjpeg": (Encoder("mjpeg", "qscale", 2),),
+    "av1": (Encoder("libsvtav1", "crf", 22, range(1, 64), {"preset": "6"}),),
+    "mpeg4": (Encoder("mpeg4", "qscale", 2, _QSCALE),),
+    "mjpeg": (Encoder("mjpeg", "qscale", 2, _QSCALE),),
     "prores": (Encoder("prores_ks", options={"vendor": "apl0"}),),
     "ffv1": (_FFV1,),
     "ffvhuff": (Encoder("ffvhuff", lossless={}),),
@@ -71,7 +79,7 @@ ENCODERS: dict[str, tuple[Encoder, ...]] = {
     "utvideo": (Encoder("utvideo", lossless={}),),
     "rawvideo": (Encoder("rawvideo", lossless={}),),
 }
-"""Encoders by FFmpeg's name of the codec, the first one that is there first."""
+"""Encoders by FFmpeg's name of the codec, the best one first."""
 
 FALLBACKS = ("h264", "vp9", "av1", "mpeg4", "mjpeg")
 """Codecs for a source whose own one cannot be written, the first one that the container takes."""
@@ -128,6 +136,7 @@ def plan_output(source: Source, target: Path, quality: int | None, lossless: boo
 
     Raises:
         UnsupportedVideo: no container of that suffix, or no encoder for it.
+        InvalidRequest: a quality that the encoder does not have.
     """
     encoder = _choose_encoder(source, target, lossless)
     if encoder.name not in [candidate.name for candidate in ENCODERS.get(source.codec, ())]:
@@ -171,7 +180,7 @@ class FrameEncoder:
 
     def __init__(self, plan: Plan, width: int, height: int) -> None:
         self._plan = plan
-        self._context = av.CodecContext.create(plan.encoder, "w")
+        self._context: Any = av.CodecContext.create(plan.encoder, "w")
         plan.configure(self._context, width, height)
         try:
             self._context.open()
@@ -270,6 +279,11 @@ def _choose_format(layout: Layout, encoder: Encoder, source: Source) -> str:
 def _options(encoder: Encoder, source: Source, quality: int | None, lossless: bool) -> dict[str, str]:
     options = dict(encoder.options)
     value = encoder.default if quality is None else quality
+    if encoder.quality and value not in encoder.allowed:
+        raise InvalidRequest(
+            f"quality {value} must be {encoder.allowed[0]} to {encoder.allowed[-1]}, "
+            f"the {encoder.quality} of {encoder.name}"
+        )
     if lossless:
         options.update(encoder.lossless or {})
     elif encoder.quality == "qscale":

@@ -6,6 +6,7 @@ import errno
 import heapq
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _join(source: Source, old: Any, new: Any, segments: Sequence[Path], plan: Pl
             plan.configure(video.codec_context, header.width, header.height)
             video.time_base = plan.time_base
             _describe(stream, video)
-        elif _is_taken(stream, new, source):
+        elif not (_is_text_of_chapters(stream) and old.chapters()) and _is_taken(stream, new, source):
             copies[stream.index] = new.add_stream_from_template(stream, opaque=True)
             _describe(stream, copies[stream.index])
     new.metadata.update({name: value for name, value in old.metadata.items() if name not in _OF_THE_CONTAINER})
@@ -81,6 +82,11 @@ def _describe(stream: Any, copy: Any) -> None:
     copy.disposition = stream.disposition
 
 
+def _is_text_of_chapters(stream: Any) -> bool:
+    """Whether a stream holds what MP4 files repeat of their chapters; it is written anew with them."""
+    return bool(stream.type == "data" and getattr(stream, "name", None) == "bin_data")
+
+
 def _is_taken(stream: Any, new: Any, source: Source) -> bool:
     """Whether the container takes a stream as it is: tried with a file of this stream alone."""
     name = getattr(stream, "name", None) or (stream.codec_context.name if stream.codec_context else "unknown")
@@ -90,7 +96,7 @@ def _is_taken(stream: Any, new: Any, source: Source) -> bool:
             container.add_stream_from_template(stream, opaque=True)
             container.start_encoding()
         return True
-    except (av.FFmpegError, ValueError, AttributeError) as error:
+    except (av.FFmpegError, ValueError, AttributeError):
         language = f" ({stream.metadata['language']})" if "language" in stream.metadata else ""
         source.notes.append(
             f"{stream.type} stream {stream.index}, {name}{language}, is left out: {new.format.name} does not take it"
@@ -147,5 +153,5 @@ def decode_times(shown: Sequence[int]) -> list[int]:
     order = sorted(shown)
     rank = {time: place for place, time in enumerate(order)}
     delay = max((place - rank[time] for place, time in enumerate(shown)), default=0)
-    step = min((b - a for a, b in zip(order, order[1:])), default=1)
+    step = min((b - a for a, b in pairwise(order)), default=1)
     return [*(order[0] - (delay - place) * step for place in range(delay)), *order][: len(order)]

@@ -151,7 +151,7 @@ def _assembled(answers: Iterable[Answer]) -> Iterator[tuple[Frame, NDArray[Any]]
     """Whole restored pictures: the last one, with the changed blocks put in."""
     picture: NDArray[Any] | None = None
     for frame, blocks, restored in answers:
-        height, width = frame.picture.shape[:2]
+        height = len(frame.picture)
         if picture is None or (blocks and restored[0].shape == picture.shape):
             picture = restored[0]
         elif blocks:

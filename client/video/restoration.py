@@ -108,7 +108,8 @@ def restore_video(
         VideoError: a file cannot be read or written, or the disk is full. Finished segments stay.
         DamagedVideo: no video, or no frame of it can be decoded.
         UnsupportedVideo: interlaced, of changing size, or nothing can be written into a target of this kind.
-        InvalidRequest: a rule that no tiling can follow, workers or segment_frames below 1.
+        InvalidRequest: a rule that no tiling can follow, a quality that the encoder does not have, workers or
+            segment_frames below 1.
         RestorationError: see `RestorationClient.restore`.
     """
     if workers < 1 or segment_frames < 1:
@@ -166,9 +167,7 @@ def _served(client: Restorer, stride: int | None, keep: int | None) -> tuple[Rul
     return rule, ""
 
 
-def _journal(
-    source: Path, plan: Plan, task: int | str, rule: Rule, model: str, segment_frames: int
-) -> dict[str, Any]:
+def _journal(source: Path, plan: Plan, task: int | str, rule: Rule, model: str, segment_frames: int) -> dict[str, Any]:
     """All that decides about the frames of the segments."""
     return {
         "format": _FORMAT,
@@ -182,9 +181,7 @@ def _journal(
     }
 
 
-def _encode(
-    frames: Iterator[Finished], plan: Plan, work: WorkFolder, segment_frames: int, done: int
-) -> Iterator[int]:
+def _encode(frames: Iterator[Finished], plan: Plan, work: WorkFolder, segment_frames: int, done: int) -> Iterator[int]:
     """Encode frames into segments that follow the finished ones; yields the number of frames done after each."""
     for number in itertools.count(len(work.finished())):
         group = itertools.islice(frames, segment_frames)

@@ -132,7 +132,7 @@ class WorkFolder:
 
     def finished(self) -> list[Path]:
         """Finished segments, in order, without a gap."""
-        paths = []
+        paths: list[Path] = []
         while (path := self._segment(len(paths))).exists():
             paths.append(path)
         return paths

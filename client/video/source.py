@@ -1,4 +1,4 @@
-"""Sources: the frames of a video file in order, upright, with their times, and what must be known to write them again."""
+"""Sources: a video file's frames in order, upright, with their times, and what must be known to write them again."""
 
 from __future__ import annotations
 
@@ -87,6 +87,14 @@ class Source:
         UnsupportedVideo: it is interlaced, or its pixel format cannot be read.
     """
 
+    codec: str
+    profile: str | None
+    tags: Tags
+    conversion: Conversion
+    orientation: Orientation
+    sample_aspect_ratio: Fraction
+    _first: av.VideoFrame | None
+
     def __init__(self, path: Path) -> None:
         self.path, self.notes = path, list[str]()
         self._damaged = 0
@@ -118,7 +126,8 @@ class Source:
             raise ValueError("the frames were read already")
         frame: av.VideoFrame | None = self._first
         self._first = None
-        number, last = 0, None
+        number, first, gap = 0, 0, 0
+        last: tuple[int, int] | None = None
         while frame is not None:
             self._check_same(frame, number)
             duration = int(frame.duration or 0)
@@ -126,14 +135,23 @@ class Source:
             if last is not None and (pts is None or pts <= last[0]):
                 pts = last[0] + max(1, last[1])
                 self._note_once("some frames had no time of their own, or one before their predecessor's; they got one")
-            last = (0 if pts is None else pts, duration)
+            pts = 0 if pts is None else pts
+            if last is None:
+                first = pts
+            else:
+                gap = max(gap, pts - last[0])
+            last = (pts, duration)
             yield RawFrame(*last, frame)
             number += 1
             frame = next(self._decoded, None)
         if self._damaged:
             self.notes.append(f"{self._damaged} damaged places were left out; {number} frames could be read")
-        elif self.frame_count is not None and number < self.frame_count:
-            self.notes.append(f"the file names {self.frame_count} frames; {number} could be read")
+        elif self._seconds is not None and last is not None:
+            read = (last[0] + last[1] - first) * self.time_base
+            if read + 2 * max(gap * self.time_base, 1 / self.rate) < self._seconds:
+                self.notes.append(
+                    f"the file ends early: of {float(self._seconds):.2f} s of video {float(read):.2f} s could be read"
+                )
 
     def picture(self, raw: RawFrame) -> Frame:
         """A frame's picture. Threads may call this for several frames at once."""
@@ -145,15 +163,17 @@ class Source:
             raise DamagedVideo(f"{self.path} holds no video; give a file with a video stream")
         stream = videos[0]
         self.index: int = stream.index
-        self.time_base, self.rate = Fraction(stream.time_base), Fraction(stream.average_rate or 25)
-        self.frame_count: int | None = stream.frames or None
+        self.time_base, self.rate = Fraction(stream.time_base or 1), Fraction(stream.average_rate or 25)
+        is_avi = self._container.format.name == "avi"  # which counts the gaps between frames as well
+        self.frame_count: int | None = None if is_avi else stream.frames or None
+        self._seconds = self._length(stream)
         self._decoded = self._decode(stream)
         self._first = next(self._decoded, None)
         if self._first is None:
             raise DamagedVideo(f"{self.path} holds no frame that can be decoded; get a complete copy of it")
         context = stream.codec_context
-        self.codec: str = av.Codec(context.codec.name, "r").canonical_name
-        self.profile: str | None = context.profile
+        self.codec = av.Codec(context.codec.name, "r").canonical_name
+        self.profile = context.profile
         self.tags = Tags(
             int(context.color_primaries), int(context.color_trc), int(context.colorspace), int(context.color_range)
         )
@@ -170,6 +190,15 @@ class Source:
         ratio = Fraction(stream.sample_aspect_ratio or 1)
         self.sample_aspect_ratio = 1 / ratio if ratio and self.orientation.transposed else ratio
 
+    def _length(self, stream: Any) -> Fraction | None:
+        """Seconds that the file gives the video stream; None if they may be another stream's."""
+        try:  # Matroska's, as in 00:01:02.345000000
+            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+            return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+        except (KeyError, ValueError):
+            is_its_own = "matroska" not in self._container.format.name or len(self._container.streams) == 1
+            return stream.duration * self.time_base if stream.duration and is_its_own else None
+
     def _conversion(self, layout: Layout) -> Conversion:
         assert self._first is not None
         name, tags = self._first.format.name, self.tags
@@ -180,7 +209,7 @@ class Source:
 
     def _orientation(self) -> Orientation:
         assert self._first is not None
-        data = self._first.side_data.get("DISPLAYMATRIX")
+        data: Any = self._first.side_data.get("DISPLAYMATRIX")
         if data is None:
             return Orientation()
         a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])

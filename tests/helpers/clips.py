@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -53,7 +54,7 @@ class Clip:
     tags: tuple[int, int, int, int] = (1, 1, 1, 1)  # primaries, transfer, matrix, range
     ratio: Fraction = Fraction(1)
     audio: str | None = None
-    subtitles: Sequence[tuple[int, int, bytes]] = ()  # milliseconds from, to; text
+    subtitles: Sequence[tuple[int, int, bytes]] = ()  # milliseconds from, to, below 1,000; text. Matroska alone
     chapters: bool = False
 
 
@@ -61,7 +62,7 @@ def write_clip(path: Path, pictures: Iterable[Any], clip: Clip = Clip()) -> Path
     """Write a clip of RGB pictures, or of ready frames."""
     frames = [_frame(picture, clip) for picture in pictures]
     times = clip.times or [i * TICKS // 25 for i in range(len(frames))]
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w") as container, ExitStack() as stack:
         video = container.add_stream(clip.codec, 25)
         context = video.codec_context
         video.time_base = context.time_base = Fraction(1, TICKS)
@@ -71,7 +72,8 @@ def write_clip(path: Path, pictures: Iterable[Any], clip: Clip = Clip()) -> Path
         context.sample_aspect_ratio = clip.ratio
         context.thread_count = 1
         audio = container.add_stream(clip.audio, 48_000) if clip.audio else None
-        subtitles = container.add_stream("subrip" if path.suffix == ".mkv" else "mov_text") if clip.subtitles else None
+        texts = stack.enter_context(_subrip(path, clip)) if clip.subtitles else None
+        subtitles = container.add_stream_from_template(texts.streams[0]) if texts else None
         container.metadata["title"] = "A small clip"
         if audio is not None:
             audio.metadata["language"] = "deu"
@@ -88,13 +90,26 @@ def write_clip(path: Path, pictures: Iterable[Any], clip: Clip = Clip()) -> Path
         container.mux(video.encode())
         if audio is not None:
             _write_sine(container, audio, seconds=(times[-1] + TICKS // 25) / TICKS)
-        for begin, end, text in clip.subtitles:
-            packet = av.Packet(text)
-            packet.stream, packet.time_base = subtitles, Fraction(1, 1000)
-            packet.pts = packet.dts = begin
-            packet.duration = end - begin
-            container.mux_one(packet)
+        for packet in texts.demux() if texts else ():
+            if packet.dts is not None:
+                packet.stream = subtitles
+                container.mux_one(packet)
     return path
+
+
+@contextmanager
+def _subrip(path: Path, clip: Clip) -> Iterator[Any]:
+    """The clip's subtitles as an open file of their own."""
+    file = path.with_suffix(".srt")
+    file.write_bytes(
+        b"".join(
+            b"%d\n00:00:00,%03d --> 00:00:00,%03d\n%s\n\n" % (number, begin, end, text)
+            for number, (begin, end, text) in enumerate(clip.subtitles, 1)
+        )
+    )
+    with av.open(str(file)) as container:
+        yield container
+    file.unlink()
 
 
 def rotate(path: Path, matrix: tuple[int, int, int, int]) -> Path:
