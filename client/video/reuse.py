@@ -1,9 +1,9 @@
 """Reuse: which rectangles of a frame must be restored anew, where the frame before it is restored already.
 
 A tile's output depends on the tile's input alone. So only pixels that a changed tile has a say in can change; the
-rectangles below hold these, and around them the tiles that are blended with the changed ones. Each begins and ends where
-tiles do, so that the server cuts it as it cuts the whole frame (see `client.splitting`), and the pixels it owns come out
-bit for bit as those of the whole frame.
+rectangles below hold these, and around them the tiles that are blended with the changed ones. Each begins and ends
+where tiles do, so that the server cuts it as it cuts the whole frame (see `client.splitting`), and the pixels it owns
+come out bit for bit as those of the whole frame.
 """
 
 from __future__ import annotations

@@ -251,9 +251,7 @@ def test_transparency_is_left_out_and_named(tmp_path: Path) -> None:
 
 def test_a_stream_that_changes_its_size_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "a.ts"
-    parts = [
-        write_clip(tmp_path / f"{height}.ts", moving(3, height), Clip()).read_bytes() for height in (64, 96)
-    ]
+    parts = [write_clip(tmp_path / f"{height}.ts", moving(3, height), Clip()).read_bytes() for height in (64, 96)]
     source.write_bytes(b"".join(parts))
     with pytest.raises(UnsupportedVideo, match="changes from 96x64"):
         restore_video(Nearest(), source, tmp_path / "b.mkv", "t")
