@@ -9,11 +9,14 @@ held the lock for the minutes asked for. The weights are exported once, into the
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,7 +36,19 @@ WEIGHTS = PACKAGE / "weights" / "ipt-tiny"
 
 START_S, STOP_S = 300.0, 30.0
 _LOOK_S = 0.2
+_PR_SET_PDEATHSIG = 1
+_STARTS = 2  # on a machine that is very busy Triton 2.51 may die while it loads its models
 _ADDRESS = re.compile(r"^ready: .*?grpc (\S+?),")
+
+
+def answers(url: str) -> bool:
+    """Whether something takes connections at HOST:PORT."""
+    host, _, port = url.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -85,8 +100,7 @@ def _join(path: Path, keep_minutes: float) -> tuple[IO[str], str] | None:
     with suppress(ValueError, KeyError, OSError):
         fcntl.flock(file, fcntl.LOCK_SH)
         state = json.load(file)
-        os.kill(state["keeper"], 0)
-        if path.samefile(f"/dev/fd/{file.fileno()}"):  # else its keeper was about to end it
+        if answers(state["url"]) and path.samefile(f"/dev/fd/{file.fileno()}"):  # else its keeper was about to end it
             _write(file, {**state, "minutes": max(keep_minutes, state["minutes"])})
             return file, str(state["url"])
     file.close()
@@ -131,21 +145,37 @@ def _start(repository: Path, path: Path, keep_minutes: float, say: Callable[[str
 
 def keep(repository: str, path: Path, minutes: float) -> int:
     """Serve until nobody uses the server any more; returns the exit status of the process."""
+    for _ in range(_STARTS):
+        server = _serve(repository)
+        try:
+            assert server.stdout is not None
+            address = _ADDRESS.match(server.stdout.readline())
+            if address is None:
+                continue
+            with path.open("r+") as file:
+                _write(file, {"url": address[1], "minutes": minutes})
+                _await_idle(file, server)
+                path.unlink(missing_ok=True)
+            return 0
+        finally:
+            server.terminate()
+            server.wait(STOP_S)
+    return 1
+
+
+def _serve(repository: str) -> subprocess.Popen[str]:
     ports = [word for port in ("grpc", "metrics", "health") for word in (f"--{port}-port", "0")]
-    server = subprocess.Popen(_command("serve", "--repository", repository, *ports), stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        address = _ADDRESS.match(server.stdout.readline())
-        if address is None:
-            return 1
-        with path.open("r+") as file:
-            _write(file, {"url": address[1], "keeper": os.getpid(), "minutes": minutes})
-            _await_idle(file, server)
-            path.unlink(missing_ok=True)
-    finally:
-        server.terminate()
-        server.wait(STOP_S)
-    return 0
+    return subprocess.Popen(
+        _command("serve", "--repository", repository, *ports),
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_end_with_parent,
+    )
+
+
+def _end_with_parent() -> None:
+    """Let Linux tell this process to end when the one that started it is gone, however that ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _await_idle(file: IO[str], server: subprocess.Popen[str]) -> None:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 import warnings
@@ -30,7 +29,7 @@ from ipt_triton.client.arguments import DEFAULT_URL, check_arguments, make_argum
 from ipt_triton.client.batch import Plan, read_list
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import PlanError, RestorationError
-from ipt_triton.client.local import WEIGHTS, own_server
+from ipt_triton.client.local import WEIGHTS, answers, own_server
 from ipt_triton.client.protocol import ServerInfo
 from ipt_triton.client.single import Restorer
 from ipt_triton.client.work import (
@@ -87,20 +86,11 @@ class _Complaints(logging.Handler):
 @contextlib.contextmanager
 def _address(args: argparse.Namespace) -> Iterator[str]:
     """Where the server is: as asked for, else the usual place, else one of our own."""
-    if args.url or (not args.weights and _answers(DEFAULT_URL)):
+    if args.url or (not args.weights and answers(DEFAULT_URL)):
         yield args.url or DEFAULT_URL
         return
     with own_server(args.weights or WEIGHTS, args.keep_server, complain) as url:
         yield url
-
-
-def _answers(url: str) -> bool:
-    host, _, port = url.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), 1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _run(args: argparse.Namespace, url: str) -> int:

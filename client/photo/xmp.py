@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from xml.dom import minidom
 
 from ipt_triton.reading import excerpt
@@ -66,8 +65,8 @@ def with_provenance(packet: bytes | None, tool: str, action: str) -> bytes:
     _add(document, about, XMP, "xmp:CreatorTool", xmlns_xmp=XMP).appendChild(document.createTextNode(tool))
     event = _add(document, _history(document, about), RDF, "rdf:li", xmlns_rdf=RDF, xmlns_stEvt=EVENT)
     event.setAttributeNS(RDF, "rdf:parseType", "Resource")
-    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    values = {"action": "processed", "when": when, "softwareAgent": tool, "parameters": action}
+    # No time: the same photo restored again shall be the same bytes.
+    values = {"action": "processed", "softwareAgent": tool, "parameters": action}
     for key, value in values.items():
         if value:
             _add(document, event, EVENT, f"stEvt:{key}").appendChild(document.createTextNode(value))

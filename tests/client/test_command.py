@@ -150,15 +150,26 @@ def test_a_server_of_our_own_is_started_shared_kept_and_ended(tmp_path: Path) ->
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    def keepers() -> list[psutil.Process]:
-        found = [p for p in psutil.process_iter(["cmdline"]) if "ipt_triton.client.local" in (p.info["cmdline"] or [])]
-        return [p for p in found if any(str(tmp_path) in word for word in p.cmdline())]
+    def processes(what: str) -> list[psutil.Process]:
+        found = [p for p in psutil.process_iter(["cmdline"]) if what in " ".join(p.info["cmdline"] or [])]
+        return [p for p in found if str(tmp_path) in " ".join(p.info["cmdline"])]
+
+    def await_end(what: str) -> None:
+        deadline = time.monotonic() + 60
+        while processes(what) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not processes(what)
 
     first = restored("one.png", "--keep-server", "0.1")
     assert "exporting ipt-tiny into" in first and "starting a server of our own" in first
-    assert len(keepers()) == 1 and restored("two.png") == ""
+    assert len(processes("client.local")) == 1 and restored("two.png") == ""
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    deadline = time.monotonic() + 60
-    while keepers() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not keepers() and not list((tmp_path / "cache" / "ipt-triton").glob("*.server"))
+    await_end("client.local")
+    assert not processes("--repository") and not list((tmp_path / "cache" / "ipt-triton").glob("*.server"))
+
+    restored("three.png", "--keep-server", "5")
+    (keeper,) = processes("client.local")
+    keeper.kill()
+    await_end("--repository")
+    assert "starting a server of our own" in restored("four.png")
+    await_end("client.local")

@@ -154,6 +154,16 @@ def test_sixteen_bits_are_rounded_to_the_nearest_eight(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_photo(tmp_path / "a.png").pixels[..., 0], np.rint(every / 257))
 
 
+def test_provenance_holds_no_time_so_that_results_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    written = []
+    for name in ("a.png", "b.png"):
+        write_photo(full_photo(), tmp_path / name, action="sr_x2")
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]
+    xmp = read_photo(tmp_path / "a.png").xmp
+    assert xmp is not None and b"softwareAgent" in xmp and b"when" not in xmp
+
+
 def test_quality_and_time_are_as_asked(tmp_path: Path) -> None:
     write_photo(Photo(RGB), tmp_path / "low.jpg", quality=10, mtime=1_000_000_000)
     write_photo(Photo(RGB), tmp_path / "high.jpg")
