@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from PIL import ImageColor
 
 from ipt_triton.cli import make_parser
 from ipt_triton.client.photo import FORMATS
+from ipt_triton.version import installed_version
 
 DEFAULT_URL = "localhost:8001"
 
@@ -48,19 +48,12 @@ def make_arguments() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, metavar="PLACE", help="folder for the results, a file for one photo, - for stdout"
     )
     parser.add_argument("--list-tasks", action="store_true", help="print the server's tasks and stop")
-    parser.add_argument("--version", action="version", version=f"ipt-restore {_version()}")
+    parser.add_argument("--version", action="version", version=f"ipt-restore {installed_version()}")
     _add_server(parser.add_argument_group("server"))
     _add_choice(parser.add_argument_group("which photos"))
     _add_tiling(parser.add_argument_group("tiling (the server's own rule if not given)"))
     _add_results(parser.add_argument_group("results"))
     return parser
-
-
-def _version() -> str:
-    try:
-        return version("ipt-triton")
-    except PackageNotFoundError:
-        return "of a checkout"
 
 
 def _add_server(group: argparse._ArgumentGroup) -> None:

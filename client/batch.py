@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -182,17 +183,21 @@ class Plan:
 
     def _is_input(self, target: Path) -> bool:
         """Whether a file that is there is one of the inputs, or lies in one and is no result."""
-        real, results = Path(os.path.realpath(target)), Path(os.path.realpath(self.output))
-        for name in self.inputs:
-            given = Path(os.path.realpath(name))
-            if real == given or (given in real.parents and not (given in results.parents and results in real.parents)):
-                return True
-        return False
+        real, (given, results) = Path(os.path.realpath(target)), self._real_places
+        around = given.intersection(real.parents)
+        if results in real.parents:
+            around -= set(results.parents)
+        return real in given or bool(around)
+
+    @cached_property
+    def _real_places(self) -> tuple[frozenset[Path], Path]:
+        """The inputs and the output, without links on the way."""
+        return frozenset(Path(os.path.realpath(name)) for name in self.inputs), Path(os.path.realpath(self.output))
 
     def _folder(self, folder: Path, below: Path) -> Iterator[_Found]:
         """A folder's images at any depth that do not lie below `output`."""
         found = False
-        results = Path(os.path.realpath(self.output))
+        _, results = self._real_places
         closed: list[OSError] = []
         for place, folders, names in os.walk(folder, onerror=closed.append):
             here = Path(place)
@@ -204,28 +209,29 @@ class Plan:
             if Path(os.path.realpath(here)) == results:
                 continue
             target = below / here.relative_to(folder)
-            for name, apart in self._images(here, names):
+            for name, result, problem in self._images(here, names):
                 found = True
                 relative = os.fspath((here / name).relative_to(folder))
-                yield _Found(here / name, target / self._name(name, apart), relative, _unread(name))
+                yield _Found(here / name, target / result, relative, problem)
         for error in closed:
             found = True
             yield _closed(error, below)
         if not found:
             raise PlanError(f"{folder} holds no image; allowed are files ending in {', '.join(sorted(self.kinds))}")
 
-    def _images(self, folder: Path, names: list[str]) -> Iterator[tuple[str, bool]]:
-        """Names of images, and whether another image's result would have the same name."""
+    def _images(self, folder: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
+        """Names of images, names of their results, each another one, and what is wrong with an image."""
         for _, group in groupby(names, key=lambda name: name.partition(".")[0]):
-            images = []
+            images: list[tuple[str, str, str]] = []
             for name in group:
-                if Path(name).suffix.lower() in self.kinds or _unread(name):
-                    images.append(name)
+                problem = _unread(name)
+                if problem or Path(name).suffix.lower() in self.kinds:
+                    images.append((name, self._name(name), problem))
                 else:
                     self.passed_over.add(folder / name)
-            results = Counter(self._name(name) for name in images)
-            for name in images:
-                yield name, results[self._name(name)] > 1
+            results = Counter(result for _, result, _ in images)
+            for name, result, problem in images:
+                yield name, self._name(name, apart=True) if results[result] > 1 else result, problem
 
 
 class _Taken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ipt_triton.client.errors import ImageError
 from ipt_triton.client.photo import READ_SUFFIXES, Photo, read_photo
+from ipt_triton.client.photo.samples import eight_bits
 from ipt_triton.metrics import psnr_of_error, psnr_y, ssim_y
 
 _GAP = 8  # white pixels between the two
@@ -20,14 +22,10 @@ _GAP = 8  # white pixels between the two
 def side_by_side(before: Photo, after: Photo) -> Photo:
     """A strip: the input, enlarged by bicubic interpolation to the result's height, a white line, the result."""
     width, height = after.size
-    enlarged = resized(before.pixels, width, height)
+    enlarged = cv2.resize(before.pixels, (width, height), interpolation=cv2.INTER_CUBIC)
     white = np.full((height, _GAP, 3), np.iinfo(after.pixels.dtype).max, after.pixels.dtype)
-    strip = np.concatenate([enlarged.astype(after.pixels.dtype), white, after.pixels], axis=1)
+    strip = np.concatenate([enlarged, white, after.pixels], axis=1)
     return replace(after, pixels=strip, alpha=None, is_gray=False)
-
-
-def resized(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]:
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC))
 
 
 def reference_of(source: Path, folder: Path) -> Path:
@@ -36,7 +34,9 @@ def reference_of(source: Path, folder: Path) -> Path:
     Raises:
         ImageError: there is none, or more than one.
     """
-    found = [path for path in sorted(folder.glob(f"{source.stem}.*")) if path.suffix.lower() in READ_SUFFIXES]
+    found = [
+        path for path in sorted(folder.glob(f"{glob.escape(source.stem)}.*")) if path.suffix.lower() in READ_SUFFIXES
+    ]
     if len(found) != 1:
         raise ImageError(f"{folder} holds {len(found)} images called {source.stem}; a reference must be one")
     return found[0]
@@ -60,4 +60,4 @@ def figures(restored: Photo, reference: Path, border: int) -> dict[str, float]:
 
 
 def _bytes(pixels: NDArray[Any]) -> NDArray[Any]:
-    return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257).astype(np.uint8)
+    return pixels if pixels.dtype == np.uint8 else eight_bits(pixels)

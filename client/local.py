@@ -10,7 +10,6 @@ held the lock for the minutes asked for. The weights are exported once, into the
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,11 @@ import ipt_triton
 from ipt_triton.client.errors import ServerUnavailable
 from ipt_triton.cpu import cpu_flags, has_bf16
 from ipt_triton.reading import printable
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where no Triton runs either
+    fcntl = None  # type: ignore[assignment]
 
 PACKAGE = Path(ipt_triton.__file__).parent
 WEIGHTS = PACKAGE / "weights" / "ipt-tiny"
@@ -63,6 +67,8 @@ def own_server(weights: Path, keep_minutes: float, say: Callable[[str], None]) -
     Raises:
         ServerUnavailable: it cannot be exported or started; the message says why.
     """
+    if fcntl is None:
+        raise ServerUnavailable("a server of our own needs Linux; name one that runs with --url")
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ipt-triton"
         cache.mkdir(parents=True, exist_ok=True)
@@ -84,8 +90,9 @@ def own_server(weights: Path, keep_minutes: float, say: Callable[[str], None]) -
 def _digest(weights: Path, precision: str) -> str:
     """Of the weights, the precision and the code that exports and serves them."""
     digest = hashlib.sha256(precision.encode())
-    code = (path for folder in (PACKAGE, PACKAGE / "export") for path in sorted(folder.rglob("*.py")))
-    for path in (*sorted(weights.iterdir()), *code):
+    # In a checkout export and train are links, into which rglob does not look by itself.
+    code = {path for folder in (PACKAGE, PACKAGE / "export", PACKAGE / "train") for path in folder.rglob("*.py")}
+    for path in (*sorted(weights.iterdir()), *sorted(code)):
         if path.is_file():
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]

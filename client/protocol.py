@@ -130,8 +130,7 @@ class Restoration:
 
     def inputs(self, block: Block) -> list[triton.InferInput]:
         """The request's input tensors for a block."""
-        (top, bottom, *_), (left, right, *_) = block
-        pixels = self._image[top:bottom, left:right]
+        pixels = block.cut(self._image)
         if self._is_gray:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         tensors = {self._input: np.ascontiguousarray(pixels), "TASK_ID": np.array([self._task.id], np.int32)}
@@ -155,23 +154,19 @@ class Restoration:
         Raises:
             ServerError: the answer has another shape or type than the task promises.
         """
-        (top, bottom, first_row, last_row), (left, right, first_column, last_column) = block
         scale = self._task.scale
+        rows, columns = block
         pixels = answer.as_numpy(self._output)
-        expected = ((bottom - top) * scale, (right - left) * scale, 3)
+        expected = ((rows.stop - rows.start) * scale, (columns.stop - columns.start) * scale, 3)
         if pixels is None or pixels.shape != expected or pixels.dtype != self._image.dtype:
             got = "nothing" if pixels is None else f"{pixels.dtype} {list(pixels.shape)}"
             raise ServerError(
                 f"the server answered {got} where {self._image.dtype} {list(expected)} was due; look at its log"
             )
-        owned = pixels[
-            (first_row - top) * scale : (last_row - top) * scale,
-            (first_column - left) * scale : (last_column - left) * scale,
-        ]
         if self._is_gray:
             # Three estimates of one value: their mean is the least noisy.
-            owned = (owned.sum(axis=2, dtype=np.uint32) + 1) // 3
-        self._restored[first_row * scale : last_row * scale, first_column * scale : last_column * scale] = owned
+            pixels = (pixels.sum(axis=2, dtype=np.uint32) + 1) // 3
+        block.put(pixels, self._restored, scale)
 
     def result(self) -> NDArray[Any]:
         """The restored image, [height * scale, width * scale] or [..., 3], once every block is put."""

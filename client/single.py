@@ -38,12 +38,10 @@ class Restorer:
         started = time.perf_counter()
         try:
             details = self._restore(job)
-        except ServerUnavailable:
+        except (ServerUnavailable, BrokenPipeError):
             raise
         except ImageError as error:  # names the file
             return Outcome.of(job, "failed", error=str(error))
-        except BrokenPipeError:
-            raise
         except (RestorationError, OSError) as error:
             return Outcome.of(job, "failed", error=f"{job.source}: {error}")
         except MemoryError:
@@ -52,7 +50,7 @@ class Restorer:
 
     def _restore(self, job: Job) -> dict[str, Any]:
         args, task = self._args, self._task
-        photo = read_photo(sys.stdin.buffer.read() if job.source == STREAM else job.source)
+        photo = read_photo(sys.stdin.buffer if job.source == STREAM else job.source)
         form = args.format if job.target == STREAM else None  # else the target's suffix tells
         check_format(photo, job.target, form, flatten=args.flatten, depth=args.depth)
         reference = reference_of(job.source, args.reference) if args.reference else None

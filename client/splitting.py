@@ -8,10 +8,13 @@ edges, where the server keeps tiles up to the edge or a neighbouring block's til
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from ipt_triton.client.errors import InvalidRequest
-from ipt_triton.tiling import plan_axis
+from ipt_triton.tiling import Span, plan_axis
 
 
 class Piece(NamedTuple):
@@ -29,6 +32,28 @@ class Block(NamedTuple):
     rows: Piece
     columns: Piece
 
+    def cut(self, image: NDArray[Any]) -> NDArray[Any]:
+        """The part of an image [height, width, ...] that is sent."""
+        return image[self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
+
+    def put(self, answer: NDArray[Any], result: NDArray[Any], scale: int) -> None:
+        """Put what the block owns of its restored part into the whole result, whose sides are `scale` times as long."""
+        (top, _, first_row, last_row), (left, _, first_column, last_column) = self
+        result[first_row * scale : last_row * scale, first_column * scale : last_column * scale] = answer[
+            (first_row - top) * scale : (last_row - top) * scale,
+            (first_column - left) * scale : (last_column - left) * scale,
+        ]
+
+
+def owned_from(spans: Sequence[Span], first: int) -> int:
+    """Where the pixels begin that come out right if `first` is the first tile: the one before has no say in them."""
+    return 0 if first == 0 else max(spans[first].low, spans[first - 1].high)
+
+
+def owned_to(spans: Sequence[Span], last: int) -> int:
+    """Where the pixels end that come out right if `last` is the last tile; beyond an image below one patch."""
+    return spans[last].high if last == len(spans) - 1 else min(spans[last].high, spans[last + 1].low)
+
 
 def split_axis(size: int, longest: int, patch: int, stride: int, keep: int) -> list[Piece]:
     """Pieces of at most `longest` pixels whose owned parts follow each other and cover the axis.
@@ -40,29 +65,22 @@ def split_axis(size: int, longest: int, patch: int, stride: int, keep: int) -> l
         return [Piece(0, size, 0, size)]
     spans = plan_axis(size, patch, stride, keep)
     last = len(spans) - 1
-
-    def low(first: int) -> int:
-        return 0 if first == 0 else max(spans[first].low, spans[first - 1].high)
-
-    def high(final: int) -> int:
-        return size if final == last else min(spans[final].high, spans[final + 1].low)
-
     pieces: list[Piece] = []
     first = done = 0
     while done < size:
-        while first < last and low(first + 1) <= done:
+        while first < last and owned_from(spans, first + 1) <= done:
             first += 1
         final = first
         while final < last and spans[final + 1].start + patch - spans[first].start <= longest:
             final += 1
-        stop = min(spans[final].start + patch, size)
-        if high(final) <= done or stop - spans[first].start > longest:
+        stop, high = min(spans[final].start + patch, size), min(owned_to(spans, final), size)
+        if high <= done or stop - spans[first].start > longest:
             raise InvalidRequest(
                 f"the server's limits leave blocks of {longest} pixels a side, too small for stride {stride} and keep "
                 f"{keep}; use the default stride and keep, or raise the server's pixel limits"
             )
-        pieces.append(Piece(spans[first].start, stop, done, high(final)))
-        done = high(final)
+        pieces.append(Piece(spans[first].start, stop, done, high))
+        done = high
     return pieces
 
 

@@ -73,8 +73,7 @@ def portable_exif(name: str, image: Image.Image) -> bytes | None:
 
 def jpeg_iptc(records: bytes) -> bytes:
     """IPTC as a JPEG's segment APP13, or nothing where it is too long for one."""
-    padded = records + b"\0" * (len(records) % 2)
-    body = b"Photoshop 3.0\0" + b"8BIM" + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(records)) + padded
+    body = b"Photoshop 3.0\0" + _iptc_resource(records)
     if len(body) > 65_533:
         log.warning("IPTC of %d bytes is too long for a JPEG and dropped", len(records))
         return b""
@@ -87,11 +86,16 @@ def png_texts(texts: dict[str, str], comment: str, iptc: bytes | None) -> dict[s
     if comment:
         found.setdefault("Comment", comment)
     if iptc:
-        resource = b"8BIM" + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
+        resource = _iptc_resource(iptc)
         digits = resource.hex()
         lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
         found[_PNG_IPTC] = f"\niptc\n{len(resource):8d}\n{lines}\n"
     return found
+
+
+def _iptc_resource(records: bytes) -> bytes:
+    """IPTC as a resource of Photoshop, in which JPEG and PNG hold it."""
+    return b"8BIM" + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(records)) + records + b"\0" * (len(records) % 2)
 
 
 def _resolution(dpi: Any) -> tuple[float, float] | None:

@@ -39,3 +39,8 @@ def like(weights: NDArray[np.float64], pixels: Samples) -> NDArray[np.float64]:
 
 def as_rgb(gray: Samples) -> Samples:
     return np.repeat(gray[..., None], 3, axis=2)
+
+
+def eight_bits(samples: Samples) -> Samples:
+    """16-bit samples to the nearest of 8 bits: 257 steps make one."""
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -12,7 +12,6 @@ import os
 import struct
 import zlib
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -23,9 +22,10 @@ from ipt_triton.client.errors import ImageError, UnsupportedFormat
 from ipt_triton.client.photo.formats import DEFLATE_LEVEL, Format, check_format
 from ipt_triton.client.photo.metadata import IPTC_TIFF_TAG, PNG_XMP, jpeg_iptc, png_texts
 from ipt_triton.client.photo.picture import Photo
-from ipt_triton.client.photo.samples import Samples
+from ipt_triton.client.photo.samples import Samples, eight_bits
 from ipt_triton.client.photo.xmp import with_provenance
 from ipt_triton.files import atomic_file
+from ipt_triton.version import installed_version
 
 log = logging.getLogger(__name__)
 
@@ -103,13 +103,13 @@ def _prepared(
     if flatten is not None and photo.alpha is not None:
         photo = _flattened(photo, flatten)
     if depth == 8 and photo.bits == 16:
-        alpha = None if photo.alpha is None else _eight_bits(photo.alpha)
-        photo = replace(photo, pixels=_eight_bits(photo.pixels), alpha=alpha)
+        alpha = None if photo.alpha is None else eight_bits(photo.alpha)
+        photo = replace(photo, pixels=eight_bits(photo.pixels), alpha=alpha)
     if not metadata:
         return replace(photo, exif=None, xmp=None, iptc=None, dpi=None, comment="", texts={})
     if action is None:
         return photo
-    return replace(photo, xmp=with_provenance(photo.xmp, f"ipt-triton {version('ipt-triton')}", action))
+    return replace(photo, xmp=with_provenance(photo.xmp, f"ipt-triton {installed_version()}", action))
 
 
 def _flattened(photo: Photo, colour: tuple[int, int, int]) -> Photo:
@@ -119,11 +119,6 @@ def _flattened(photo: Photo, colour: tuple[int, int, int]) -> Photo:
     mixed = photo.pixels * weights + np.asarray(colour) * (top / 255) * (1 - weights)
     gray = photo.is_gray and len(set(colour)) == 1
     return replace(photo, pixels=np.rint(mixed).astype(photo.pixels.dtype), alpha=None, is_gray=gray)
-
-
-def _eight_bits(samples: Samples) -> Samples:
-    """16-bit samples to the nearest of 8 bits: 257 steps make one."""
-    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes:

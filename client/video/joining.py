@@ -15,7 +15,7 @@ import av
 from ipt_triton.client.video.encoding import Plan
 from ipt_triton.client.video.errors import UnsupportedVideo, VideoError
 from ipt_triton.client.video.segments import read_header, read_packets
-from ipt_triton.client.video.source import Source
+from ipt_triton.client.video.source import Source, readable
 
 _OF_THE_CONTAINER = frozenset(("major_brand", "minor_version", "compatible_brands", "encoder"))
 """Metadata that describes the source's container, not the video."""
@@ -122,14 +122,7 @@ def _others(old: Any, copies: dict[int, Any], source: Source) -> Iterator[Any]:
     if not copies:
         return
     packets = old.demux([stream for stream in old.streams if stream.index in copies])
-    while True:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except av.FFmpegError as error:
-            source.notes.append(f"the other streams end early: {error.strerror or error}")
-            return
+    for packet in readable(packets, lambda reason: source.notes.append(f"the other streams end early: {reason}")):
         if packet.dts is None and packet.pts is None:
             continue
         if packet.dts is None:

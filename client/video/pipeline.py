@@ -101,7 +101,7 @@ def restored_frames(
 
         def ask(change: tuple[Frame, list[Block]]) -> Answer:
             frame, blocks = change
-            return Answer(frame, blocks, [restore(_cut(frame.picture, block)) for block in blocks])
+            return Answer(frame, blocks, [restore(block.cut(frame.picture)) for block in blocks])
 
         def finish(result: tuple[Frame, NDArray[Any]]) -> Finished:
             frame, picture = result
@@ -142,11 +142,6 @@ def _changes(frames: Iterable[Frame], rule: Rule, sent: Sent) -> Iterator[tuple[
         yield frame, blocks
 
 
-def _cut(picture: NDArray[Any], block: Block) -> NDArray[Any]:
-    rows, columns = block
-    return picture[rows.start : rows.stop, columns.start : columns.stop]
-
-
 def _assembled(answers: Iterable[Answer]) -> Iterator[tuple[Frame, NDArray[Any]]]:
     """Whole restored pictures: the last one, with the changed blocks put in."""
     picture: NDArray[Any] | None = None
@@ -157,14 +152,6 @@ def _assembled(answers: Iterable[Answer]) -> Iterator[tuple[Frame, NDArray[Any]]
         elif blocks:
             picture = picture.copy()
             scale = len(picture) // height
-            for (rows, columns), pixels in zip(blocks, restored, strict=True):
-                inside = (
-                    slice((rows.low - rows.start) * scale, (rows.high - rows.start) * scale),
-                    slice((columns.low - columns.start) * scale, (columns.high - columns.start) * scale),
-                )
-                place = (
-                    slice(rows.low * scale, rows.high * scale),
-                    slice(columns.low * scale, columns.high * scale),
-                )
-                picture[place] = pixels[inside]
+            for block, pixels in zip(blocks, restored, strict=True):
+                block.put(pixels, picture, scale)
         yield frame, picture

@@ -129,7 +129,6 @@ def restore_video(
             sent = Sent()
             raw = itertools.islice(clip.frames(), resumed, None)
             frames = restored_frames(raw, clip.picture, restore, plan.conversion, rule, workers, sent)
-            done = resumed
             with closing(frames):
                 for done in itertools.chain([resumed], _encode(frames, plan, work, segment_frames, resumed)):
                     if progress is not None:

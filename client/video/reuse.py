@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ipt_triton.client.splitting import Block, Piece
+from ipt_triton.client.splitting import Block, Piece, owned_from, owned_to
 from ipt_triton.tiling import Span, plan_axis
 
 _MOST_PARTS = 32
@@ -109,24 +109,14 @@ class Changes:
     def _piece(self, spans: list[Span], first: int, last: int, size: int) -> Piece:
         begin, end = _surround(spans, first, last)
         stop = min(spans[end].start + self._patch, size)
-        return Piece(spans[begin].start, stop, _owned_from(spans, begin), min(_owned_to(spans, end), size))
+        return Piece(spans[begin].start, stop, owned_from(spans, begin), min(owned_to(spans, end), size))
 
 
 def _surround(spans: list[Span], first: int, last: int) -> tuple[int, int]:
     """The tiles along an axis that must be restored so that the kept parts of tiles first..last are owned."""
     begin, end = first, last
-    while _owned_from(spans, begin) > spans[first].low:
+    while owned_from(spans, begin) > spans[first].low:
         begin -= 1
-    while _owned_to(spans, end) < spans[last].high:
+    while owned_to(spans, end) < spans[last].high:
         end += 1
     return begin, end
-
-
-def _owned_from(spans: list[Span], first: int) -> int:
-    """Where pixels begin that come out right if `first` is the first tile: the one before has no say in them."""
-    return 0 if first == 0 else max(spans[first].low, spans[first - 1].high)
-
-
-def _owned_to(spans: list[Span], last: int) -> int:
-    """Where pixels end that come out right if `last` is the last tile."""
-    return spans[last].high if last == len(spans) - 1 else min(spans[last].high, spans[last + 1].low)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -240,26 +241,25 @@ class Source:
             self.notes.append(note)
 
     def _decode(self, stream: Any) -> Iterator[av.VideoFrame]:
-        packets = self._container.demux(stream)
-        while True:
+        for packet in chain(readable(self._container.demux(stream), self._break_off), [None]):
             try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.FFmpegError as error:
-                self._damaged += 1
-                self.notes.append(f"the file ends early: {error.strerror or error}")
-                packet = None
-            try:
-                frames = stream.codec_context.decode(packet)
+                yield from stream.codec_context.decode(packet)
             except av.EOFError:
                 return
             except av.FFmpegError:
                 self._damaged += 1
-                frames = []
-            yield from frames
-            if packet is None:
-                return
+
+    def _break_off(self, reason: str) -> None:
+        self._damaged += 1
+        self.notes.append(f"the file ends early: {reason}")
+
+
+def readable(packets: Iterator[Any], tell: Callable[[str], None]) -> Iterator[Any]:
+    """Packets up to the end, or to where no more can be read; the reason is told."""
+    try:
+        yield from packets
+    except av.FFmpegError as error:
+        tell(error.strerror or str(error))
 
 
 def _unreadable(path: Path, error: av.FFmpegError) -> VideoError:

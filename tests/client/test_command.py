@@ -16,7 +16,7 @@ import pytest
 from helpers.here import Here, run
 from PIL import Image
 
-from ipt_triton.client import restore
+from ipt_triton.client import local, restore
 from ipt_triton.client.noise import denoising_warning, estimate_sigma
 from ipt_triton.client.photo import Photo, read_photo, write_photo
 from ipt_triton.metrics import psnr_y, ssim_y
@@ -92,6 +92,10 @@ def test_a_result_is_compared_with_its_input_and_with_a_reference(
     assert figures["PSNR-Y"] == pytest.approx(psnr_y(noisy, clean), abs=1e-4)
     assert figures["SSIM-Y"] == pytest.approx(ssim_y(noisy, clean), abs=1e-6)
     assert f"PSNR-Y {figures['PSNR-Y']:.4g}" in capsys.readouterr().out
+    write_photo(Photo(noisy), tmp_path / "[a].png")
+    write_photo(Photo(clean), tmp_path / "clean" / "[a].tif")
+    assert run(tmp_path / "[a].png", *DERAIN, "-o", tmp_path / "out", "--reference", tmp_path / "clean") == 0
+    capsys.readouterr()
     write_photo(Photo(picture(3)), tmp_path / "b.png")
     assert run(tmp_path / "b.png", *DERAIN, "-o", tmp_path / "out", "--reference", tmp_path / "clean") == 1
     assert "holds 0 images called b; a reference must be one" in capsys.readouterr().err
@@ -133,6 +137,16 @@ def test_a_log_has_a_line_for_each_photo_and_says_what_was_passed_over(
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert sorted(line.get("status", "") for line in lines) == ["", "failed", "restored", "restored"]
     assert json.loads(report.read_text())["passed_over"] == {"number": 1, "first": [str(tmp_path / "in" / "notes.txt")]}
+
+
+def test_where_no_server_can_be_started_one_must_be_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("IPT_URL")
+    monkeypatch.setattr(restore, "answers", lambda url: False)
+    monkeypatch.setattr(local, "fcntl", None)
+    assert run("--list-tasks") == 2
+    assert "a server of our own needs Linux; name one that runs with --url" in capsys.readouterr().err
 
 
 @pytest.mark.server

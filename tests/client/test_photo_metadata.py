@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from ipt_triton import version
 from ipt_triton.client.errors import ImageTooLarge, NotAnImage, UnsupportedFormat, UnsupportedImage
 from ipt_triton.client.photo import (
     MAX_PIXELS,
@@ -162,6 +164,20 @@ def test_provenance_holds_no_time_so_that_results_are_the_same_bytes_each_time(t
     assert written[0] == written[1]
     xmp = read_photo(tmp_path / "a.png").xmp
     assert xmp is not None and b"softwareAgent" in xmp and b"when" not in xmp
+
+
+def test_sources_that_run_without_an_installation_write_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(version, "version", missing)
+    version.installed_version.cache_clear()
+    try:
+        write_photo(Photo(RGB), tmp_path / "a.png", action="sr_x2")
+    finally:
+        version.installed_version.cache_clear()
+    xmp = read_photo(tmp_path / "a.png").xmp
+    assert xmp is not None and b"ipt-triton of a checkout" in xmp
 
 
 def test_quality_and_time_are_as_asked(tmp_path: Path) -> None:
