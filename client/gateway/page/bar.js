@@ -1,0 +1,52 @@
+// The bar of the current photo: what is said of it, its progress, and what can be done with it.
+
+import { formatName, statusOf } from "./words.js";
+
+const element = (id) => document.getElementById(id);
+
+/** Put the formats to download in into their list. */
+export function showFormats(formats) {
+  element("format").replaceChildren(...formats.map((format) => new Option(formatName(format), format)));
+}
+
+/**
+ * Show the bar of a photo.
+ *
+ * @param {Photo | null} photo
+ * @param {{task: object | undefined, due: number}} state the chosen task, and how many photos it is still due for
+ */
+export function renderBar(photo, { task, due }) {
+  element("bar").hidden = !photo;
+  if (!photo) return;
+  const focused = document.activeElement;
+  element("name").textContent = photo.name;
+  element("status").textContent = photo.trouble ? "" : statusOf(photo);
+  element("trouble").textContent = photo.trouble ?? "";
+  const progress = element("progress");
+  progress.hidden = !photo.isBusy;
+  if (photo.progress === null) progress.removeAttribute("value");
+  else progress.value = photo.progress;
+
+  const isDue = isDueFor(photo, task);
+  element("remove").hidden = photo.isBusy;
+  element("cancel").hidden = !photo.isBusy;
+  element("restore").hidden = !isDue;
+  element("restore").textContent = photo.state === "failed" ? "Try again" : "Restore";
+  element("restore-all").hidden = due < 2 || (due === 2 && !isDue && photo.isBusy);
+  element("restore-all").textContent = `Restore all ${due}`;
+  element("save").hidden = !photo.result;
+  element("download").classList.toggle("primary", !isDue);
+  element("bar").dataset.state = photo.state;
+  keepFocus(focused, photo);
+}
+
+/** Whether the task can still be done for a photo. */
+export const isDueFor = (photo, task) =>
+  Boolean(task) && !photo.isBusy && !photo.isRefused && photo.result?.task.name !== task.name;
+
+/** Hiding a button that has the focus would send the keyboard back to the top of the page. */
+function keepFocus(focused, photo) {
+  if (!focused?.closest("#bar, #strip") || focused.checkVisibility()) return;
+  const next = photo.isBusy ? "cancel" : photo.result ? "divider" : "restore";
+  element(next).focus({ preventScroll: true });
+}
