@@ -21,16 +21,27 @@ export class Problem extends Error {
 
 const AWAY = "The server does not answer. Look whether it runs and whether you are online, then try again.";
 
-/** What `problem+json` says, or the next best sentence. */
-function problemOf(status, text, retryAfter) {
+/** A Problem of what a `problem+json` says; `otherwise` is the sentence where it says nothing. */
+export function problemOf({ detail, title, status, retry_after_s: wait }, otherwise) {
+  return new Problem(sentence(detail || title || otherwise), status, wait);
+}
+
+/** A message as a sentence: with a capital, unless it begins with a name, and a full stop. */
+function sentence(text) {
+  const begun = /^[a-z]+[ ,]/.test(text) ? text[0].toUpperCase() + text.slice(1) : text;
+  return /[.!?]$/.test(begun) ? begun : `${begun}.`;
+}
+
+/** The Problem of an answer. */
+function refusal(status, text, retryAfter) {
   let said = {};
   try {
     said = JSON.parse(text);
   } catch {
     // A proxy's page, or nothing.
   }
-  const sentence = said.detail || said.title || `The server refused (HTTP ${status}).`;
-  return new Problem(sentence, status, Number(said.retry_after_s ?? retryAfter) || 0);
+  const wait = Number(said.retry_after_s ?? retryAfter) || 0;
+  return problemOf({ ...said, status, retry_after_s: wait }, `The server refused, HTTP ${status}`);
 }
 
 // Below the address of the page, so that a proxy may put all of it under a path of its own.
@@ -52,9 +63,9 @@ let asking = null;
 export const onKeyAsked = (ask) => (askForKey = ask);
 
 /** Ask once, however many requests were refused meanwhile; false if the visitor gave none. */
-async function gotKey(refusal, used) {
+async function gotKey(refused, used) {
   if (key !== used) return true; // another request has brought one
-  asking ??= askForKey(refusal.message).finally(() => (asking = null));
+  asking ??= askForKey(refused.message).finally(() => (asking = null));
   const given = await asking;
   if (!given) return false;
   key = given;
@@ -88,7 +99,7 @@ function request(path, options = {}) {
       throw error.name === "AbortError" ? error : new Problem(AWAY);
     }
     if (response.ok) return response;
-    throw problemOf(response.status, await response.text().catch(() => ""), response.headers.get("Retry-After"));
+    throw refusal(response.status, await response.text().catch(() => ""), response.headers.get("Retry-After"));
   });
 }
 
@@ -140,7 +151,7 @@ export function submit(file, name, options, { signal, onSent }) {
     for (const [option, value] of Object.entries(options)) form.append(option, value);
     form.append("image", file, name);
     const sent = await upload("v1/jobs", form, { signal, onSent });
-    if (sent.status >= 300) throw problemOf(sent.status, sent.responseText, sent.getResponseHeader("Retry-After"));
+    if (sent.status >= 300) throw refusal(sent.status, sent.responseText, sent.getResponseHeader("Retry-After"));
     return JSON.parse(sent.responseText);
   });
 }

@@ -10,14 +10,14 @@ export function showFormats(formats) {
 }
 
 /**
- * Show the bar of a photo.
+ * Show the bar of a photo. Answers whether the button that had the focus is gone.
  *
  * @param {Photo | null} photo
  * @param {{task: object | undefined, due: number}} state the chosen task, and how many photos it is still due for
  */
 export function renderBar(photo, { task, due }) {
   element("bar").hidden = !photo;
-  if (!photo) return;
+  if (!photo) return false;
   const focused = document.activeElement;
   element("name").textContent = photo.name;
   element("status").textContent = photo.trouble ? "" : statusOf(photo);
@@ -37,16 +37,9 @@ export function renderBar(photo, { task, due }) {
   element("save").hidden = !photo.result;
   element("download").classList.toggle("primary", !isDue);
   element("bar").dataset.state = photo.state;
-  keepFocus(focused, photo);
+  return Boolean(focused?.closest("#bar")) && !focused.checkVisibility();
 }
 
 /** Whether the task can still be done for a photo. */
 export const isDueFor = (photo, task) =>
   Boolean(task) && !photo.isBusy && !photo.isRefused && photo.result?.task.name !== task.name;
-
-/** Hiding a button that has the focus would send the keyboard back to the top of the page. */
-function keepFocus(focused, photo) {
-  if (!focused?.closest("#bar, #strip") || focused.checkVisibility()) return;
-  const next = photo.isBusy ? "cancel" : photo.result ? "divider" : "restore";
-  element(next).focus({ preventScroll: true });
-}

@@ -21,6 +21,7 @@ let server = { tasks: [], formats: [], max_upload_bytes: Infinity };
 let photos = [];
 let current = null;
 let onStage = null; // what the stage shows, so that it is not shown anew
+let staged = Promise.resolve(); // the stage has loaded it
 let isAsked = false; // for a rendering in the next frame
 
 const task = () => chosenTask(form, server.tasks);
@@ -100,7 +101,8 @@ async function download(wanted) {
   button.disabled = true;
   for (const photo of wanted) {
     try {
-      const { name, blob } = await getFile(`v1/jobs/${photo.job.id}/result?format=${encodeURIComponent(format)}`);
+      const query = format === "same" ? "" : `?format=${encodeURIComponent(format)}`;
+      const { name, blob } = await getFile(`v1/jobs/${photo.job.id}/result${query}`);
       save(blob, name ?? photo.name);
       photo.trouble = null;
       announce(`${name ?? photo.name} is downloaded.`);
@@ -134,25 +136,34 @@ function render() {
   element("empty").hidden = !isEmpty;
   element("view").hidden = isEmpty;
   document.body.classList.toggle("empty", isEmpty);
-  renderBar(current, { task: task(), due: dueOnes().length });
+  const isFocusLost = renderBar(current, { task: task(), due: dueOnes().length });
   strip.render(photos, current);
   element("cancel-all").hidden = photos.filter((photo) => photo.isBusy).length < 2;
   element("download-all").hidden = photos.filter((photo) => photo.result).length < 2;
   renderStage();
   document.title = titleOf(current);
+  if (isFocusLost) focusNext(current);
+}
+
+/** A button that goes must not send the keyboard back to the top of the page. */
+async function focusNext(photo) {
+  await staged;
+  element(photo.isBusy ? "cancel" : photo.result ? "divider" : "restore").focus({ preventScroll: true });
 }
 
 function renderStage() {
   const pictures = current?.result ?? (current?.picture && { before: current.picture });
   const unseen = element("unseen");
   unseen.hidden = !current?.isLookedAt || Boolean(pictures);
-  unseen.textContent = current?.trouble ? "" : "This browser cannot show such a file. The server may be able to read it.";
+  unseen.textContent = current?.trouble
+    ? "There is no picture to show."
+    : "This browser cannot show such a file. The server may be able to read it.";
   element("add").hidden = !current;
   element("zooms").hidden = !pictures;
   const shown = pictures ? [pictures.before, pictures.after].join() : "";
   if (shown === onStage) return;
   onStage = shown;
-  if (pictures) stage.show({ ...pictures, name: current.name });
+  if (pictures) staged = stage.show({ ...pictures, name: current.name });
   else stage.clear();
 }
 

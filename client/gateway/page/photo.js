@@ -1,10 +1,9 @@
 // One photo of the visitor: its file, its job on the server, and its result.
 
-import { Problem, events, getBlob, getJson, removeJob, submit } from "./api.js";
+import { Problem, events, getBlob, getJson, problemOf, removeJob, submit } from "./api.js";
 
 const FINAL = new Set(["done", "failed", "cancelled"]);
 const RECONNECT = [0.5, 1, 2, 4, 8]; // seconds; a gateway that starts again is back within them
-const MOST_WAITS = 20; // for a server that is too busy to take a photo
 const CAN_DECODE = 60e6; // pixels; a larger one is shown as the server's reduced picture
 
 const pause = (seconds, signal) =>
@@ -103,7 +102,7 @@ export class Photo extends EventTarget {
     try {
       const started = await inLine(() => this.#upload(task, turn.signal));
       const job = await this.#follow(started, turn.signal);
-      if (job.state === "failed") throw new Problem(job.error?.detail ?? "The server could not restore this photo.");
+      if (job.state === "failed") throw problemOf(job.error ?? {}, "The server could not restore this photo.");
       if (job.state === "done") await this.#load(job, task, turn.signal);
       else this.#changed({ state: job.state, note: null });
     } catch (error) {
@@ -149,7 +148,7 @@ export class Photo extends EventTarget {
 
   async #upload(task, signal) {
     this.#started = performance.now();
-    for (let waits = 0; ; waits++) {
+    for (;;) {
       signal.throwIfAborted();
       this.#changed({ state: "uploading", sent: 0, note: null });
       try {
@@ -160,8 +159,8 @@ export class Photo extends EventTarget {
         this.#changed({ job, state: job.state, size: job.input ?? this.size });
         return job;
       } catch (error) {
-        if (![429, 503].includes(error.status) || !error.wait || waits === MOST_WAITS) throw error;
-        this.#changed({ state: "waiting", note: `The server is busy; trying again in ${Math.ceil(error.wait)} s.` });
+        if (![429, 503].includes(error.status) || !error.wait) throw error;
+        this.#changed({ state: "waiting", note: `${error.message} Trying again in ${Math.ceil(error.wait)} s.` });
         await pause(error.wait, signal);
       }
     }

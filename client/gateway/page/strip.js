@@ -6,6 +6,7 @@ export class Strip {
   #root = document.getElementById("strip");
   #list = this.#root.querySelector("ul");
   #items = new Map(); // photo -> its <li>
+  #current = null;
   #select;
   #remove;
 
@@ -30,6 +31,12 @@ export class Strip {
       }
       this.#fill(this.#items.get(photo), photo, photo === current);
     }
+    if (current !== this.#current) this.#bringIntoSight((this.#current = current));
+  }
+
+  #bringIntoSight(photo) {
+    const item = this.#items.get(photo);
+    if (item) this.#list.scrollLeft = item.offsetLeft - (this.#list.clientWidth - item.offsetWidth) / 2;
   }
 
   #item(photo) {
