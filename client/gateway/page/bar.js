@@ -19,9 +19,9 @@ export function renderBar(photo, { task, due }) {
   element("bar").hidden = !photo;
   if (!photo) return false;
   const focused = document.activeElement;
-  element("name").textContent = photo.name;
-  element("status").textContent = photo.trouble ? "" : statusOf(photo);
-  element("trouble").textContent = photo.trouble ?? "";
+  say("name", photo.name);
+  say("status", photo.trouble ? "" : statusOf(photo));
+  say("trouble", photo.trouble ?? "");
   const progress = element("progress");
   progress.hidden = !photo.isBusy;
   if (photo.progress === null) progress.removeAttribute("value");
@@ -38,6 +38,11 @@ export function renderBar(photo, { task, due }) {
   element("download").classList.toggle("primary", !isDue);
   element("bar").dataset.state = photo.state;
   return Boolean(focused?.closest("#bar")) && !focused.checkVisibility();
+}
+
+/** Text is not set anew where it is the same: screen readers would read it again. */
+function say(id, text) {
+  if (element(id).textContent !== text) element(id).textContent = text;
 }
 
 /** Whether the task can still be done for a photo. */

@@ -8,7 +8,7 @@ import { Photo } from "./photo.js";
 import { Stage } from "./stage.js";
 import { Strip } from "./strip.js";
 import { chosenTask, showTasks } from "./tasks.js";
-import { bytes, privacy } from "./words.js";
+import { bytes, megapixels, privacy } from "./words.js";
 
 const RETRY = 3000; // ms, until the server is asked again what it can do
 
@@ -17,7 +17,7 @@ const form = element("tasks");
 const stage = new Stage();
 const strip = new Strip({ select, remove });
 
-let server = { tasks: [], formats: [], max_upload_bytes: Infinity };
+let server = { tasks: [], formats: [], max_upload_bytes: Infinity, max_pixels: Infinity };
 let photos = [];
 let current = null;
 let onStage = null; // what the stage shows, so that it is not shown anew
@@ -51,7 +51,7 @@ async function learn() {
     render();
   } catch (error) {
     element("tasks-note").textContent = error.message;
-    setTimeout(learn, RETRY);
+    if (error.status !== 401) setTimeout(learn, RETRY);
   }
 }
 
@@ -60,9 +60,7 @@ function add(files) {
   const added = files.map(({ file, name }) => new Photo(file, name));
   for (const photo of added) {
     if (photo.file.size > server.max_upload_bytes) {
-      photo.refuse(
-        `${photo.name} has ${bytes(photo.file.size)}; this server takes at most ${bytes(server.max_upload_bytes)}.`,
-      );
+      photo.refuse(tooLarge(photo, bytes(photo.file.size), bytes(server.max_upload_bytes)));
     }
     photo.addEventListener("change", () => {
       if (photo === current) announceState(photo);
@@ -72,6 +70,9 @@ function add(files) {
   photos = [...photos, ...added];
   select(added[0]);
 }
+
+const tooLarge = (photo, has, most) => `${photo.name} has ${has}; this server takes at most ${most}.`;
+const pixelsOf = ({ size }) => (size ? size.width * size.height : 0);
 
 function select(photo) {
   current = photo;
@@ -89,7 +90,11 @@ function remove(photo) {
 
 function restore(wanted) {
   const chosen = task();
-  for (const photo of wanted) photo.restore(chosen);
+  for (const photo of wanted) {
+    const pixels = pixelsOf(photo);
+    if (pixels <= server.max_pixels) photo.restore(chosen);
+    else photo.refuse(tooLarge(photo, megapixels(pixels), megapixels(server.max_pixels)));
+  }
   const isSeen = element("stage").getBoundingClientRect().top > -50;
   if (!isSeen) element("stage").scrollIntoView();
 }
@@ -107,7 +112,8 @@ async function download(wanted) {
       photo.trouble = null;
       announce(`${name ?? photo.name} is downloaded.`);
     } catch (error) {
-      photo.trouble = error.message;
+      if ([404, 410].includes(error.status)) photo.lose(error.message);
+      else photo.trouble = error.message;
     }
   }
   button.disabled = false;
@@ -154,10 +160,8 @@ async function focusNext(photo) {
 function renderStage() {
   const pictures = current?.result ?? (current?.picture && { before: current.picture });
   const unseen = element("unseen");
-  unseen.hidden = !current?.isLookedAt || Boolean(pictures);
-  unseen.textContent = current?.trouble
-    ? "There is no picture to show."
-    : "This browser cannot show such a file. The server may be able to read it.";
+  unseen.hidden = !current?.unseen || Boolean(pictures);
+  unseen.textContent = current?.trouble ? "There is no picture to show." : (current?.unseen ?? "");
   element("add").hidden = !current;
   element("zooms").hidden = !pictures;
   const shown = pictures ? [pictures.before, pictures.after].join() : "";

@@ -36,8 +36,8 @@ export class Photo extends EventTarget {
   isRefused = false;
   job = null;
   sent = 0;
-  /** Whether the browser has found out if it can show the file. */
-  isLookedAt = false;
+  /** Why there is no picture: a sentence, or null as long as the browser is still looking. */
+  unseen = null;
   /** {width, height} as the visitor sees it; null until it is known. */
   size = null;
   /** A URL of a picture that the browser shows, or null. */
@@ -77,9 +77,13 @@ export class Photo extends EventTarget {
       image.src = url;
     });
     if (isPicture) this.size = { width: image.naturalWidth, height: image.naturalHeight };
-    if (isPicture && image.naturalWidth * image.naturalHeight <= CAN_DECODE) this.#show(url);
+    const isLarge = isPicture && image.naturalWidth * image.naturalHeight > CAN_DECODE;
+    if (isPicture && !isLarge) this.#show(url);
     else URL.revokeObjectURL(url);
-    this.#changed({ isLookedAt: true });
+    const unseen = isLarge
+      ? "This photo is too large to be shown before it is on the server."
+      : "This browser cannot show such a file. The server may be able to read it.";
+    this.#changed({ unseen });
   }
 
   #show(url) {
@@ -115,6 +119,13 @@ export class Photo extends EventTarget {
   /** Say why it is not sent at all. */
   refuse(sentence) {
     this.#changed({ state: "failed", isRefused: true, trouble: sentence });
+  }
+
+  /** The result is gone from the server: it can be made again. */
+  lose(sentence) {
+    this.job = null;
+    this.#dropResult();
+    this.#changed({ state: "failed", trouble: sentence });
   }
 
   /** Stop what is under way; the server is told. */

@@ -10,6 +10,9 @@ export function bytes(number) {
   return `${(number / 1e9).toFixed(1)} GB`;
 }
 
+/** Pixels of a photo: "12.3 megapixels". */
+export const megapixels = (number) => `${Number((number / 1e6).toFixed(1))} megapixels`;
+
 /** A waiting time that is an estimate: "about 40 s". */
 export function estimate(seconds) {
   if (seconds < 1.5) return "a second";
