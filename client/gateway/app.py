@@ -13,10 +13,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
 from ipt_triton.client.asynchronous import AsyncRestorationClient
-from ipt_triton.client.gateway import info_routes, problems, restore_routes
+from ipt_triton.client.gateway import info_routes, job_routes, problems, restore_routes
 from ipt_triton.client.gateway.access import mark_visitor
 from ipt_triton.client.gateway.examples import Examples
 from ipt_triton.client.gateway.guard import Guard
+from ipt_triton.client.gateway.jobs import Jobs
 from ipt_triton.client.gateway.keys import Accounts, Keys
 from ipt_triton.client.gateway.measures import Measures
 from ipt_triton.client.gateway.readiness import Readiness
@@ -72,17 +73,22 @@ def build_app(settings: Settings, connect: Callable[[], AsyncRestorationClient],
             examples = Examples(restorer, spool, measures)
             stack.callback(examples.close)
             readiness = Readiness(client, settings.probe_s, measures)
-            watching = asyncio.create_task(readiness.watch())
-            stack.push_async_callback(_ended, watching)
+            accounts = Accounts()
+            jobs = Jobs(settings, spool, accounts, workers, turns, restorer, measures)
+            stack.push_async_callback(jobs.close)
+            jobs.start()
+            for endless in (readiness.watch(), jobs.sweep()):
+                stack.push_async_callback(_ended, asyncio.create_task(endless))
             app.state.gateway = Gateway(
                 settings=settings,
                 client=client,
                 keys=keys,
-                accounts=Accounts(),
+                accounts=accounts,
                 spool=spool,
                 workers=workers,
                 turns=turns,
                 restorer=restorer,
+                jobs=jobs,
                 examples=examples,
                 readiness=readiness,
                 measures=measures,
@@ -102,6 +108,7 @@ def build_app(settings: Settings, connect: Callable[[], AsyncRestorationClient],
     problems.install(app)
     problems.describe(app)
     app.include_router(restore_routes.router)
+    app.include_router(job_routes.router)
     app.include_router(info_routes.router)
     _add_pages(app)
     app.add_middleware(

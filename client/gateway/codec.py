@@ -13,10 +13,11 @@ import json
 import logging
 import resource
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -51,6 +52,18 @@ class Written:
     width: int
     height: int
     bytes: int
+
+
+T = TypeVar("T")
+
+
+def confined(memory: int, file_bytes: int, work: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    """Call a function of this module in this process, which is bounded from here on, see `confine`."""
+    confine(memory, file_bytes)
+    try:
+        return work(*arguments)
+    finally:
+        give_back_memory()
 
 
 def confine(memory: int, file_bytes: int) -> None:

@@ -164,5 +164,7 @@ async def metrics(request: Request, caller: KnownCaller) -> Response:
     gateway = gateway_of(request)
     gateway.measures.waiting.set(gateway.turns.waiting)
     gateway.measures.under_way.set(gateway.turns.under_way)
+    for state, number in gateway.jobs.count().items():
+        gateway.measures.jobs.labels(state).set(number)
     gateway.measures.disk.set(gateway.spool.taken)
     return Response(gateway.measures.page(), media_type=CONTENT_TYPE_LATEST)

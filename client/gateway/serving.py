@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -36,9 +37,19 @@ class _Impatient(H11Protocol):
             self.transport.close()
 
 
+class _Server(uvicorn.Server):
+    """Lets those go who watch jobs when it is told to stop, so that it need not wait for them."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        app: Any = self.config.app
+        if hasattr(app.state, "gateway"):
+            app.state.gateway.jobs.stopping = True
+        super().handle_exit(sig, frame)
+
+
 def make_server(app: FastAPI) -> uvicorn.Server:
     """A server for an application; give its `run` or `serve` the sockets of `listen`."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             http=_Impatient,

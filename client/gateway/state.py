@@ -8,6 +8,7 @@ from fastapi import Request
 
 from ipt_triton.client.asynchronous import AsyncRestorationClient
 from ipt_triton.client.gateway.examples import Examples
+from ipt_triton.client.gateway.jobs import Jobs
 from ipt_triton.client.gateway.keys import Accounts, Keys
 from ipt_triton.client.gateway.measures import Measures
 from ipt_triton.client.gateway.readiness import Readiness
@@ -30,6 +31,7 @@ class Gateway:
     workers: Workers
     turns: Turns
     restorer: Restorer
+    jobs: Jobs
     examples: Examples
     readiness: Readiness
     measures: Measures

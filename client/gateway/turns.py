@@ -28,7 +28,7 @@ class Turn:
 
 
 class Turns:
-    """Slots, and who gets the next one: the caller with the fewest photos under way, then who came first.
+    """Slots, and who gets the next one: the caller with the fewest photos under way, then who waited longest for one.
 
     Args:
         slots: photos under way at the same time.
@@ -41,6 +41,7 @@ class Turns:
         self._waiting: list[Turn] = []
         self._under_way: list[Turn] = []
         self._numbers = count()
+        self._served: dict[str, int] = {}  # when each caller's last turn began
         self._watchers: list[Callable[[], None]] = []
 
     @property
@@ -91,9 +92,9 @@ class Turns:
     def _order(self) -> list[Turn]:
         """Those who wait, in the order in which they will begin as far as can be told."""
         before = Counter(turn.owner for turn in self._under_way)
-        ranks: dict[Turn, tuple[int, int]] = {}
+        ranks: dict[Turn, tuple[int, int, int]] = {}
         for turn in self._waiting:
-            ranks[turn] = before[turn.owner], turn.number
+            ranks[turn] = before[turn.owner], self._served.get(turn.owner, -1), turn.number
             before[turn.owner] += 1
         return sorted(ranks, key=ranks.__getitem__)
 
@@ -102,6 +103,9 @@ class Turns:
             self._waiting.remove(turn)
             self._under_way.append(turn)
             turn.begun.set()
+            self._served[turn.owner] = next(self._numbers)
+        present = {turn.owner for turn in (*self._waiting, *self._under_way)}
+        self._served = {owner: number for owner, number in self._served.items() if owner in present}
         for changed in self._watchers:
             changed()
 

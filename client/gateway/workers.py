@@ -56,7 +56,7 @@ class Workers:
         try:
             with anyio.fail_after(seconds):
                 return await to_process.run_sync(
-                    _confined,
+                    codec.confined,
                     self._settings.worker_bytes,
                     self._files,
                     work,
@@ -75,11 +75,3 @@ class Workers:
         except BrokenWorkerProcess:
             self._measures.ended_workers.labels("crash").inc()
             raise Problem(422, "the image broke the process that read it; it is damaged or made to do harm") from None
-
-
-def _confined(memory: int, file_bytes: int, work: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    codec.confine(memory, file_bytes)
-    try:
-        return work(*arguments)
-    finally:
-        codec.give_back_memory()
