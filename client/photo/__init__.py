@@ -10,7 +10,7 @@ from ipt_triton.client.photo.formats import (
     unread_kind,
 )
 from ipt_triton.client.photo.picture import Photo
-from ipt_triton.client.photo.reading import MAX_BYTES, MAX_PIXELS, as_image, read_photo
+from ipt_triton.client.photo.reading import MAX_BYTES, MAX_PIXELS, Header, as_image, read_header, read_photo
 from ipt_triton.client.photo.writing import write_photo
 
 __all__ = [
@@ -20,9 +20,11 @@ __all__ = [
     "READ_SUFFIXES",
     "WRITTEN_SUFFIXES",
     "Format",
+    "Header",
     "Photo",
     "as_image",
     "check_format",
+    "read_header",
     "read_photo",
     "same_format",
     "unread_kind",
