@@ -32,7 +32,7 @@ class Visitor:
 
     def __init__(self, browser: Any, url: str, width: int = 1280, height: int = 800, **options: Any) -> None:
         context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **options)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(30_000)
         self.page = context.new_page()
         self.requests: list[str] = []
         self.complaints: list[str] = []

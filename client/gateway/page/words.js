@@ -11,7 +11,7 @@ export function bytes(number) {
 }
 
 /** Pixels of a photo: "12.3 megapixels". */
-export const megapixels = (number) => `${Number((number / 1e6).toFixed(1))} megapixels`;
+export const megapixels = (number) => count(Number((number / 1e6).toFixed(1)), "megapixel");
 
 /** A waiting time that is an estimate: "about 40 s". */
 export function estimate(seconds) {
@@ -43,7 +43,7 @@ export const privacy = (seconds) =>
 
 export const sides = ({ width, height }) => `${width} × ${height}`;
 
-const FORMATS = { same: "Same format", jpeg: "JPEG", png: "PNG", webp: "WebP", tiff: "TIFF", avif: "AVIF", heif: "HEIF" };
+const FORMATS = { same: "Same format", jpg: "JPEG", webp: "WebP" };
 
 /** A format's name for people. */
 export const formatName = (format) => FORMATS[format] ?? format.toUpperCase();

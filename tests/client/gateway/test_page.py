@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.browser import Visitor, chromium
-from helpers.gateway import running_gateway
+from helpers.live_gateway import Live, gateway_command, live_gateway
 from helpers.support import Served, read_image
 from PIL import Image
 
+from ipt_triton.client.gateway.keys import new_key
 from ipt_triton.images import PHOTOS
 from ipt_triton.train.model.infer import restore_image
 
@@ -27,17 +28,24 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def gateway(browser: Any, served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_gateway(served.server.grpc_url, tmp_path_factory.mktemp("gateway")) as running:
-        yield running.url
+def started(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with live_gateway(tmp_path_factory.mktemp("gateway")) as running:
+        yield running
 
 
 @pytest.fixture
-def visit(browser: Any, gateway: str) -> Iterator[Visit]:
+def gateway(started: Live) -> Live:
+    """One that large photos halt in, until `going` is set."""
+    started.going.clear()
+    return started
+
+
+@pytest.fixture
+def visit(browser: Any, gateway: Live) -> Iterator[Visit]:
     """Open the page; whatever the test does, the page has nothing to complain of and asks nobody else."""
     visitors: list[Visitor] = []
 
-    def open_page(url: str = gateway, **options: Any) -> Visitor:
+    def open_page(url: str = gateway.url, **options: Any) -> Visitor:
         visitors.append(Visitor(browser, url, **options))
         return visitors[-1]
 
@@ -45,7 +53,7 @@ def visit(browser: Any, gateway: str) -> Iterator[Visit]:
     for visitor in visitors:
         visitor.page.context.close()
         assert visitor.complaints == []
-        assert {url for url in visitor.requests if not url.startswith((gateway, "blob:", "http://127.0.0.1:"))} == set()
+        assert not [url for url in visitor.requests if not url.startswith(("http://127.0.0.1:", "blob:"))]
 
 
 def png(pixels: np.ndarray, name: str = "photo.png") -> dict[str, Any]:
@@ -55,8 +63,8 @@ def png(pixels: np.ndarray, name: str = "photo.png") -> dict[str, Any]:
     return {"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()}
 
 
-def large_photo(side: int) -> dict[str, Any]:
-    """A photo that takes a while."""
+def large_photo(side: int = 1100) -> dict[str, Any]:
+    """A photo that the gateway halts in, unless it is smaller."""
     ramp = (np.arange(side)[:, None] * 3 + np.arange(side)) % 256
     return png(np.repeat(ramp[..., None], 3, 2).astype(np.uint8), "large.png")
 
@@ -65,18 +73,27 @@ KITTEN = read_image("kitten")[100:180, 100:200]
 
 
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
-def test_a_photo_is_restored_compared_and_downloaded(visit: Visit, served: Served, width: int, height: int):
+def test_a_photo_is_restored_compared_and_downloaded(visit: Visit, width: int, height: int):
     visitor = visit(width=width, height=height)
     visitor.bring(png(KITTEN, "kitten.png"))
     visitor.choose("sr_x2")
     visitor.restore()
     assert "100 × 80 → 200 × 160" in visitor.text("#status")
-    visitor.page.select_option("#format", "png")
     name, data = visitor.download()
     assert name.startswith("kitten") and name.endswith(".png")
-    expected = restore_image(served.checkpoint.model, KITTEN, "sr_x2")
-    assert np.abs(np.asarray(Image.open(io.BytesIO(data))).astype(int) - expected).max() <= 1
+    assert (np.asarray(Image.open(io.BytesIO(data))) == KITTEN.repeat(2, 0).repeat(2, 1)).all()
     assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_real_server_restores_what_the_page_sends(visit: Visit, served: Served, tmp_path: Path):
+    with gateway_command(served.server.grpc_url, tmp_path) as url:
+        visitor = visit(url)
+        visitor.bring(png(KITTEN, "kitten.png"))
+        visitor.choose("sr_x2")
+        visitor.restore()
+        _, data = visitor.download()
+        expected = restore_image(served.checkpoint.model, KITTEN, "sr_x2")
+        assert np.abs(np.asarray(Image.open(io.BytesIO(data))).astype(int) - expected).max() <= 1
 
 
 def test_a_result_is_downloaded_in_the_format_that_is_chosen(visit: Visit):
@@ -84,7 +101,7 @@ def test_a_result_is_downloaded_in_the_format_that_is_chosen(visit: Visit):
     visitor.bring(png(KITTEN, "kitten.png"))
     visitor.choose("sr_x2")
     visitor.restore()
-    for choice, form in (("same", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")):
+    for choice, form in (("same", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")):
         visitor.page.select_option("#format", choice)
         _, data = visitor.download()
         with Image.open(io.BytesIO(data)) as image:
@@ -211,15 +228,30 @@ def test_the_loupe_shows_one_spot_before_and_after(visit: Visit):
     assert page.locator("#loupe").is_hidden()
 
 
-def test_progress_comes_in_tiles_with_an_estimate(visit: Visit):
+def test_progress_comes_in_tiles_with_an_estimate(visit: Visit, gateway: Live):
     visitor = visit()
-    visitor.bring(large_photo(1500))
-    visitor.choose("sr_x2")
+    visitor.bring(large_photo())
+    visitor.choose("denoise_30")
     visitor.page.click("#restore")
-    visitor.until(r"/\d+ of \d+ tiles, .* left/.test(document.getElementById('status').textContent)")
-    assert 0 < visitor.page.evaluate("document.getElementById('progress').value") < 1
+    visitor.until(r"/^20 of 40 tiles, .* left$/.test(document.getElementById('status').textContent)")
+    assert visitor.page.evaluate("document.getElementById('progress').value") == 0.5
+    assert visitor.page.title().startswith("50 %")
+    gateway.going.set()
     visitor.until_compared()
     assert visitor.page.locator("#progress").is_hidden()
+
+
+def test_the_place_in_the_queue_is_told(visit: Visit, gateway: Live):
+    visitor = visit()
+    visitor.bring(large_photo(2001), large_photo(2002))  # of such the gateway restores one for each visitor at a time
+    visitor.choose("denoise_30")
+    visitor.page.click("#restore-all")
+    second = visitor.page.locator("#strip .state").nth(1)
+    second.get_by_text("1 ahead").wait_for()
+    visitor.page.click("#strip .card >> nth=1")
+    assert visitor.text("#status") == "Waiting, 1 photo ahead"
+    visitor.page.click("#cancel-all")
+    visitor.page.locator("#strip li[data-state=cancelled]").nth(1).wait_for()
 
 
 def test_a_new_photo_takes_the_stage_and_both_are_listed(visit: Visit):
@@ -321,20 +353,25 @@ def test_text_that_is_called_a_photo_is_refused_in_a_sentence(visit: Visit, tmp_
     visitor.restore()
 
 
-def test_a_file_that_is_too_large_is_not_even_sent(browser: Any, served: Served, tmp_path: Path, visit: Visit):
-    with running_gateway(served.server.grpc_url, tmp_path, "--max-upload", "0.1") as small:
+def test_what_is_too_large_is_not_even_sent(tmp_path: Path, visit: Visit):
+    with live_gateway(tmp_path, max_upload_bytes=300_000, max_pixels=1_000_000) as small:
         visitor = visit(small.url)
         visitor.bring(PHOTOS / "dog.png")
-        assert "dog.png has 373 KB; this server takes at most 105 KB." in visitor.text("#trouble")
+        assert "dog.png has 373 KB; this server takes at most 300 KB." in visitor.text("#trouble")
         assert visitor.page.locator("#restore").is_hidden()
+        visitor.bring(large_photo())
+        visitor.until("document.getElementById('name').textContent === 'large.png'")
+        visitor.page.click("#restore")
+        visitor.until("document.getElementById('trouble').textContent")
+        assert "large.png has 1.2 megapixels; this server takes at most 1 megapixel." in visitor.text("#trouble")
         assert not [url for url in visitor.requests if url.endswith("/v1/jobs")]
 
 
-def test_a_gateway_that_goes_away_is_looked_for_and_then_missed(served: Served, tmp_path: Path, visit: Visit):
-    with running_gateway(served.server.grpc_url, tmp_path) as running:
+def test_a_gateway_that_goes_away_is_looked_for_and_then_missed(tmp_path: Path, visit: Visit):
+    with live_gateway(tmp_path) as running:
         visitor = visit(running.url)
         visitor.page.clock.install()
-        visitor.bring(large_photo(3000))
+        visitor.bring(large_photo())
         visitor.page.click("#restore")
         visitor.until("document.getElementById('progress').value > 0")
         running.stop()
@@ -349,19 +386,19 @@ def test_a_gateway_that_goes_away_is_looked_for_and_then_missed(served: Served, 
 
 def test_cancelling_leaves_the_photo_and_frees_the_server(visit: Visit):
     visitor = visit()
-    visitor.bring(large_photo(3000))
+    visitor.bring(large_photo())
     visitor.page.click("#restore")
     visitor.until("document.getElementById('progress').value > 0")
     with visitor.page.expect_request(lambda request: request.method == "DELETE") as deletion:
         visitor.page.click("#cancel")
     assert deletion.value.response().status == 204
     assert visitor.text("#status") == "Cancelled" and visitor.page.locator("#restore").is_visible()
-    assert visitor.page.request.get(deletion.value.url).status in (404, 410)
+    assert visitor.page.request.get(f"{deletion.value.url}/result").status == 410
 
 
 def test_a_second_visitor_does_not_wait_for_the_first_ones_large_photo(visit: Visit):
     first, second = visit(), visit()
-    first.bring(large_photo(4000))
+    first.bring(large_photo())
     first.page.click("#restore")
     first.until("document.getElementById('progress').value > 0")
     second.bring(png(KITTEN))
@@ -371,16 +408,17 @@ def test_a_second_visitor_does_not_wait_for_the_first_ones_large_photo(visit: Vi
     first.page.click("#cancel")
 
 
-def test_a_key_is_asked_for_where_the_server_wants_one(served: Served, tmp_path: Path, visit: Visit):
-    with running_gateway(served.server.grpc_url, tmp_path, with_key=True) as locked:
+def test_a_key_is_asked_for_where_the_server_wants_one(tmp_path: Path, visit: Visit):
+    secret, line = new_key("alice")
+    with live_gateway(tmp_path, keys=line) as locked:
         visitor = visit(locked.url)
         visitor.bring(png(KITTEN))
         visitor.page.click("#restore")
         visitor.page.locator("#key-dialog").wait_for()
         visitor.page.keyboard.type("wrong")
         visitor.page.keyboard.press("Enter")
-        visitor.until("document.getElementById('key').value === ''")
-        visitor.page.fill("#key", locked.key)
+        visitor.until("document.getElementById('key').value === '' && document.getElementById('key-dialog').open")
+        visitor.page.fill("#key", secret)
         visitor.page.keyboard.press("Enter")
         visitor.until_compared()
         assert visitor.download()[1]
@@ -388,7 +426,7 @@ def test_a_key_is_asked_for_where_the_server_wants_one(served: Served, tmp_path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_axe_finds_nothing(visit: Visit, scheme: str, width: int):
+def test_axe_finds_nothing(visit: Visit, gateway: Live, scheme: str, width: int):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     visitor = visit(width=width, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
     page = visitor.page
@@ -398,10 +436,13 @@ def test_axe_finds_nothing(visit: Visit, scheme: str, width: int):
         assert [(state, rule["id"], rule["nodes"][0]["html"]) for rule in found] == []
 
     look("empty")
-    visitor.bring(png(KITTEN, "one.png"), large_photo(1500))
+    visitor.bring(png(KITTEN, "one.png"), large_photo())
+    visitor.choose("denoise_30")
     look("photos")
     page.click("#restore-all")
+    page.locator("#strip li[data-state=running] progress").wait_for()
     look("running")
+    gateway.going.set()
     page.locator("#download-all").wait_for()
     page.locator("#divider").wait_for()
     look("done")
@@ -423,7 +464,7 @@ def test_light_and_dark_follow_the_system_until_the_visitor_chooses(visit: Visit
 
 def test_nothing_moves_for_those_who_want_no_motion(visit: Visit):
     visitor = visit(reduced_motion="reduce")
-    visitor.bring(large_photo(1500))
+    visitor.bring(large_photo())
     visitor.page.click("#restore")
     assert visitor.page.evaluate("document.getAnimations().length") == 0
     visitor.page.click("#cancel")
