@@ -20,6 +20,7 @@ from ipt_triton.client.errors import RestorationError
 from ipt_triton.client.gateway.app import build_app
 from ipt_triton.client.gateway.keys import Keys
 from ipt_triton.client.gateway.settings import Settings
+from ipt_triton.client.gateway.spool import Spool
 from ipt_triton.client.protocol import ServerInfo, Task
 
 
@@ -73,9 +74,10 @@ def gateway(
     """A running gateway: who speaks HTTP with it, and its server."""
     client = client or Repeating()
     chosen = replace(Settings(folder=folder, workers=1), **settings)
-    app = build_app(chosen, lambda: client, Keys(chosen, keys))  # type: ignore[arg-type, return-value]
-    with TestClient(app, base_url="http://127.0.0.1") as http:
-        yield http, client
+    with Spool(folder, chosen.disk_bytes) as spool:
+        app = build_app(chosen, lambda: client, Keys(chosen, keys), spool)  # type: ignore[arg-type, return-value]
+        with TestClient(app, base_url="http://127.0.0.1") as http:
+            yield http, client
 
 
 def picture(pillow: str = "PNG", width: int = 60, height: int = 40, mode: str = "RGB", **options: Any) -> bytes:
