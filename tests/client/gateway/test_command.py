@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import httpx2
 import pytest
-from helpers.gateway_process import GatewayProcess
 
+from ipt_triton.benchmarks.fronted import Fronted
 from ipt_triton.client.gateway import command, serving
 from ipt_triton.client.gateway.settings import Settings
 
@@ -23,8 +24,8 @@ def test_it_does_not_listen_to_other_machines_without_keys(capsys: pytest.Captur
 
 @pytest.mark.slow
 def test_a_folder_of_another_gateway_is_refused(tmp_path: Path):
-    with GatewayProcess(tmp_path, NOBODY):
-        second = GatewayProcess(tmp_path / "second", NOBODY, "--folder", str(tmp_path / "files"))
+    with Fronted(tmp_path, NOBODY):
+        second = Fronted(tmp_path / "second", NOBODY, ["--folder", str(tmp_path / "files")])
         assert second.process.wait(60) == 2 and "another gateway uses" in second.output
 
 
@@ -41,16 +42,19 @@ def test_loopback_is_known(host: str):
 
 
 IMPATIENT = """
+import sys
 from dataclasses import replace
+from ipt_triton.benchmarks.fronted import Fronted
 from ipt_triton.client.gateway import command, serving
 serving.HEAD_S, made = 0.5, command._settings
 command._settings = lambda args: replace(made(args), idle_s=0.5)
+sys.exit(command.main())
 """
 
 
 @pytest.mark.slow
 def test_slow_senders_are_ended_and_others_served(tmp_path: Path):
-    with GatewayProcess(tmp_path, NOBODY, before=IMPATIENT) as gateway:
+    with Fronted(tmp_path, NOBODY, program=(sys.executable, "-c", IMPATIENT)) as gateway:
         host, port = gateway.address.removeprefix("http://").split(":")
         head = f"POST /v1/restore?task=derain HTTP/1.1\r\nHost: {host}\r\nContent-Length: 100\r\n"
         silent, half, slow = (socket.create_connection((host, int(port)), 10) for _ in range(3))
@@ -65,7 +69,7 @@ def test_slow_senders_are_ended_and_others_served(tmp_path: Path):
 
 @pytest.mark.slow
 def test_requests_are_logged_as_lines_of_json_without_the_ids_of_jobs(tmp_path: Path):
-    with GatewayProcess(tmp_path, NOBODY) as gateway:
+    with Fronted(tmp_path, NOBODY) as gateway:
         httpx2.get(f"{gateway.address}/v1/jobs/secret-id", headers={"X-Request-Id": "my-request"})
     lines = [json.loads(line) for line in gateway.output.splitlines() if line.startswith("{")]
     (answered,) = [line for line in lines if line["message"] == "answered"]
@@ -75,7 +79,7 @@ def test_requests_are_logged_as_lines_of_json_without_the_ids_of_jobs(tmp_path: 
 
 @pytest.mark.slow
 def test_without_a_server_it_runs_is_not_ready_and_says_so(tmp_path: Path):
-    with GatewayProcess(tmp_path, NOBODY) as gateway:
+    with Fronted(tmp_path, NOBODY) as gateway:
         assert httpx2.get(f"{gateway.address}/healthz").status_code == 200
         ready = httpx2.get(f"{gateway.address}/readyz")
         assert ready.status_code == 503 and ready.json()["retry_after_s"]
