@@ -49,14 +49,12 @@ class _Page(StaticFiles):
         return response
 
 
-def build_app(settings: Settings, connect: Callable[[], AsyncRestorationClient], keys: Keys) -> FastAPI:
+def build_app(settings: Settings, connect: Callable[[], AsyncRestorationClient], keys: Keys, spool: Spool) -> FastAPI:
     """A gateway as an ASGI application.
 
     Args:
         connect: makes the client of the server; called when the application starts.
-
-    Raises (when it starts):
-        FolderInUse: see `Spool`.
+        spool: the gateway's folder; whoever made it closes it.
     """
     measures = Measures()
 
@@ -64,8 +62,6 @@ def build_app(settings: Settings, connect: Callable[[], AsyncRestorationClient],
     async def life(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(connect())
-            spool = Spool(settings.folder, settings.disk_bytes)
-            stack.callback(spool.close)
             workers = Workers(settings, measures)
             await workers.start()
             turns = Turns(settings.slots, settings.large_slots, settings.max_waiting)

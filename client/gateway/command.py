@@ -35,6 +35,7 @@ from ipt_triton.client.gateway.journal import log_json
 from ipt_triton.client.gateway.keys import Keys, new_key
 from ipt_triton.client.gateway.serving import is_loopback, listen, make_server
 from ipt_triton.client.gateway.settings import Settings
+from ipt_triton.client.gateway.spool import Spool
 
 _GIB = 2**30
 
@@ -127,7 +128,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def _serve(args: argparse.Namespace) -> None:
+def _serve(args: argparse.Namespace) -> int:
     settings = _settings(args)
     keys = Keys(settings)
     if not is_loopback(args.host) and not keys.required and not args.without_keys:
@@ -135,10 +136,12 @@ def _serve(args: argparse.Namespace) -> None:
             f"--host {args.host} would let other machines in without keys; give --keys FILE, or say --without-keys"
         )
     log_json()
-    with listen(args.host, args.port) as place:
+    with Spool(settings.folder, settings.disk_bytes) as spool, listen(args.host, args.port) as place:
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"page: http://{host}:{place.getsockname()[1]}/", flush=True)
-        make_server(build_app(settings, partial(AsyncRestorationClient, args.url), keys)).run(sockets=[place])
+        server = make_server(build_app(settings, partial(AsyncRestorationClient, args.url), keys, spool))
+        server.run(sockets=[place])
+        return 0 if server.started else 1
 
 
 def _new_key(words: Sequence[str]) -> int:

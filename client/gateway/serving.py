@@ -38,13 +38,14 @@ class _Impatient(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Lets those go who watch jobs when it is told to stop, so that it need not wait for them."""
+    """Ends without an error when it is told to stop, and lets those go who watch jobs."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit  # told twice
+        self.should_exit = True
         app: Any = self.config.app
         if hasattr(app.state, "gateway"):
             app.state.gateway.jobs.stopping = True
-        super().handle_exit(sig, frame)
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:

@@ -82,7 +82,10 @@ class Spool:
         except OSError as error:
             raise FolderInUse(f"{folder} cannot be used ({error.strerror}); give another with --folder") from None
 
-    def close(self) -> None:
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Let others have the folder."""
         self._lock.close()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from helpers.here import INFO
+from helpers.serve import until
 from helpers.support import read_image
 from PIL import Image
 
 from ipt_triton.client.errors import RestorationError
 from ipt_triton.client.gateway.app import build_app
 from ipt_triton.client.gateway.keys import Keys
+from ipt_triton.client.gateway.serving import listen, make_server
 from ipt_triton.client.gateway.settings import Settings
+from ipt_triton.client.gateway.spool import Spool
 from ipt_triton.client.protocol import ServerInfo, Task
 
 
@@ -72,10 +78,31 @@ def gateway(
 ) -> Iterator[tuple[TestClient, Repeating]]:
     """A running gateway: who speaks HTTP with it, and its server."""
     client = client or Repeating()
-    chosen = replace(Settings(folder=folder, workers=1), **settings)
-    app = build_app(chosen, lambda: client, Keys(chosen, keys))  # type: ignore[arg-type, return-value]
-    with TestClient(app, base_url="http://127.0.0.1") as http:
+    with application(folder, client, keys, **settings) as app, TestClient(app, base_url="http://127.0.0.1") as http:
         yield http, client
+
+
+@contextmanager
+def application(folder: Path, client: Repeating, keys: str = "", **settings: Any) -> Iterator[FastAPI]:
+    """A gateway's application, not started."""
+    chosen = replace(Settings(folder=folder, workers=1), **settings)
+    with Spool(folder, chosen.disk_bytes) as spool:
+        yield build_app(chosen, lambda: client, Keys(chosen, keys), spool)  # type: ignore[arg-type, return-value]
+
+
+@contextmanager
+def listening(folder: Path, client: Repeating | None = None, **settings: Any) -> Iterator[str]:
+    """A gateway on a port of its own, in a thread; http://HOST:PORT."""
+    with application(folder, client or Repeating(), **settings) as app, listen("127.0.0.1", 0) as place:
+        server = make_server(app)
+        thread = threading.Thread(target=server.run, args=([place],))
+        thread.start()
+        until(lambda: server.started or not thread.is_alive(), 60, "start")
+        try:
+            yield f"http://127.0.0.1:{place.getsockname()[1]}"
+        finally:
+            server.handle_exit(signal.SIGTERM, None)
+            thread.join()
 
 
 def picture(pillow: str = "PNG", width: int = 60, height: int = 40, mode: str = "RGB", **options: Any) -> bytes:
