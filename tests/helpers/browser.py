@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,9 @@ class Visitor:
         self.page.click("#restore")
         self.until_compared()
 
+    def until_under_way(self) -> None:
+        self.page.locator("#bar[data-state=running]").wait_for()
+
     def until_compared(self) -> None:
         self.page.locator("#save").wait_for()
         self.page.locator("#divider").wait_for()
@@ -79,5 +83,4 @@ class Visitor:
         """Name and bytes of the file that the page saves."""
         with self.page.expect_download() as waiting:
             self.page.click("#download")
-        with open(waiting.value.path(), "rb") as file:
-            return waiting.value.suggested_filename, file.read()
+        return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()

@@ -56,7 +56,7 @@ export function statusOf(photo) {
   const { state, job, result } = photo;
   if (state === "waiting") return "Waiting for the photos before it";
   if (state === "uploading") return photo.sent < 1 ? `Uploading, ${Math.round(100 * photo.sent)} %` : "Being read";
-  if (state === "queued") return job.position ? `Waiting, ${count(job.position, "photo")} ahead` : "Starting";
+  if (state === "queued") return job.position ? `Waiting, ${count(job.position, "photo")} ahead` : "Next in line";
   if (state === "running") return job.tiles ? `${tilesOf(job)}${leftOf(job)}` : "Starting";
   if (state === "loading") return "Fetching the result";
   if (state === "cancelled") return "Cancelled";
@@ -72,7 +72,7 @@ export function statusOf(photo) {
 export function shortStatusOf(photo) {
   const short = { new: "Ready", failed: "Failed", done: photo.result?.task.title, loading: "Fetching", uploading: "Uploading" };
   if (photo.state === "running" && photo.progress !== null) return `${Math.round(100 * photo.progress)} %`;
-  if (photo.state === "queued" && photo.job.position) return `${photo.job.position} ahead`;
+  if (photo.state === "queued") return photo.job.position ? `${photo.job.position} ahead` : "Next";
   return short[photo.state] ?? (photo.state === "cancelled" ? "Cancelled" : "Waiting");
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -228,30 +229,40 @@ def test_the_loupe_shows_one_spot_before_and_after(visit: Visit):
     assert page.locator("#loupe").is_hidden()
 
 
-def test_progress_comes_in_tiles_with_an_estimate(visit: Visit, gateway: Live):
+def test_progress_is_told_in_tiles_with_an_estimate(visit: Visit, gateway: Live):
+    def half_done(route: Any) -> None:
+        job = {**route.fetch(url=route.request.url.removesuffix("/events")).json(), "state": "running"}
+        job.update(tiles_done=20, tiles=40, eta_s=12.3)
+        body = f"event: job\ndata: {json.dumps(job)}\n\n"
+        route.fulfill(body=body, content_type="text/event-stream")
+
     visitor = visit()
+    visitor.page.route("**/events", half_done)
     visitor.bring(large_photo())
     visitor.choose("denoise_30")
     visitor.page.click("#restore")
-    visitor.until(r"/^20 of 40 tiles, .* left$/.test(document.getElementById('status').textContent)")
+    visitor.page.get_by_text("20 of 40 tiles, about 12 s left").wait_for()
     assert visitor.page.evaluate("document.getElementById('progress').value") == 0.5
     assert visitor.page.title().startswith("50 %")
     gateway.going.set()
+    visitor.page.unroute("**/events")
     visitor.until_compared()
     assert visitor.page.locator("#progress").is_hidden()
 
 
-def test_the_place_in_the_queue_is_told(visit: Visit, gateway: Live):
+def test_the_place_in_the_queue_is_told(visit: Visit):
     visitor = visit()
-    visitor.bring(large_photo(2001), large_photo(2002))  # of such the gateway restores one for each visitor at a time
+    # Of photos above 4 megapixels, a gateway restores one of each visitor at a time.
+    visitor.bring(*(large_photo(side) for side in (2001, 2002, 2003)))
     visitor.choose("denoise_30")
     visitor.page.click("#restore-all")
-    second = visitor.page.locator("#strip .state").nth(1)
-    second.get_by_text("1 ahead").wait_for()
-    visitor.page.click("#strip .card >> nth=1")
+    visitor.page.locator("#strip .card >> nth=2").get_by_text("1 ahead").wait_for()
+    visitor.page.click("#strip .card >> nth=2")
     assert visitor.text("#status") == "Waiting, 1 photo ahead"
+    visitor.page.click("#strip .card >> nth=1")
+    assert visitor.text("#status") == "Next in line"
     visitor.page.click("#cancel-all")
-    visitor.page.locator("#strip li[data-state=cancelled]").nth(1).wait_for()
+    visitor.page.locator("#strip li[data-state=cancelled]").nth(2).wait_for()
 
 
 def test_a_new_photo_takes_the_stage_and_both_are_listed(visit: Visit):
@@ -373,7 +384,7 @@ def test_a_gateway_that_goes_away_is_looked_for_and_then_missed(tmp_path: Path, 
         visitor.page.clock.install()
         visitor.bring(large_photo())
         visitor.page.click("#restore")
-        visitor.until("document.getElementById('progress').value > 0")
+        visitor.until_under_way()
         running.stop()
         visitor.until("/connection is lost/.test(document.getElementById('status').textContent)")
         for _ in range(6):
@@ -388,7 +399,7 @@ def test_cancelling_leaves_the_photo_and_frees_the_server(visit: Visit):
     visitor = visit()
     visitor.bring(large_photo())
     visitor.page.click("#restore")
-    visitor.until("document.getElementById('progress').value > 0")
+    visitor.until_under_way()
     with visitor.page.expect_request(lambda request: request.method == "DELETE") as deletion:
         visitor.page.click("#cancel")
     assert deletion.value.response().status == 204
@@ -398,9 +409,9 @@ def test_cancelling_leaves_the_photo_and_frees_the_server(visit: Visit):
 
 def test_a_second_visitor_does_not_wait_for_the_first_ones_large_photo(visit: Visit):
     first, second = visit(), visit()
-    first.bring(large_photo())
+    first.bring(large_photo(2001))
     first.page.click("#restore")
-    first.until("document.getElementById('progress').value > 0")
+    first.until_under_way()
     second.bring(png(KITTEN))
     second.choose("sr_x2")
     second.restore()
@@ -440,7 +451,7 @@ def test_axe_finds_nothing(visit: Visit, gateway: Live, scheme: str, width: int)
     visitor.choose("denoise_30")
     look("photos")
     page.click("#restore-all")
-    page.locator("#strip li[data-state=running] progress").wait_for()
+    page.locator("#strip li[data-state=running]").wait_for()
     look("running")
     gateway.going.set()
     page.locator("#download-all").wait_for()
