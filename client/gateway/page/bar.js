@@ -13,7 +13,7 @@ export function showFormats(formats) {
  * Show the bar of a photo. Answers whether the button that had the focus is gone.
  *
  * @param {Photo | null} photo
- * @param {{task: object | undefined, due: number}} state the chosen task, and how many photos it is still due for
+ * @param {{task: object | undefined, due: number}} state the chosen task, and how many photos have no result yet
  */
 export function renderBar(photo, { task, due }) {
   element("bar").hidden = !photo;
@@ -32,8 +32,8 @@ export function renderBar(photo, { task, due }) {
   element("cancel").hidden = !photo.isBusy;
   element("restore").hidden = !isDue;
   element("restore").textContent = photo.state === "failed" ? "Try again" : "Restore";
-  element("restore-all").hidden = due < 2 || (due === 2 && !isDue && photo.isBusy);
-  element("restore-all").textContent = `Restore all ${due}`;
+  element("restore-all").hidden = due < 2;
+  element("restore-all").textContent = `Restore ${due} photos`;
   element("save").hidden = !photo.result;
   element("download").classList.toggle("primary", !isDue);
   element("bar").dataset.state = photo.state;

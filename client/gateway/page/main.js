@@ -25,7 +25,8 @@ let staged = Promise.resolve(); // the stage has loaded it
 let isAsked = false; // for a rendering in the next frame
 
 const task = () => chosenTask(form, server.tasks);
-const dueOnes = () => photos.filter((photo) => isDueFor(photo, task()));
+/** Photos that have no result yet: what "all" means. */
+const dueOnes = () => photos.filter((photo) => !photo.result && isDueFor(photo, task()));
 
 async function start() {
   onKeyAsked(askForKey);

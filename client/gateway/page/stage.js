@@ -135,7 +135,7 @@ export class Stage {
     }
     const isFull = Math.abs(this.#scale / this.#full - 1) < 0.001;
     element("full").setAttribute("aria-pressed", isFull && !this.#isFit);
-    element("percent").textContent = `${Math.round((100 * this.#scale) / this.#full)} %`;
+    element("percent").textContent = isFull ? "" : `${Math.round((100 * this.#scale) / this.#full)} %`;
     view.dataset.moves = this.#isEnlarged ? "picture" : this.#isCompared ? "divider" : "nothing";
     this.#placeDivider(width, height);
     this.#loupe.place({ x: this.#x, y: this.#y, width, height, scale: this.#scale, full: this.#full });
