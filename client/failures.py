@@ -44,7 +44,9 @@ _HTTP_STATUSES = {
 _NO_MEMORY, _DEAD = "shared memory pool", "is not healthy"  # in Triton's own words
 _LOST = ("RST_STREAM", "Stream removed", "Connection reset", "Socket closed")
 _ANSWER_OF_A_PROXY = re.compile(r"(?:Received http2 header with status|HTTP status): (\d{3})")
-_TLS = re.compile(r"CERTIFICATE|WRONG_VERSION_NUMBER|PROTOCOL_FAILURE|peer certificate|\[SSL(?!: UNEXPECTED_EOF)", re.IGNORECASE)
+_TLS = re.compile(
+    r"CERTIFICATE|WRONG_VERSION|PROTOCOL_FAILURE|verification check|\[SSL(?!: UNEXPECTED_EOF)", re.IGNORECASE
+)
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 8.0
 
 

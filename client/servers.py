@@ -47,6 +47,7 @@ class Server(Generic[C]):
     turn: int = 0
     failures: int = 0
     rests_until: float = 0.0
+    busy_until: float = 0.0
     has_answered: bool = False
 
 
@@ -76,8 +77,8 @@ class Servers(Generic[C]):
     def take(self, failed: set[Server[C]]) -> Server[C]:
         """The server for the next request: the one with the least under way, in turns, of those that work.
 
-        A server that failed and has rested gets one request, and more when it has answered. If none works, the one
-        whose rest ends first is taken.
+        A server that failed and has rested gets one request, and more when it has answered. Those that rest are taken
+        only if none works, the one whose rest ends first before the others.
 
         Args:
             failed: those that have failed at this request.
@@ -88,7 +89,7 @@ class Servers(Generic[C]):
             if working:
                 server = min(working, key=lambda each: (each.under_way, each.turn))
             else:
-                server = min(left, key=lambda each: (each.rests_until, each.turn))
+                server = min(left, key=lambda each: (max(each.rests_until, each.busy_until), each.turn))
             server.under_way += 1
             server.turn = next(self._turns)
             return server
@@ -101,32 +102,35 @@ class Servers(Generic[C]):
     def answered(self, server: Server[C]) -> None:
         """A server works."""
         with self._lock:
-            server.failures, server.rests_until, server.has_answered = 0, 0.0, True
+            server.failures, server.rests_until, server.busy_until, server.has_answered = 0, 0.0, 0.0, True
             self._told = False
 
     def rest(self, server: Server[C], error: InferenceServerException) -> None:
         """Leave a server alone, for as long as it asks, or longer each time."""
         asked = wait_of(error.message())
         with self._lock:
-            if asked is None:
-                server.failures += 1
-                asked = min(FIRST_REST_S * 2 ** (server.failures - 1), LONGEST_REST_S)
-            server.rests_until = time.monotonic() + asked
+            if asked is not None:
+                server.busy_until = time.monotonic() + asked
+                return
+            server.failures += 1
+            rest = min(FIRST_REST_S * 2 ** (server.failures - 1), LONGEST_REST_S)
+            server.rests_until = time.monotonic() + rest
 
-    def others(self, failed: set[Server[C]], resting: bool) -> bool:
-        """Whether there are servers that have not failed at this request; counting those that rest, or not."""
+    def others(self, failed: set[Server[C]], busy: bool) -> bool:
+        """Whether there are servers that have not failed at this request; counting those that asked to wait, or not."""
         with self._lock:
-            return any(server not in failed and (resting or _works(server)) for server in self._servers)
+            now = time.monotonic()
+            return any(server not in failed and (busy or now >= server.busy_until) for server in self._servers)
 
     def has_answered(self) -> bool:
         """Whether any has ever answered."""
         return any(server.has_answered for server in self._servers)
 
     def tell(self, error: RestorationError) -> None:
-        """Log once until a server answers that a request waits."""
+        """Log that a request waits, once until a server answers; as a warning if one has answered before."""
         if not self._told:
             self._told = True
-            logger.warning("waiting: %s", error)
+            logger.log(logging.WARNING if self.has_answered() else logging.INFO, "waiting: %s", error)
 
     def last_words(self, trouble: RestorationError) -> RestorationError:
         """What is told when none could answer a request, from the trouble with the last one that was asked."""
@@ -134,14 +138,14 @@ class Servers(Generic[C]):
 
 
 def _works(server: Server[C]) -> bool:
-    rested = time.monotonic() >= server.rests_until
+    rested = time.monotonic() >= max(server.rests_until, server.busy_until)
     return rested and (server.failures == 0 or server.under_way == 0)
 
 
 class Errand(Generic[C]):
     """One request on its way: who is asked, who after a failure, and after which pause.
 
-    A request that failed goes to another server at once. When all that work have failed it waits, and goes round again.
+    A request that failed goes to another server at once. When all have failed it waits, and goes round again.
 
     Attributes:
         pause: seconds to wait before `ask` is called again.
@@ -184,7 +188,7 @@ class Errand(Generic[C]):
         self._failed.add(server)
         if what_helps is Remedy.LATER:
             self._passing.append(error)
-        if self._servers.others(self._failed, resting=not self._passing):
+        if self._servers.others(self._failed, busy=not self._passing):
             return 0.0
         delay = None
         if self._passing:
