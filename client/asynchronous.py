@@ -16,7 +16,8 @@ from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_
 from ipt_triton.client.errors import UnknownTask
 from ipt_triton.client.protocol import Restoration, ServerInfo, Task
 from ipt_triton.client.servers import Servers
-from ipt_triton.client.transport import AsyncConnection, AsyncGrpcConnection
+from ipt_triton.client.transport import AsyncConnection, AsyncGrpcConnection, message_of
+from ipt_triton.service import ROUTER
 
 T = TypeVar("T")
 
@@ -89,8 +90,8 @@ class AsyncRestorationClient:
         return work.result()
 
     async def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
-        inputs, outputs = work.inputs(block), work.outputs()
-        return await self._call(lambda connection: connection.infer(inputs, outputs, self._timeout))
+        message = message_of(ROUTER, work.inputs(block), work.outputs(), self._timeout)
+        return await self._call(lambda connection: connection.infer(message, self._timeout))
 
     async def _call(self, send: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """See `RestorationClient._call`."""

@@ -16,7 +16,8 @@ from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_
 from ipt_triton.client.errors import ServerUnavailable, UnknownTask
 from ipt_triton.client.protocol import Restoration, ServerInfo, Task
 from ipt_triton.client.servers import Servers
-from ipt_triton.client.transport import Connection, GrpcConnection
+from ipt_triton.client.transport import Connection, GrpcConnection, message_of
+from ipt_triton.service import ROUTER
 
 T = TypeVar("T")
 
@@ -129,8 +130,8 @@ class RestorationClient:
         return work.result()
 
     def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
-        inputs, outputs = work.inputs(block), work.outputs()
-        return self._call(lambda connection: connection.infer(inputs, outputs, self._timeout))
+        message = message_of(ROUTER, work.inputs(block), work.outputs(), self._timeout)
+        return self._call(lambda connection: connection.infer(message, self._timeout))
 
     def _call(self, send: Callable[[Connection], T]) -> T:
         """What `send` makes of the connection to a server that works.

@@ -29,7 +29,7 @@ OVER_TIME = "Deadline Exceeded"
 """What gRPC says when it is the client's own time that is over."""
 
 _REFUSED = ("StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED")
-_NO_SUCH_SERVICE = "StatusCode.UNIMPLEMENTED"
+UNIMPLEMENTED = "StatusCode.UNIMPLEMENTED"
 _HTTP_STATUSES = {
     400: "StatusCode.INVALID_ARGUMENT",
     401: _REFUSED[0],
@@ -85,7 +85,7 @@ def remedy(error: InferenceServerException, was_there: bool = True) -> Remedy:
         return Remedy.ELSEWHERE if _TLS.search(message) else Remedy.LATER
     if status == NOT_FOUND:
         return Remedy.LATER if was_there else Remedy.ELSEWHERE
-    if status in (*_REFUSED, _NO_SUCH_SERVICE):
+    if status in (*_REFUSED, UNIMPLEMENTED):
         return Remedy.ELSEWHERE
     return Remedy.LATER if any(words in message for words in (_DEAD, _NO_MEMORY, *_LOST)) else Remedy.NONE
 
@@ -158,6 +158,8 @@ def _explain_answer(code: int, url: str) -> RestorationError:
         return AccessRefused(f"{said}: it does not take the request; it may want TLS, or a certificate: cert and key")
     if code in (429, 502, 503):
         return ServerUnavailable(f"{said}: the servers behind it are away or too busy; look at its log")
+    if code >= 500:
+        return ServerError(f"{said}; look at its log")
     return ServerError(f"{said}, so no Triton is there; check the address and the proxy's routes")
 
 

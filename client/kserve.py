@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from ipt_triton.client.address import Access
 from ipt_triton.client.errors import InvalidAddress
-from ipt_triton.client.failures import OVER_TIME, TIMED_OUT, UNAVAILABLE, http_error
-from ipt_triton.client.transport import message_of
+from ipt_triton.client.failures import OVER_TIME, TIMED_OUT, UNAVAILABLE, UNIMPLEMENTED, http_error
+from ipt_triton.client.transport import Answers
 from ipt_triton.service import ROUTER
 
 try:
@@ -30,7 +30,6 @@ try:
 except ImportError as error:
     raise InvalidAddress("http:// and https:// need httpx: pip install 'ipt-triton[http]'") from error
 
-_CONFIG, _INFER = f"v2/models/{ROUTER}/config", f"v2/models/{ROUTER}/infer"
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _CONNECT_S = 5.0
 _IDLE_S = 60  # a connection that waits for an answer must not look dead to routers on the way
@@ -46,53 +45,21 @@ class HttpConnection:
 
     def config(self, timeout: float | None) -> Any:
         with _as_triton():
-            answer = self._http.get(_CONFIG, timeout=_limits(timeout))
+            answer = self._http.get(f"{_model(ROUTER)}/config", timeout=_limits(timeout))
         return _config(answer)
 
-    def infer(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> triton.InferResult:
-        body, headers = _body(message_of(inputs, outputs, timeout))
+    def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
+        body, headers = _body(message)
+        url = f"{_model(message.model_name)}/infer"
         with _as_triton():
-            answer = self._http.post(_INFER, content=body, headers=headers, timeout=_limits(timeout))
+            answer = self._http.post(url, content=body, headers=headers, timeout=_limits(timeout))
         return _result(answer)
 
-    def stream(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> HttpAnswers:
-        return HttpAnswers(self, inputs, outputs, timeout)
+    def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> Answers:
+        raise _no_streams(message)
 
     def close(self) -> None:
         self._http.close()
-
-
-class HttpAnswers:
-    """`transport.Answers` over HTTP: the last one alone. What was posted is computed, even if it is called off."""
-
-    def __init__(
-        self,
-        connection: HttpConnection,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> None:
-        self._ask = lambda: connection.infer(inputs, outputs, timeout)
-        self._cancelled = False
-
-    def __iter__(self) -> Iterator[triton.InferResult]:
-        answer = self._ask()
-        if self._cancelled:
-            raise InferenceServerException("cancelled", "StatusCode.CANCELLED")
-        yield answer
-
-    def cancel(self) -> None:
-        self._cancelled = True
 
 
 class AsyncHttpConnection:
@@ -104,30 +71,29 @@ class AsyncHttpConnection:
 
     async def config(self, timeout: float | None) -> Any:
         with _as_triton():
-            answer = await self._http.get(_CONFIG, timeout=_limits(timeout))
+            answer = await self._http.get(f"{_model(ROUTER)}/config", timeout=_limits(timeout))
         return _config(answer)
 
-    async def infer(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> triton.InferResult:
-        body, headers = _body(message_of(inputs, outputs, timeout))
+    async def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
+        body, headers = _body(message)
+        url = f"{_model(message.model_name)}/infer"
         with _as_triton():
-            answer = await self._http.post(_INFER, content=body, headers=headers, timeout=_limits(timeout))
+            answer = await self._http.post(url, content=body, headers=headers, timeout=_limits(timeout))
         return _result(answer)
 
-    async def stream(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> AsyncIterator[triton.InferResult]:
-        yield await self.infer(inputs, outputs, timeout)
+    def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> AsyncIterator[triton.InferResult]:
+        raise _no_streams(message)
 
     async def close(self) -> None:
         await self._http.aclose()
+
+
+def _model(name: str) -> str:
+    return f"v2/models/{name}"
+
+
+def _no_streams(message: pb.ModelInferRequest) -> InferenceServerException:
+    return InferenceServerException(f"no streams of model '{message.model_name}' over HTTP", UNIMPLEMENTED)
 
 
 def _transport(access: Access) -> dict[str, Any]:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from ipt_triton.client.address import Access
+from ipt_triton.client.failures import UNAVAILABLE
 from ipt_triton.client.protocol import GRPC_BYTES, parameters
 from ipt_triton.service import ROUTER
 
@@ -42,61 +45,36 @@ class Connection(Protocol):
     def config(self, timeout: float | None) -> Any:
         """The router's configuration, a ModelConfig message."""
 
-    def infer(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> triton.InferResult:
-        """The router's answer to a request, within so many seconds."""
+    def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
+        """The answer to a request, within so many seconds."""
 
-    def stream(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> Answers:
-        """The router's answers to a request as they come; over HTTP the last one alone."""
+    def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> Answers:
+        """The answers to a request as they come. Over HTTP there are none: UNIMPLEMENTED, naming the model."""
 
     def close(self) -> None:
         """Give it back; requests under way fail."""
 
 
-class Answers(Protocol):
-    """Answers to one request, one after the other. `cancel`, from any thread, ends them as CANCELLED."""
-
-    def __iter__(self) -> Iterator[triton.InferResult]: ...
-
-    def cancel(self) -> None: ...
-
-
 class AsyncConnection(Protocol):
-    """`Connection` for asyncio. Cancelling a call cancels its request."""
+    """`Connection` for asyncio. Cancelling a call cancels its request, and so does leaving a stream."""
 
     async def config(self, timeout: float | None) -> Any: ...
 
-    async def infer(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> triton.InferResult: ...
+    async def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult: ...
 
-    def stream(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> AsyncIterator[triton.InferResult]: ...
+    def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> AsyncIterator[triton.InferResult]: ...
 
     async def close(self) -> None: ...
 
 
 def message_of(
-    inputs: Sequence[triton.InferInput], outputs: Sequence[triton.InferRequestedOutput], timeout: float | None
+    model: str,
+    inputs: Sequence[triton.InferInput],
+    outputs: Sequence[triton.InferRequestedOutput],
+    timeout: float | None,
 ) -> pb.ModelInferRequest:
-    """The message of a request to the router."""
-    message = pb.ModelInferRequest(model_name=ROUTER)
+    """The message of a request, which tells how many seconds its caller waits."""
+    message = pb.ModelInferRequest(model_name=model)
     for tensor in inputs:  # tritonclient has no public way to their contents
         message.inputs.append(tensor._get_tensor())
         message.raw_input_contents.append(tensor._get_content())
@@ -119,44 +97,52 @@ class GrpcConnection:
         self._metadata = access.headers
 
     def config(self, timeout: float | None) -> Any:
+        request = pb.ModelConfigRequest(name=ROUTER)
         with _as_triton():
-            request = pb.ModelConfigRequest(name=ROUTER)
             return self._stub.ModelConfig(request, timeout=timeout, metadata=self._metadata).config
 
-    def infer(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> triton.InferResult:
-        message = message_of(inputs, outputs, timeout)
+    def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
         with _as_triton():
             return triton.InferResult(self._stub.ModelInfer(message, timeout=timeout, metadata=self._metadata))
 
-    def stream(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> GrpcAnswers:
-        message = message_of(inputs, outputs, timeout)
+    def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> Answers:
         metadata = (*self._metadata, _STATUS_OF_STREAMS)
-        return GrpcAnswers(self._stub.ModelStreamInfer(iter([message]), timeout=timeout, metadata=metadata))
+        return Answers(self._stub.ModelStreamInfer(iter([message]), timeout=timeout, metadata=metadata))
 
     def close(self) -> None:
         self._channel.close()
 
 
-class GrpcAnswers:
-    """`Answers` over gRPC."""
+class Answers:
+    """The answers to one request, for a caller who does other things meanwhile. `cancel` ends the request."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._queue: queue.SimpleQueue[triton.InferResult | InferenceServerException] = queue.SimpleQueue()
+        threading.Thread(target=self._take, name="answers", daemon=True).start()
 
-    def __iter__(self) -> Iterator[triton.InferResult]:
-        with _as_triton():
-            for answer in self._call:
-                yield _result(answer)
+    def _take(self) -> None:
+        try:
+            with _as_triton():
+                for answer in self._call:
+                    self._queue.put(_result(answer))
+            self._queue.put(InferenceServerException("the stream has ended", UNAVAILABLE))
+        except InferenceServerException as error:
+            self._queue.put(error)
+
+    def get(self, timeout: float | None = None) -> triton.InferResult | None:
+        """The next answer; None if it does not come within so many seconds.
+
+        Raises:
+            InferenceServerException: the request failed, was cancelled, or there are no more answers.
+        """
+        try:
+            answer = self._queue.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(answer, InferenceServerException):
+            raise answer
+        return answer
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -175,27 +161,15 @@ class AsyncGrpcConnection:
         self._metadata = access.headers
 
     async def config(self, timeout: float | None) -> Any:
+        request = pb.ModelConfigRequest(name=ROUTER)
         with _as_triton():
-            request = pb.ModelConfigRequest(name=ROUTER)
             return (await self._stub.ModelConfig(request, timeout=timeout, metadata=self._metadata)).config
 
-    async def infer(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> triton.InferResult:
-        message = message_of(inputs, outputs, timeout)
+    async def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
         with _as_triton():
             return triton.InferResult(await self._stub.ModelInfer(message, timeout=timeout, metadata=self._metadata))
 
-    async def stream(
-        self,
-        inputs: Sequence[triton.InferInput],
-        outputs: Sequence[triton.InferRequestedOutput],
-        timeout: float | None,
-    ) -> AsyncIterator[triton.InferResult]:
-        message = message_of(inputs, outputs, timeout)
+    async def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> AsyncIterator[triton.InferResult]:
         metadata = (*self._metadata, _STATUS_OF_STREAMS)
         call = self._stub.ModelStreamInfer(iter([message]), timeout=timeout, metadata=metadata)
         try:

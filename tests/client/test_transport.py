@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from helpers.pretended import Pretended, Refusal, make_certificates, needs_openssl, over_grpc, over_http
+from tritonclient.grpc import InferResult
 from tritonclient.utils import InferenceServerException
 
 from ipt_triton import (
@@ -27,15 +26,16 @@ from ipt_triton import (
     ServerUnavailable,
 )
 from ipt_triton.client.address import Access
+from ipt_triton.client.kserve import HttpConnection
 from ipt_triton.client.protocol import Restoration
-from ipt_triton.client.transport import GrpcConnection
+from ipt_triton.client.transport import AsyncGrpcConnection, GrpcConnection, message_of
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
 Server = Callable[..., AbstractContextManager[Pretended]]
 
 
 @pytest.fixture(params=[over_grpc, over_http], ids=["gRPC", "HTTP"])
-def server(request: pytest.FixtureRequest) -> Server:
+def serve(request: pytest.FixtureRequest) -> Server:
     found: Server = request.param
     return found
 
@@ -50,8 +50,8 @@ def trusted(certificates: Path) -> dict[str, Any]:
     return {"ca": certificates / "ca.crt", "retries": 0}
 
 
-def tls_of(server: Server) -> dict[str, bool]:
-    return {"tls": server is over_grpc}
+def tls_of(serve: Server) -> dict[str, bool]:
+    return {"tls": serve is over_grpc}
 
 
 # Addresses
@@ -108,18 +108,18 @@ def test_the_environment_says_where_the_server_is(monkeypatch: pytest.MonkeyPatc
 
 @needs_openssl
 def test_a_server_with_a_trusted_certificate_is_asked(
-    server: Server, certificates: Path, trusted: dict[str, Any]
+    serve: Server, certificates: Path, trusted: dict[str, Any]
 ) -> None:
-    with server(certificates) as told, RestorationClient(told.address, **tls_of(server), **trusted) as client:
+    with serve(certificates) as told, RestorationClient(told.address, **tls_of(serve), **trusted) as client:
         np.testing.assert_array_equal(client.restore(IMAGE, "derain"), IMAGE)
 
 
 @needs_openssl
-def test_a_certificate_of_somebody_else_is_not_trusted_and_not_asked_again(server: Server, certificates: Path) -> None:
+def test_a_certificate_of_somebody_else_is_not_trusted_and_not_asked_again(serve: Server, certificates: Path) -> None:
     for files in ({"ca": certificates / "other.crt"}, {}):
         with (
-            server(certificates) as told,
-            RestorationClient(told.address, **tls_of(server), **files) as client,  # type: ignore[arg-type]
+            serve(certificates) as told,
+            RestorationClient(told.address, **tls_of(serve), **files) as client,  # type: ignore[arg-type]
             pytest.raises(
                 AccessRefused, match=f"no trusted connection to the server at {told.address} .*CERTIFICATE_VER"
             ),
@@ -129,11 +129,11 @@ def test_a_certificate_of_somebody_else_is_not_trusted_and_not_asked_again(serve
 
 @needs_openssl
 def test_a_certificate_for_another_name_is_not_trusted(
-    server: Server, certificates: Path, trusted: dict[str, Any]
+    serve: Server, certificates: Path, trusted: dict[str, Any]
 ) -> None:
     with (
-        server(certificates) as told,
-        RestorationClient(told.address.replace("localhost", "127.0.0.1"), **tls_of(server), **trusted) as client,
+        serve(certificates) as told,
+        RestorationClient(told.address.replace("localhost", "127.0.0.1"), **tls_of(serve), **trusted) as client,
         pytest.raises(AccessRefused, match="no trusted connection"),
     ):
         client.tasks()
@@ -141,13 +141,13 @@ def test_a_certificate_for_another_name_is_not_trusted(
 
 @needs_openssl
 def test_a_server_may_ask_for_the_clients_certificate(
-    server: Server, certificates: Path, trusted: dict[str, Any]
+    serve: Server, certificates: Path, trusted: dict[str, Any]
 ) -> None:
     own = {"cert": certificates / "client.crt", "key": certificates / "client.key"}
-    with server(certificates, clients=True) as told:
-        with RestorationClient(told.address, **tls_of(server), **trusted, **own) as client:
+    with serve(certificates, clients=True) as told:
+        with RestorationClient(told.address, **tls_of(serve), **trusted, **own) as client:
             assert client.tasks()
-        with RestorationClient(told.address, **tls_of(server), **trusted) as client, pytest.raises(ServerUnavailable):
+        with RestorationClient(told.address, **tls_of(serve), **trusted) as client, pytest.raises(ServerUnavailable):
             client.tasks()
 
 
@@ -160,13 +160,13 @@ def test_a_key_of_another_certificate_is_named(certificates: Path) -> None:
 
 @needs_openssl
 def test_the_asynchronous_client_reaches_servers_in_the_same_ways(
-    server: Server, certificates: Path, trusted: dict[str, Any]
+    serve: Server, certificates: Path, trusted: dict[str, Any]
 ) -> None:
     async def work(address: str) -> np.ndarray:
-        async with AsyncRestorationClient(address, **tls_of(server), **trusted, token="secret") as client:
+        async with AsyncRestorationClient(address, **tls_of(serve), **trusted, token="secret") as client:
             return await client.restore(IMAGE, "derain")
 
-    with server(certificates) as told:
+    with serve(certificates) as told:
         np.testing.assert_array_equal(asyncio.run(work(told.address)), IMAGE)
         assert told.headers["authorization"] == "Bearer secret"
 
@@ -174,8 +174,8 @@ def test_the_asynchronous_client_reaches_servers_in_the_same_ways(
 # Headers and messages
 
 
-def test_headers_and_a_token_go_with_each_request(server: Server) -> None:
-    with server() as told, RestorationClient(told.address, headers={"X-Team": "prints"}, token="secret") as client:
+def test_headers_and_a_token_go_with_each_request(serve: Server) -> None:
+    with serve() as told, RestorationClient(told.address, headers={"X-Team": "prints"}, token="secret") as client:
         client.tasks()
         assert (told.headers["x-team"], told.headers["authorization"]) == ("prints", "Bearer secret")
         told.headers = {}
@@ -255,38 +255,66 @@ def test_a_page_of_a_proxy_is_not_repeated_after_the_last_retry() -> None:
 
 
 @pytest.fixture
-def stream() -> Iterator[tuple[Pretended, GrpcConnection, Restoration]]:
+def told() -> Iterator[Pretended]:
     with over_grpc() as told:
-        with RestorationClient(told.address) as client:
-            work = Restoration(client.info(), IMAGE, "derain", None, None)
-        connection = GrpcConnection(told.address, Access())
-        yield told, connection, work
-        connection.close()
+        yield told
 
 
-def test_a_stream_hands_on_each_answer_as_it_comes(stream: tuple[Pretended, GrpcConnection, Restoration]) -> None:
-    told, connection, work = stream
+@pytest.fixture
+def message(told: Pretended) -> Any:
+    with RestorationClient(told.address) as client:
+        work = Restoration(client.info(), IMAGE, "derain", None, None)
+    return message_of("restore", work.inputs(work.blocks[0]), work.outputs(), 20)
+
+
+def pixels(answer: InferResult | None) -> np.ndarray | None:
+    assert answer is not None
+    found: np.ndarray | None = answer.as_numpy("RESTORED")
+    return found
+
+
+def test_a_stream_hands_on_each_answer_as_it_comes(told: Pretended, message: Any) -> None:
     told.steps = 3
-    (block,) = work.blocks
-    *steps, last = connection.stream(work.inputs(block), work.outputs(), 20)
-    assert len(steps) == 3 and told.headers["triton_grpc_error"] == "true"
-    work.put(block, last)
-    np.testing.assert_array_equal(work.result(), IMAGE)
+    with closing(GrpcConnection(told.address, Access(headers=(("x-team", "prints"),)))) as connection:
+        answers = connection.stream(message, 20)
+        assert [pixels(answers.get()) for _ in range(3)] == [None] * 3
+        np.testing.assert_array_equal(pixels(answers.get()), IMAGE)
+        assert (told.headers["triton_grpc_error"], told.headers["x-team"]) == ("true", "prints")
+        with pytest.raises(InferenceServerException, match="the stream has ended"):
+            answers.get()
+
+    async def work() -> list[np.ndarray | None]:
+        connection = AsyncGrpcConnection(told.address, Access())
+        found = [pixels(answer) async for answer in connection.stream(message, 20)]
+        await connection.close()
+        return found
+
+    *steps, last = asyncio.run(work())
+    assert steps == [None] * 3
+    np.testing.assert_array_equal(last, IMAGE)
 
 
-def test_a_stream_fails_with_a_status_and_can_be_cancelled(
-    stream: tuple[Pretended, GrpcConnection, Restoration],
-) -> None:
-    told, connection, work = stream
+def test_a_stream_fails_with_a_status(told: Pretended, message: Any) -> None:
     told.failures = [Refusal(grpc.StatusCode.UNAVAILABLE, "Server is stopping")]
-    with pytest.raises(InferenceServerException) as caught:
-        list(connection.stream(work.inputs(work.blocks[0]), work.outputs(), None))
-    assert caught.value.status() == "StatusCode.UNAVAILABLE"
-    told.left.clear()
-    told.steps = 10**9
-    answers = connection.stream(work.inputs(work.blocks[0]), work.outputs(), None)
-    threading.Timer(0.1, answers.cancel).start()
-    with pytest.raises(InferenceServerException) as caught:
-        for _ in answers:
-            pass
-    assert re.search("CANCELLED", str(caught.value.status())) and told.left.wait(10)
+    with (
+        closing(GrpcConnection(told.address, Access())) as connection,
+        pytest.raises(InferenceServerException, match=r"StatusCode\.UNAVAILABLE\] Server is stopping"),
+    ):
+        connection.stream(message, None).get()
+    with (
+        over_http() as other,
+        closing(HttpConnection(other.address, Access())) as http,
+        pytest.raises(InferenceServerException, match=r"UNIMPLEMENTED\] no streams of model 'restore' over HTTP"),
+    ):
+        http.stream(message, None)
+
+
+def test_a_stream_that_says_nothing_can_be_cancelled(told: Pretended, message: Any) -> None:
+    told.waits = True
+    with closing(GrpcConnection(told.address, Access())) as connection:
+        answers = connection.stream(message, None)
+        assert answers.get(0.05) is None
+        answers.cancel()
+        with pytest.raises(InferenceServerException, match="CANCELLED"):
+            answers.get()
+        assert told.left.wait(10)

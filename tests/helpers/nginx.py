@@ -39,7 +39,9 @@ def nginx(folder: Path, text: str) -> Iterator[None]:
     own = "".join(f"    {name}_temp_path {folder / name};\n" for name in places)
     (folder / "nginx.conf").write_text(text.replace("http {\n", f"http {{\n{own}"))
     log = folder / "error.log"
-    command = [PROGRAM, "-p", str(folder), "-e", str(log), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+    user = "user root; " if os.geteuid() == 0 else ""  # its workers would not be let into the folder
+    files = ["-p", str(folder), "-e", str(log), "-c", str(folder / "nginx.conf")]
+    command = [PROGRAM, *files, "-g", f"{user}daemon off;"]
     with subprocess.Popen(command) as process:
         try:
             deadline = time.monotonic() + 10

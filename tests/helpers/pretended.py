@@ -41,6 +41,8 @@ class Pretended:
         asked: how many requests to restore came.
         headers: of the last request, names in lower case.
         steps: answers of a stream before the last one.
+        waits: whether a stream answers only when its caller has left.
+        left: a caller of a stream has.
     """
 
     def __init__(self) -> None:
@@ -49,6 +51,7 @@ class Pretended:
         self.asked = 0
         self.headers: dict[str, str] = {}
         self.steps = 0
+        self.waits = False
         self.address = ""
         self.left = threading.Event()
 
@@ -83,6 +86,8 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         for _ in range(self._told.steps):
             yield pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse())
         self._enter(context)
+        if self._told.waits:
+            self._told.left.wait()
         yield pb.ModelStreamInferResponse(infer_response=_given_back(request))
 
 
