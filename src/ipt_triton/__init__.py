@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .client.asynchronous import AsyncRestorationClient
     from .client.connection import RestorationClient
     from .client.errors import (
+        AccessRefused,
         ImageError,
+        InvalidAddress,
         InvalidRequest,
         RequestTimeout,
         RestorationError,
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from .tasks import Task
 
 __all__ = [
+    "AccessRefused",
     "AsyncRestorationClient",
     "ImageError",
+    "InvalidAddress",
     "InvalidRequest",
     "Photo",
     "RequestTimeout",
