@@ -12,10 +12,12 @@ import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from ipt_triton.client import protocol
+from ipt_triton.client import protocol, stream
 from ipt_triton.client.errors import UnknownTask
-from ipt_triton.client.protocol import Restoration, ServerInfo, Task
+from ipt_triton.client.options import Options
+from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
 from ipt_triton.service import ROUTER
+from ipt_triton.tasks import TaskKey
 
 T = TypeVar("T")
 
@@ -56,21 +58,43 @@ class AsyncRestorationClient:
         return (await self.info()).tasks
 
     async def restore(
-        self, image: NDArray[Any], task: int | str, stride: int | None = None, keep: int | None = None
+        self,
+        image: NDArray[Any],
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        tta: bool = False,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[Any]:
-        """See `RestorationClient.restore`."""
+        """See `RestorationClient.restore`; cancel the task that awaits it to give it up."""
+        options = Options(scale, width, height, tta, strength)
         try:
-            work = Restoration(self._info or await self.info(), image, task, stride, keep)
+            work = Restoration(self._info or await self.info(), image, task, stride, keep, options)
         except UnknownTask:
-            work = Restoration(await self.info(), image, task, stride, keep)
-        for block in work.blocks:
-            work.put(block, await self._infer(work, block))
+            work = Restoration(await self.info(), image, task, stride, keep, options)
+        tally = stream.Tally(work.patches, progress)
+        for part in work.parts:
+            answer = await (self._infer(work, part) if progress is None else self._infer_watched(work, part, tally))
+            work.put(part, answer)
+            tally.finish(work.patches_of(part))
         return work.result()
 
-    async def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
-        inputs, outputs = work.inputs(block), work.outputs()
+    async def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
+        inputs, outputs = work.inputs(part), work.outputs()
         limits = protocol.limits(self._timeout)
         return await self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, **limits))
+
+    async def _infer_watched(self, work: Restoration, part: Part, tally: stream.Tally) -> triton.InferResult:
+        """With progress, where the server tells it."""
+        try:
+            return await self._call(lambda: stream.infer_async(self._grpc, work, part, tally, self._timeout))
+        except stream.NoProgress:
+            return await self._infer(work, part)
 
     async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
         delays = protocol.retry_delays(self._retries)

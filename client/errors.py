@@ -19,6 +19,10 @@ class RequestTimeout(RestorationError):
     """The server did not answer within the client's timeout."""
 
 
+class Cancelled(RestorationError):
+    """The caller no longer wanted the result; the server has given the rest of it up."""
+
+
 class InvalidRequest(RestorationError):
     """An array, stride, keep or size that the server cannot take."""
 

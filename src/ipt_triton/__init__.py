@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .client.asynchronous import AsyncRestorationClient
     from .client.connection import RestorationClient
     from .client.errors import (
+        Cancelled,
         ImageError,
         InvalidRequest,
         RequestTimeout,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncRestorationClient",
+    "Cancelled",
     "ImageError",
     "InvalidRequest",
     "Photo",
