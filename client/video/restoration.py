@@ -158,7 +158,8 @@ def _served(client: Restorer, stages: int, stride: int | None, keep: int | None)
     if hasattr(client, "info"):
         info = client.info()
         model = f"{info.checkpoint_sha256} {info.runtime} {info.precision}"
-        return Rule(info.patch_size, *info.rule(stride, keep), stages=stages), model
+        served_stride, served_keep = info.rule(stride, keep)
+        return Rule(info.patch_size, served_stride, served_keep, stages), model
     rule = Rule(PATCH, STRIDE if stride is None else stride, KEEP if keep is None else keep, stages)
     try:
         check_rule(rule.stride, rule.keep)
