@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from helpers.gateway import listening
 
 from ipt_triton.benchmarks.fronted import Fronted
 from ipt_triton.client.gateway import command, serving
@@ -68,6 +69,17 @@ def test_slow_senders_are_ended_and_others_served(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_who_still_sends_a_body_that_is_refused_hears_why(tmp_path: Path):
+    with listening(tmp_path, max_upload_bytes=1000) as address:
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(5):
+            with socket.create_connection((host, int(port)), 10) as connection:
+                length = 2**22
+                head = f"POST /v1/restore?task=derain HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n"
+                connection.sendall(head.encode() + bytes(length))
+                assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
 def test_requests_are_logged_as_lines_of_json_without_the_ids_of_jobs(tmp_path: Path):
     with Fronted(tmp_path, NOBODY) as gateway:
         httpx2.get(f"{gateway.address}/v1/jobs/secret-id", headers={"X-Request-Id": "my-request"})
