@@ -13,7 +13,7 @@ from shutil import copytree
 
 import pytest
 from helpers.nginx import for_servers, free_port, needs_nginx, nginx
-from helpers.serve import Command, named
+from helpers.serve import Command, named, until
 from helpers.support import Served, read_image
 from PIL import Image
 
@@ -78,13 +78,20 @@ def restore(photos: Path, output: Path, url: str, meanwhile: Sequence[Callable[[
 
 
 def kill(server: Command, model: str) -> None:
-    """End a process of a model, without a word."""
-    processes = [p for p in named(server.refresh(), STUB) if f"/{model}/" in command_line(p)]
-    os.kill(processes[0], signal.SIGKILL)
+    """End a process of a model, without a word; a server that starts has it soon."""
+
+    def processes() -> list[int]:
+        return [stub for stub in named(server.refresh(), STUB) if f"/{model}/" in command_line(stub)]
+
+    until(processes, 180, f"a process of {model}")
+    os.kill(processes()[0], signal.SIGKILL)
 
 
 def command_line(process: int) -> str:
-    return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:  # it has just ended
+        return ""
 
 
 @pytest.mark.parametrize(

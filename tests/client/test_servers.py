@@ -209,8 +209,8 @@ def test_who_waits_for_servers_that_worked_is_told_once(
 ) -> None:
     with RestorationClient(url_of(two), retries=4) as client:
         client.info()
-        two[0].failures = [STOPPING] * 4
-        two[1].failures = [Refusal(503, "Server is stopping")] * 4
+        two[0].failures = [STOPPING] * 3
+        two[1].failures = [Refusal(503, "Server is stopping")] * 3
         np.testing.assert_array_equal(client.restore(IMAGE, "derain"), IMAGE)
     told = [record for record in caplog.records if record.levelno == logging.WARNING and "client" in record.name]
     assert len(told) == 1 and "waiting: none of" in told[0].getMessage()
