@@ -10,7 +10,8 @@ from PIL import ImageColor
 
 from ipt_triton.cli import make_parser
 from ipt_triton.client.address import DEFAULT_URL, from_environment, short_header
-from ipt_triton.client.errors import InvalidAddress
+from ipt_triton.client.errors import InvalidAddress, InvalidRequest
+from ipt_triton.client.options import Options
 from ipt_triton.client.photo import FORMATS
 from ipt_triton.version import installed_version
 
@@ -19,6 +20,7 @@ _DESCRIPTION = """Restore photos: super-resolution, denoising, deraining and mor
 examples:
   one photo, twice the size:      ipt-restore photo.jpg -t sr_x2 -o restored
   with a name of its own:         ipt-restore photo.jpg -t sr_x2 -o large.jpg
+  without rain, then larger:      ipt-restore photo.jpg -t derain,sr_x2 --width 4000 -o restored
   what the server offers:         ipt-restore --list-tasks --url gpu-box:8001
   by several servers:             ipt-restore holiday/ -t derain -o restored --url gpu-1:8001,gpu-2:8001 --workers 8
   a folder with its sub-folders:  ipt-restore holiday/ -t denoise_30 -o restored --skip-existing
@@ -45,7 +47,7 @@ exit codes:
 def make_arguments() -> argparse.ArgumentParser:
     parser = make_parser("ipt-restore", _DESCRIPTION)
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="image files, folders of them, patterns; - is stdin")
-    parser.add_argument("-t", "--task", help="name or id of a task (see --list-tasks)")
+    parser.add_argument("-t", "--task", help="name or id of a task (see --list-tasks); several: derain,sr_x2")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PLACE", help="folder for the results, a file for one photo, - for stdout"
     )
@@ -53,6 +55,7 @@ def make_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ipt-restore {installed_version()}")
     _add_server(parser.add_argument_group("server"))
     _add_choice(parser.add_argument_group("which photos"))
+    _add_making(parser.add_argument_group("how they are restored"))
     _add_tiling(parser.add_argument_group("tiling (the server's own rule if not given)"))
     _add_results(parser.add_argument_group("results"))
     return parser
@@ -83,6 +86,14 @@ def _add_choice(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--limit", type=int, metavar="N", help="restore no more than N")
     group.add_argument("--shard", metavar="I/N", default="1/1", help="only the I-th of N parts, from 1")
     group.add_argument("-j", "--workers", type=int, default=2, metavar="N", help="photos in flight (%(default)s)")
+
+
+def _add_making(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--scale", type=float, metavar="F", help="so many times the size, such as 2.5 (the task's own)")
+    group.add_argument("--width", type=int, metavar="N", help="of the result; with --height what fits into both")
+    group.add_argument("--height", type=int, metavar="N", help="of the result")
+    group.add_argument("--tta", action="store_true", help="mean of eight turned and mirrored views: 8 times the work")
+    group.add_argument("--strength", type=float, default=1.0, metavar="S", help="share of the result, 0 to 1 (1)")
 
 
 def _add_tiling(group: argparse._ArgumentGroup) -> None:
@@ -140,6 +151,10 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"--{name} {value} is not allowed; give {lowest} or more")
     if args.timeout is not None and not args.timeout > 0:
         parser.error(f"--timeout {args.timeout:g} is not allowed; give seconds above 0, or leave it out")
+    try:
+        args.options = Options(args.scale, args.width, args.height, args.tta, args.strength)
+    except InvalidRequest as error:
+        parser.error(f"{error}")
     if args.quality is not None and not 1 <= args.quality <= 100:
         parser.error(f"--quality {args.quality} is not allowed; give 1 to 100")
     if not 0 <= args.keep_server < 1e6:

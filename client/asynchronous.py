@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from ipt_triton.client import protocol
+from ipt_triton.client import protocol, stream
 from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_http, parse_addresses
 from ipt_triton.client.errors import UnknownTask
-from ipt_triton.client.protocol import Restoration, ServerInfo, Task
+from ipt_triton.client.options import Options
+from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
 from ipt_triton.client.servers import Servers
 from ipt_triton.client.transport import AsyncConnection, AsyncGrpcConnection, message_of
 from ipt_triton.service import ROUTER
+from ipt_triton.tasks import TaskKey
 
 T = TypeVar("T")
 
@@ -78,20 +80,43 @@ class AsyncRestorationClient:
         return (await self.info()).tasks
 
     async def restore(
-        self, image: NDArray[Any], task: int | str, stride: int | None = None, keep: int | None = None
+        self,
+        image: NDArray[Any],
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        tta: bool = False,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[Any]:
-        """See `RestorationClient.restore`."""
+        """See `RestorationClient.restore`; cancel the task that awaits it to give it up."""
+        options = Options(scale, width, height, tta, strength)
         try:
-            work = Restoration(self._info or await self.info(), image, task, stride, keep)
+            work = Restoration(self._info or await self.info(), image, task, stride, keep, options)
         except UnknownTask:
-            work = Restoration(await self.info(), image, task, stride, keep)
-        for block in work.blocks:
-            work.put(block, await self._infer(work, block))
+            work = Restoration(await self.info(), image, task, stride, keep, options)
+        tally = stream.Tally(work.patches, progress)
+        for part in work.parts:
+            answer = await (self._infer(work, part) if progress is None else self._infer_watched(work, part, tally))
+            work.put(part, answer)
+            tally.finish(work.patches_of(part))
         return work.result()
 
-    async def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
-        message = message_of(ROUTER, work.inputs(block), work.outputs(), self._timeout)
+    async def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
+        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout)
         return await self._call(lambda connection: connection.infer(message, self._timeout))
+
+    async def _infer_watched(self, work: Restoration, part: Part, tally: stream.Tally) -> triton.InferResult:
+        """With progress, where the server tells it."""
+        message = stream.message(work, part, self._timeout)
+        try:
+            return await self._call(lambda connection: stream.infer_async(connection, message, tally, self._timeout))
+        except stream.NoProgress:
+            return await self._infer(work, part)
 
     async def _call(self, send: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """See `RestorationClient._call`."""

@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from ipt_triton.client import protocol
+from ipt_triton.client import protocol, stream
 from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_http, parse_addresses
-from ipt_triton.client.errors import ServerUnavailable, UnknownTask
-from ipt_triton.client.protocol import Restoration, ServerInfo, Task
+from ipt_triton.client.errors import Cancelled, ServerUnavailable, UnknownTask
+from ipt_triton.client.options import Options
+from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
 from ipt_triton.client.servers import Servers
 from ipt_triton.client.transport import Connection, GrpcConnection, message_of
 from ipt_triton.service import ROUTER
+from ipt_triton.tasks import TaskKey
 
 T = TypeVar("T")
 
@@ -102,7 +104,19 @@ class RestorationClient:
         return self.info().tasks
 
     def restore(
-        self, image: NDArray[Any], task: int | str, stride: int | None = None, keep: int | None = None
+        self,
+        image: NDArray[Any],
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        tta: bool = False,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> NDArray[Any]:
         """Restore one image of any size.
 
@@ -110,28 +124,58 @@ class RestorationClient:
 
         Args:
             image: uint8 or uint16 over the type's full range, RGB [height, width, 3] or gray [height, width].
-            task: id or name of a task of the server.
+            task: id or name of a task of the server; or several, in a sequence or separated by commas, which follow
+                each other on the server without rounding in between.
             stride, keep: distance of neighbouring tiles and side of the centre that is used, in input pixels;
                 1 ≤ stride ≤ keep ≤ 48, keep even. None: the server's default.
+            scale: sides of the result over those of the image, any number above 0. A larger network is taken where
+                the task's own enlarges less, and the result is reduced.
+            width, height: sides of the result in pixels, instead of `scale`. The image keeps its shape; with both it
+                becomes the largest that fits.
+            tta: restore eight turned and mirrored views and take their mean: eight times the work.
+            strength: share of the result, 0 to 1; the rest is the image itself.
+            progress: called with the patches that are answered and all that are due, from 0 on.
+            cancelled: asked ten times a second whether to give up.
 
         Returns:
-            The restored image in the same type and number of dimensions, sides multiplied by the task's scale.
+            The restored image in the same type and number of dimensions, sides multiplied by the scale of all tasks
+            together, or of the size that was asked for.
 
         Raises:
             UnknownTask, InvalidRequest: nothing was restored because of an argument.
+            Cancelled: because `cancelled` said so.
             ServerUnavailable, RequestTimeout, ServerError: see `client.errors`.
         """
+        options = Options(scale, width, height, tta, strength)
         try:
-            work = Restoration(self._info or self.info(), image, task, stride, keep)
+            work = Restoration(self._info or self.info(), image, task, stride, keep, options)
         except UnknownTask:  # the server may have been restarted with other tasks
-            work = Restoration(self.info(), image, task, stride, keep)
-        for block in work.blocks:
-            work.put(block, self._infer(work, block))
+            work = Restoration(self.info(), image, task, stride, keep, options)
+        tally = stream.Tally(work.patches, progress)
+        for part in work.parts:
+            if cancelled is not None and cancelled():
+                raise Cancelled(stream.CANCELLED)
+            if progress is None and cancelled is None:
+                answer = self._infer(work, part)
+            else:
+                answer = self._infer_watched(work, part, tally, cancelled)
+            work.put(part, answer)
+            tally.finish(work.patches_of(part))
         return work.result()
 
-    def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
-        message = message_of(ROUTER, work.inputs(block), work.outputs(), self._timeout)
+    def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
+        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout)
         return self._call(lambda connection: connection.infer(message, self._timeout))
+
+    def _infer_watched(
+        self, work: Restoration, part: Part, tally: stream.Tally, cancelled: Callable[[], bool] | None
+    ) -> triton.InferResult:
+        """With progress, where the server tells it."""
+        message = stream.message(work, part, self._timeout)
+        try:
+            return self._call(lambda connection: stream.infer(connection, message, tally, cancelled, self._timeout))
+        except stream.NoProgress:
+            return self._infer(work, part)
 
     def _call(self, send: Callable[[Connection], T]) -> T:
         """What `send` makes of the connection to a server that works.

@@ -27,6 +27,10 @@ class RequestTimeout(RestorationError):
     """The server did not answer within the client's timeout, or a proxy's."""
 
 
+class Cancelled(RestorationError):
+    """The caller no longer wanted the result; the server has given the rest of it up."""
+
+
 class InvalidRequest(RestorationError):
     """An array, stride, keep or size that the server cannot take."""
 

@@ -142,8 +142,8 @@ def _restore_all(
     client: RestorationClient, info: ServerInfo, plan: Plan, jobs: Ahead, args: argparse.Namespace, log: IO[str]
 ) -> int:
     """Restore the jobs, `args.workers` at a time; print, report and summarise what became of them."""
-    task = info.task(args.task)
-    restorer = Restorer(client, task, args)
+    chain = info.chain(args.task)
+    giving_up = threading.Event()
     stride, keep = info.rule(args.stride, args.keep)
     started = time.perf_counter()
     quiet = "-" in (args.json, str(args.output), args.log)
@@ -152,7 +152,9 @@ def _restore_all(
     def report() -> dict[str, Any]:
         return {
             "url": client.url,
-            "task": asdict(task),
+            "task": {"name": chain.name, "scale": chain.scale},
+            "tasks": [asdict(task) for task in chain.tasks],
+            "options": asdict(args.options),
             "stride": stride,
             "keep": keep,
             "checkpoint_sha256": info.checkpoint_sha256,
@@ -169,8 +171,14 @@ def _restore_all(
             write_report(args.json, report())  # what cannot be written is known before the work
         except OSError as error:
             raise PlanError(f"--json {args.json} cannot be written: {error.strerror}") from error
+
+    def close() -> None:
+        giving_up.set()
+        client.close()
+
     with Progress(lambda: jobs.total) as progress:
-        ended = run_batch(jobs, restorer.restore, record, progress, args.workers, client.close)
+        restorer = Restorer(client, chain, args, progress, giving_up.is_set)
+        ended = run_batch(jobs, restorer.restore, record, progress, args.workers, close)
     written = not args.json or (args.json == "-" and ended.lost is not None) or _deliver(args.json, report())
     if ended.lost is not None:
         raise ended.lost

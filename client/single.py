@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from ipt_triton.client.batch import STREAM, Job
@@ -13,21 +16,35 @@ from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import ImageError, RestorationError, ServerUnavailable
 from ipt_triton.client.noise import denoising_warning
 from ipt_triton.client.photo import Photo, check_format, read_photo, write_photo
-from ipt_triton.client.protocol import Task
-from ipt_triton.client.work import Outcome
+from ipt_triton.client.work import Outcome, Progress
 from ipt_triton.metrics import border_of
+from ipt_triton.tasks import Chain
+
+WATCHED = 2
+"""Photos whose progress is asked for at a time: a server takes more photos at once than it tells the progress of."""
 
 
 class Restorer:
     """Restores single photos as the command was asked to.
 
     Args:
-        task: of the server.
+        chain: tasks of the server.
         args: of the command, see `arguments`.
+        progress: is told how far each photo is.
+        cancelled: whether nobody wants the rest.
     """
 
-    def __init__(self, client: RestorationClient, task: Task, args: argparse.Namespace) -> None:
-        self._client, self._task, self._args = client, task, args
+    def __init__(
+        self,
+        client: RestorationClient,
+        chain: Chain,
+        args: argparse.Namespace,
+        progress: Progress,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._client, self._chain, self._args = client, chain, args
+        self._progress, self._cancelled = progress, cancelled
+        self._watched = threading.Semaphore(WATCHED)
 
     def restore(self, job: Job) -> Outcome:
         """Restore one photo; what is wrong with it is told in the outcome.
@@ -49,24 +66,53 @@ class Restorer:
         return Outcome.of(job, "restored", seconds=round(time.perf_counter() - started, 3), **details)
 
     def _restore(self, job: Job) -> dict[str, Any]:
-        args, task = self._args, self._task
+        args, chain = self._args, self._chain
         photo = read_photo(sys.stdin.buffer if job.source == STREAM else job.source)
         form = args.format if job.target == STREAM else None  # else the target's suffix tells
         check_format(photo, job.target, form, flatten=args.flatten, depth=args.depth)
         reference = reference_of(job.source, args.reference) if args.reference else None
-        planes = [self._client.restore(plane, args.task, args.stride, args.keep) for plane in photo.planes()]
-        restored = photo.with_planes(planes)
+        restored = self._restored(photo, job)
         self._write(restored, job, form)
         if args.compare and job.target != STREAM:
             write_photo(side_by_side(photo, restored), job.target.with_name(f"{job.target.stem}_compare.png"))
         width, height = restored.size
-        warning = denoising_warning(photo.pixels, task)
+        warning = denoising_warning(photo.pixels, chain)
         return {
             "width": width,
             "height": height,
             "warning": f"{job.source}: {warning}" if warning else "",
-            "figures": figures(restored, reference, border_of(task)) if reference else {},
+            "figures": figures(restored, reference, border_of(chain)) if reference else {},
         }
+
+    def _restored(self, photo: Photo, job: Job) -> Photo:
+        """The photo with all its planes restored; if there is somebody to see it, with progress."""
+        args, planes = self._args, photo.planes()
+        options = asdict(args.options)
+        if not self._progress.is_drawn or not self._watched.acquire(blocking=False):
+            made = [self._client.restore(plane, args.task, args.stride, args.keep, **options) for plane in planes]
+            return photo.with_planes(made)
+        width, height = args.options.size(*photo.size, self._chain)
+        made = []
+        try:
+            for plane in planes:
+
+                def tell(done: int, due: int, before: int = len(made)) -> None:
+                    self._progress.within(job, (before + done / due) / len(planes), width * height)
+
+                made.append(
+                    self._client.restore(
+                        plane,
+                        args.task,
+                        args.stride,
+                        args.keep,
+                        **options,
+                        progress=tell,
+                        cancelled=self._cancelled,
+                    )
+                )
+        finally:
+            self._watched.release()
+        return photo.with_planes(made)
 
     def _write(self, photo: Photo, job: Job, form: str | None) -> None:
         args, kept = self._args, not self._args.strip_metadata
@@ -80,6 +126,6 @@ class Restorer:
             flatten=args.flatten,
             depth=args.depth,
             metadata=kept,
-            action=self._task.name,
+            action=self._chain.name,
             mtime=job.source.stat().st_mtime if kept and job.source != STREAM else None,
         )

@@ -17,6 +17,7 @@ from ipt_triton.cli import make_parser
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import RestorationError
 from ipt_triton.client.photo import Photo, read_photo, write_photo
+from ipt_triton.tasks import TaskKey
 
 LABELS = {
     "sr": "enlarge x{scale}",
@@ -28,7 +29,7 @@ LABELS = {
 }
 
 
-def restore_file(client: RestorationClient, path: str | Path, task: int | str, folder: Path) -> tuple[Path, Path, str]:
+def restore_file(client: RestorationClient, path: str | Path, task: TaskKey, folder: Path) -> tuple[Path, Path, str]:
     """Restore one photo file.
 
     Returns:
@@ -39,12 +40,13 @@ def restore_file(client: RestorationClient, path: str | Path, task: int | str, f
         RestorationError: the photo or the server, in one sentence.
     """
     photo = read_photo(path)
-    found = client.info().task(task)
+    chain = client.info().chain(task)
     started = time.perf_counter()
-    restored = photo.with_planes([client.restore(plane, found.id) for plane in photo.planes()])
+    restored = photo.with_planes([client.restore(plane, task) for plane in photo.planes()])
     seconds = time.perf_counter() - started
-    before, after = folder / f"{Path(path).stem}_before.png", folder / f"{Path(path).stem}_{found.name}.png"
-    enlarged = photo.with_planes([p.repeat(found.scale, 0).repeat(found.scale, 1) for p in photo.planes()])
+    stem, made = Path(path).stem, chain.name.replace(",", "_")
+    before, after = folder / f"{stem}_before.png", folder / f"{stem}_{made}.png"
+    enlarged = photo.with_planes([p.repeat(chain.scale, 0).repeat(chain.scale, 1) for p in photo.planes()])
     write_photo(enlarged, before)
     write_photo(restored, after)
     return before, after, f"{sides(photo)} → {sides(restored)} in {seconds:.1f} s"

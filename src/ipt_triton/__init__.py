@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .client.connection import RestorationClient
     from .client.errors import (
         AccessRefused,
+        Cancelled,
         ImageError,
         InvalidAddress,
         InvalidRequest,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccessRefused",
     "AsyncRestorationClient",
+    "Cancelled",
     "ImageError",
     "InvalidAddress",
     "InvalidRequest",

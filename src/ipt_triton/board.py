@@ -59,9 +59,10 @@ class Board:
         path: the file, made if it is not there.
         slot: the router's own, different for each, within 0 to 1023.
         routers: how many there are; 0: none refuses anything.
+        alike: slots of the routers that take the same requests as this one; by default all.
     """
 
-    def __init__(self, path: Path, slot: int = 0, routers: int = 0) -> None:
+    def __init__(self, path: Path, slot: int = 0, routers: int = 0, alike: Optional[range] = None) -> None:  # noqa: UP045
         if not 0 <= slot < _SLOTS:
             raise ValueError(f"a board has {_SLOTS} slots and none with number {slot}")
         shape = (_SLOTS + 1, _WIDTH)
@@ -70,7 +71,8 @@ class Board:
                 file.truncate(8 * shape[0] * shape[1])  # zeros: nothing to do
         self._rows = np.memmap(path, np.int64, "r+", shape=shape)
         self._slots, self._own, self._slot = self._rows[: routers or _SLOTS], self._rows[slot], slot
-        self._routers, self._reserved = routers, min(len(ROOM_S), routers // 4)
+        self._alike = range(routers) if alike is None else alike
+        self._routers, self._reserved = routers, min(len(ROOM_S), len(self._alike) // 4)
         self._since, self._done_then = 0.0, 0
 
     def begin(self, task: int, patches: int, chunk: int = 0, within: float = math.inf) -> None:
@@ -90,6 +92,10 @@ class Board:
         self._since, self._done_then = time.monotonic(), self._done()
         self._own[_LEFT] = patches
         self._own[_TURNS] += 1
+
+    def turn_to(self, task: int) -> None:
+        """Say that the photograph's patches go to this task from now on."""
+        self._own[_TASK] = task
 
     def write(self, left: int) -> None:
         """Say how many patches this router has left to be answered; the same number again is a turn too."""
@@ -145,7 +151,7 @@ class Board:
         left[self._slot] = 0
         before = int(left[self._goes_before(left, patches)].sum())
         waits = before + patches * int(self._rows[_WAITING])  # as if those that wait were all like this one
-        free = max(0, self._routers - 1 - int((left > 0).sum()))
+        free = max(0, len(self._alike) - 1 - int((left[self._alike.start : self._alike.stop] > 0).sum()))
         too_long = free < self._reserved and (waits + patches) / rate > ROOM_S[free]
         too_long = too_long or (before > 0 and (before + patches) / rate > within)
         return float(np.clip(waits / rate, 0.1, _LONGEST_HINT_S)) if too_long else 0.0

@@ -31,14 +31,15 @@ def fake_config() -> pb.ModelConfig:
     for name, kind, dims, optional in (
         ("IMAGE", pb.TYPE_UINT8, [-1, -1, 3], True),
         ("IMAGE16", pb.TYPE_UINT16, [-1, -1, 3], True),
-        ("TASK_ID", pb.TYPE_INT32, [1], True),
-        ("TASK", pb.TYPE_STRING, [1], True),
+        ("TASK_ID", pb.TYPE_INT32, [-1], True),
+        ("TASK", pb.TYPE_STRING, [-1], True),
         ("STRIDE", pb.TYPE_INT32, [1], True),
         ("KEEP", pb.TYPE_INT32, [1], True),
     ):
         config.input.add(name=name, data_type=kind, dims=dims, optional=optional)
     config.output.add(name="RESTORED", data_type=pb.TYPE_UINT8, dims=[-1, -1, 3])
     config.output.add(name="RESTORED16", data_type=pb.TYPE_UINT16, dims=[-1, -1, 3])
+    config.output.add(name="RESTORED32", data_type=pb.TYPE_FP32, dims=[-1, -1, 3])
     parameters = {
         "tasks": json.dumps(TASKS),
         "patch_size": 48,

@@ -33,7 +33,7 @@ class Here:
     def info(self) -> ServerInfo:
         return INFO
 
-    def restore(self, image: NDArray[Any], *_: object) -> NDArray[Any]:
+    def restore(self, image: NDArray[Any], *_: object, **__: object) -> NDArray[Any]:
         return image
 
 
