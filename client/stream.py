@@ -24,6 +24,7 @@ CANCELLED = "the restoration was cancelled"
 POLL_S = 0.1
 """So often a caller is asked whether the work is still wanted."""
 
+_QUEUE_FULL = "maximum queue size"
 _STATUS = {"triton_grpc_error": "true"}  # Triton tells a status, not the words alone, and ends the stream
 
 
@@ -131,6 +132,8 @@ def _take(
     if error is not None:
         if f"'{STREAM}'" in error.message():  # Triton names models that it does not have
             raise NoProgress
+        if _QUEUE_FULL in error.message():  # of what it refuses before the model Triton tells the words alone
+            raise InferenceServerException(error.message(), "StatusCode.UNAVAILABLE")
         raise error
     assert result is not None
     progress = result.as_numpy(PROGRESS)
