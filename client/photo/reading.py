@@ -72,9 +72,7 @@ def read_photo(source: Source) -> Photo:
     name, data = load(source)
     with explained(name), open_image(name, data) as image:
         if (frames := count_frames(image)) > 1:
-            raise UnsupportedImage(
-                f"{name} holds {frames} frames; only single pictures are allowed: save each as a file"
-            )
+            raise UnsupportedImage(f"{name} holds {frames} frames; only single pictures are allowed here")
         return decode(name, image, data)
 
 
