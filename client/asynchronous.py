@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, TypeVar
 
 import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
 
 from ipt_triton.client import protocol, stream
+from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_http, parse_addresses
 from ipt_triton.client.errors import UnknownTask
 from ipt_triton.client.options import Options
 from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
+from ipt_triton.client.servers import Servers
+from ipt_triton.client.transport import AsyncConnection, AsyncGrpcConnection, message_of
 from ipt_triton.service import ROUTER
 from ipt_triton.tasks import TaskKey
 
@@ -28,12 +30,32 @@ class AsyncRestorationClient:
     Cancelling a `restore` cancels its request on the server.
     """
 
-    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 6) -> None:
-        self.url = url
+    def __init__(
+        self,
+        url: str | Sequence[str] = DEFAULT_URL,
+        timeout: float | None = None,
+        retries: int = 6,
+        *,
+        tls: bool = False,
+        ca: str | PathLike[str] | None = None,
+        cert: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = None,
+    ) -> None:
+        addresses = parse_addresses(url)
+        access = Access.of(addresses, tls=tls, ca=ca, cert=cert, key=key, headers=headers, token=token)
+        self.url = ",".join(addresses)
         self._timeout = timeout
         self._retries = retries
-        self._grpc = triton_aio.InferenceServerClient(url, channel_args=protocol.CHANNEL_ARGS)
+        self._servers = Servers(addresses, lambda address: _connect(address, access))
         self._info: ServerInfo | None = None
+        self._tells_progress = True  # until a server has no model for it
+
+    @classmethod
+    def from_environment(cls) -> AsyncRestorationClient:
+        """See `RestorationClient.from_environment`."""
+        return cls(**from_environment())
 
     async def __aenter__(self) -> AsyncRestorationClient:
         return self
@@ -45,12 +67,13 @@ class AsyncRestorationClient:
 
     async def close(self) -> None:
         """Give the connection back; requests under way fail."""
-        await self._grpc.close()
+        for connection in self._servers.connections:
+            await connection.close()
 
     async def info(self) -> ServerInfo:
         """See `RestorationClient.info`."""
-        answer = await self._call(lambda: self._grpc.get_model_config(ROUTER, client_timeout=self._timeout))
-        self._info = protocol.parse_info(answer.config, self.url)
+        config = await self._call(lambda connection: connection.config(self._timeout))
+        self._info = protocol.parse_info(config, self.url)
         return self._info
 
     async def tasks(self) -> tuple[Task, ...]:
@@ -85,24 +108,30 @@ class AsyncRestorationClient:
         return work.result()
 
     async def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
-        inputs, outputs = work.inputs(part), work.outputs()
-        limits = protocol.limits(self._timeout)
-        return await self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, **limits))
+        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout)
+        return await self._call(lambda connection: connection.infer(message, self._timeout))
 
     async def _infer_watched(self, work: Restoration, part: Part, tally: stream.Tally) -> triton.InferResult:
         """With progress, where the server tells it."""
-        try:
-            return await self._call(lambda: stream.infer_async(self._grpc, work, part, tally, self._timeout))
-        except stream.NoProgress:
-            return await self._infer(work, part)
-
-    async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
-        delays = protocol.retry_delays(self._retries)
-        while True:
+        if self._tells_progress:
             try:
-                return await send()
-            except InferenceServerException as error:
-                delay = protocol.pause(delays, error)
-                if delay is None:
-                    raise protocol.explain(error, self.url, self._timeout) from error
-            await asyncio.sleep(delay)
+                return await self._call(lambda server: stream.infer_async(server, work, part, tally, self._timeout))
+            except stream.NoProgress:
+                self._tells_progress = False
+        return await self._infer(work, part)
+
+    async def _call(self, send: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """See `RestorationClient._call`."""
+        errand = self._servers.errand(self._retries, self._timeout)
+        while True:
+            with errand.ask() as connection:
+                return await send(connection)
+            await asyncio.sleep(errand.pause)
+
+
+def _connect(address: str, access: Access) -> AsyncConnection:
+    if not is_http(address):
+        return AsyncGrpcConnection(address, access)
+    from ipt_triton.client.kserve import AsyncHttpConnection  # of an extra
+
+    return AsyncHttpConnection(address, access)

@@ -1,20 +1,23 @@
-"""The client of a restoration server. Every image leaves and comes back as a numpy array."""
+"""The client of restoration servers. Every image leaves and comes back as a numpy array."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, TypeVar
 
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
 
 from ipt_triton.client import protocol, stream
-from ipt_triton.client.errors import Cancelled, UnknownTask
+from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_http, parse_addresses
+from ipt_triton.client.errors import Cancelled, ServerUnavailable, UnknownTask
 from ipt_triton.client.options import Options
 from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
+from ipt_triton.client.servers import Servers
+from ipt_triton.client.transport import Connection, GrpcConnection, message_of
 from ipt_triton.service import ROUTER
 from ipt_triton.tasks import TaskKey
 
@@ -22,22 +25,56 @@ T = TypeVar("T")
 
 
 class RestorationClient:
-    """Restores images through a server. Threads may share one client.
+    """Restores images through one or several servers, which must serve the same. Threads may share one client.
 
     Args:
-        url: HOST:PORT of the server's gRPC port.
+        url: HOST:PORT of the server's gRPC port, or http://HOST:PORT or https://… of its HTTP port; several as a
+            sequence or separated by commas. A request goes to the server with the least to do for this client, and to
+            another one at once if that fails.
         timeout: seconds that one request may take; None waits as long as the connection lives.
-        retries: how often a request is sent again, after growing pauses (0.25 s, doubling), while the server's queue
-            is full or the connection is lost. Restoring twice does no harm.
+        retries: how often a request is sent again, after growing pauses (0.25 s, doubling), while all servers have too
+            much to do or cannot be reached. Restoring twice does no harm.
+        tls: encrypt gRPC.
+        ca: PEM file of the authorities that are trusted; None: the usual ones.
+        cert, key: PEM files of the client's own certificate and key.
+        headers: sent with each request, as HTTP headers or gRPC metadata.
+        token: sent with each request as `authorization: Bearer`.
+
+    Raises:
+        InvalidAddress: an address, a file or a header that cannot be used.
     """
 
-    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 6) -> None:
-        self.url = url
+    def __init__(
+        self,
+        url: str | Sequence[str] = DEFAULT_URL,
+        timeout: float | None = None,
+        retries: int = 6,
+        *,
+        tls: bool = False,
+        ca: str | PathLike[str] | None = None,
+        cert: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = None,
+    ) -> None:
+        addresses = parse_addresses(url)
+        access = Access.of(addresses, tls=tls, ca=ca, cert=cert, key=key, headers=headers, token=token)
+        self.url = ",".join(addresses)
         self._timeout = timeout
         self._retries = retries
-        self._grpc = self._connect()
+        self._servers = Servers(addresses, lambda address: _connect(address, access))
         self._closed = threading.Event()
         self._info: ServerInfo | None = None
+        self._tells_progress = True  # until a server has no model for it
+
+    @classmethod
+    def from_environment(cls) -> RestorationClient:
+        """A client for IPT_URL, IPT_TLS, IPT_CA, IPT_CERT, IPT_KEY, IPT_TOKEN and IPT_TIMEOUT, as far as they are set.
+
+        Raises:
+            InvalidAddress: one of them cannot be used.
+        """
+        return cls(**from_environment())
 
     def __enter__(self) -> RestorationClient:
         return self
@@ -50,7 +87,8 @@ class RestorationClient:
     def close(self) -> None:
         """Give the connection back; requests under way in other threads fail."""
         self._closed.set()
-        self._grpc.close()
+        for connection in self._servers.connections:
+            connection.close()
 
     def info(self) -> ServerInfo:
         """Ask the server for its tasks, default tiling rule and limits.
@@ -58,8 +96,8 @@ class RestorationClient:
         Raises:
             ServerUnavailable, RequestTimeout, ServerError: see `client.errors`.
         """
-        answer = self._call(lambda: self._grpc.get_model_config(ROUTER, client_timeout=self._timeout))
-        self._info = protocol.parse_info(answer.config, self.url)
+        config = self._call(lambda connection: connection.config(self._timeout))
+        self._info = protocol.parse_info(config, self.url)
         return self._info
 
     def tasks(self) -> tuple[Task, ...]:
@@ -126,29 +164,38 @@ class RestorationClient:
             tally.finish(work.patches_of(part))
         return work.result()
 
-    def _connect(self) -> triton.InferenceServerClient:
-        return triton.InferenceServerClient(self.url, channel_args=protocol.CHANNEL_ARGS)
-
     def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
-        inputs, outputs = work.inputs(part), work.outputs()
-        limits = protocol.limits(self._timeout)
-        return self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, **limits))
+        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout)
+        return self._call(lambda connection: connection.infer(message, self._timeout))
 
     def _infer_watched(
         self, work: Restoration, part: Part, tally: stream.Tally, cancelled: Callable[[], bool] | None
     ) -> triton.InferResult:
         """With progress, where the server tells it."""
-        try:
-            return self._call(lambda: stream.infer(self._connect, work, part, tally, cancelled, self._timeout))
-        except stream.NoProgress:
-            return self._infer(work, part)
-
-    def _call(self, send: Callable[[], T]) -> T:
-        delays = protocol.retry_delays(self._retries)
-        while True:
+        if self._tells_progress:
             try:
-                return send()
-            except InferenceServerException as error:
-                delay = protocol.pause(delays, error)
-                if delay is None or self._closed.wait(delay):
-                    raise protocol.explain(error, self.url, self._timeout) from error
+                return self._call(lambda server: stream.infer(server, work, part, tally, cancelled, self._timeout))
+            except stream.NoProgress:
+                self._tells_progress = False
+        return self._infer(work, part)
+
+    def _call(self, send: Callable[[Connection], T]) -> T:
+        """What `send` makes of the connection to a server that works.
+
+        Raises:
+            RestorationError: it raised tritonclient's InferenceServerException, for each server, or for good.
+        """
+        errand = self._servers.errand(self._retries, self._timeout)
+        while True:
+            with errand.ask() as connection:
+                return send(connection)
+            if errand.pause and self._closed.wait(errand.pause):
+                raise ServerUnavailable(f"the connection to {self.url} was closed while a request waited for its turn")
+
+
+def _connect(address: str, access: Access) -> Connection:
+    if not is_http(address):
+        return GrpcConnection(address, access)
+    from ipt_triton.client.kserve import HttpConnection  # of an extra
+
+    return HttpConnection(address, access)

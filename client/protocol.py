@@ -1,28 +1,17 @@
-"""What is said to the server, without saying it: its description, requests, answers and errors, for both clients."""
+"""What is said to the server, without saying it: its description, requests and answers, for both clients."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
 
-from ipt_triton.board import wait_of
-from ipt_triton.client.errors import (
-    InvalidRequest,
-    RequestTimeout,
-    RestorationError,
-    ServerError,
-    ServerUnavailable,
-    UnknownTask,
-)
+from ipt_triton.client.errors import InvalidRequest, ServerError, UnknownTask
 from ipt_triton.client.options import Options, View, large_enough, resized, rounded, unit, views
 from ipt_triton.client.splitting import Block, split_image
-from ipt_triton.service import ROUTER, ServiceError, ServiceInfo
+from ipt_triton.service import ServiceError, ServiceInfo
 from ipt_triton.tasks import LONGEST_CHAIN, Chain, Task, TaskError, TaskKey, find_task, stage_keys
 from ipt_triton.tiling import FLOAT, check_rule, count_patches, factors
 
@@ -31,21 +20,6 @@ GRPC_BYTES = 2**31 - 1
 _HEADROOM = 2**20  # of a message, for names and shapes
 _TENSORS = {"uint8": ("IMAGE", "RESTORED"), "uint16": ("IMAGE16", "RESTORED16")}
 _FLOAT_OUTPUT, _FLOAT_BYTES = "RESTORED32", 4
-_NO_MEMORY = "shared memory pool"  # in Triton's own words
-_FIRST_DELAY, _LONGEST_DELAY = 0.25, 8.0
-
-CHANNEL_ARGS: list[tuple[str, int]] = [
-    ("grpc.max_send_message_length", GRPC_BYTES),
-    ("grpc.max_receive_message_length", GRPC_BYTES),
-    # A channel waits before it connects anew, up to two minutes by default; the retries shall find it connecting.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    # Finds a peer that vanished without a word; servers close connections that ping more often than every 5 minutes.
-    ("grpc.keepalive_time_ms", 330_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.max_pings_without_data", 0),
-]
 
 
 class ServerInfo(ServiceInfo):
@@ -248,53 +222,3 @@ class Restoration:
 def parameters(timeout: float | None) -> dict[str, int] | None:
     """What a request tells of the time that it may take, so that a busy server need not begin what it cannot finish."""
     return None if timeout is None else {"within_ms": max(1, round(1000 * timeout))}
-
-
-def limits(timeout: float | None) -> dict[str, Any]:
-    """Arguments of tritonclient's `infer` for a request that may take so many seconds; None: as long as it takes."""
-    return {"client_timeout": timeout, "parameters": parameters(timeout)}
-
-
-def retry_delays(retries: int) -> Iterator[float]:
-    """Seconds to wait before each retry: doubling, and spread so that many clients do not come back at once."""
-    for attempt in range(retries):
-        yield min(_FIRST_DELAY * 2**attempt, _LONGEST_DELAY) * random.uniform(0.75, 1.25)
-
-
-def pause(delays: Iterator[float], error: InferenceServerException) -> float | None:
-    """Seconds to wait before the request is sent again, at least as long as the server asks for; None: not at all."""
-    delay = next(delays, None) if is_passing(error) else None
-    asked = wait_of(error.message())
-    return delay if delay is None or asked is None else max(delay, asked * random.uniform(1, 1.5))
-
-
-def is_passing(error: InferenceServerException) -> bool:
-    """Whether a retry may help: there is too much to do, no connection, a dead process or no shared memory left.
-
-    Of its dead processes Triton says INTERNAL; `ipt-serve` starts the server again within seconds. Of shared memory it
-    says so when there is none for the restored picture.
-    """
-    message = error.message()
-    return error.status() == "StatusCode.UNAVAILABLE" or "is not healthy" in message or _NO_MEMORY in message
-
-
-def explain(error: InferenceServerException, url: str, timeout: float | None) -> RestorationError:
-    """The client's error for one of tritonclient's."""
-    status, message = error.status(), error.message()
-    if _NO_MEMORY in message:
-        return ServerUnavailable(
-            f"the server at {url} has no shared memory left; enlarge its /dev/shm (docker: --shm-size), or send less "
-            "at a time"
-        )
-    if status == "StatusCode.UNAVAILABLE":
-        return ServerUnavailable(
-            f"the server at {url} is away or too busy ({message}); start it with ipt-serve or check the address, "
-            "which is HOST:PORT of its gRPC port"
-        )
-    if status == "StatusCode.INVALID_ARGUMENT":
-        return InvalidRequest(message)
-    if status == "StatusCode.DEADLINE_EXCEEDED":
-        return RequestTimeout(f"the server at {url} did not answer within {timeout} s; allow more or send less")
-    if status == "StatusCode.NOT_FOUND":
-        return ServerError(f"the server at {url} does not serve the model {ROUTER!r}; serve a repository of ipt-export")
-    return ServerError(f"the server at {url} failed ({status}: {message.splitlines()[0]}); look at its log")
