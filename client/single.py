@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from ipt_triton.client.batch import STREAM, Job
+from ipt_triton.client.batch import STREAM, VIDEO_SUFFIXES, Job
 from ipt_triton.client.compare import figures, reference_of, side_by_side
 from ipt_triton.client.connection import RestorationClient
-from ipt_triton.client.errors import ImageError, RestorationError, ServerUnavailable
+from ipt_triton.client.errors import Cancelled, ImageError, InvalidRequest, RestorationError, ServerUnavailable
 from ipt_triton.client.noise import denoising_warning
+from ipt_triton.client.options import Options
 from ipt_triton.client.photo import Frames, check_frames, read_frames, write_frames, write_photo
 from ipt_triton.client.photo.samples import Samples
 from ipt_triton.client.work import Outcome, Progress
@@ -55,7 +56,8 @@ class Restorer:
         """
         started = time.perf_counter()
         try:
-            details = self._restore(job)
+            is_video = job.source.suffix.lower() in VIDEO_SUFFIXES
+            details = self._restore_video(job) if is_video else self._restore(job)
         except (ServerUnavailable, BrokenPipeError):
             raise
         except ImageError as error:  # names the file
@@ -86,6 +88,33 @@ class Restorer:
             "warning": f"{job.source}: {warning}" if warning else "",
             "figures": figures(restored, reference, border_of(chain)) if reference else {},
         }
+
+    def _restore_video(self, job: Job) -> dict[str, Any]:
+        from ipt_triton.client.video import restore_video  # PyAV, of an extra, and heavy
+
+        args = self._args
+        if args.options != Options() or job.target == STREAM:
+            raise InvalidRequest(
+                "--scale, --width, --height, --tta and --strength are for photos, and a video is written to a file"
+            )
+
+        def tell(done: int, total: int | None, _: float) -> None:
+            if self._cancelled():
+                raise Cancelled("the rest was not restored; the same command goes on from there")
+            self._progress.within(job, min(1.0, done / total) if total else 0.0, 0)
+
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        report = restore_video(
+            self._client,
+            job.source,
+            job.target,
+            args.task,
+            stride=args.stride,
+            keep=args.keep,
+            workers=args.workers,
+            progress=tell,
+        )
+        return {"width": report.width, "height": report.height}
 
     def _restored(self, frames: Frames, job: Job) -> Frames:
         """All frames with all their planes restored; if there is somebody to see it, with progress."""
