@@ -114,8 +114,11 @@ class AsyncRestorationClient:
     async def _infer_watched(self, work: Restoration, part: Part, tally: stream.Tally) -> triton.InferResult:
         """With progress, where the server tells it."""
         if self._tells_progress:
+            message = stream.message(work, part, self._timeout)
             try:
-                return await self._call(lambda server: stream.infer_async(server, work, part, tally, self._timeout))
+                return await self._call(
+                    lambda connection: stream.infer_async(connection, message, tally, self._timeout)
+                )
             except stream.NoProgress:
                 self._tells_progress = False
         return await self._infer(work, part)

@@ -173,8 +173,9 @@ class RestorationClient:
     ) -> triton.InferResult:
         """With progress, where the server tells it."""
         if self._tells_progress:
+            message = stream.message(work, part, self._timeout)
             try:
-                return self._call(lambda server: stream.infer(server, work, part, tally, cancelled, self._timeout))
+                return self._call(lambda connection: stream.infer(connection, message, tally, cancelled, self._timeout))
             except stream.NoProgress:
                 self._tells_progress = False
         return self._infer(work, part)

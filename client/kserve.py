@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from ipt_triton.client.address import Access
 from ipt_triton.client.errors import InvalidAddress
 from ipt_triton.client.failures import OVER_TIME, TIMED_OUT, UNAVAILABLE, UNIMPLEMENTED, http_error
-from ipt_triton.client.transport import Answers
+from ipt_triton.client.transport import Answers, AsyncAnswers
 from ipt_triton.service import ROUTER
 
 try:
@@ -81,7 +81,7 @@ class AsyncHttpConnection:
             answer = await self._http.post(url, content=body, headers=headers, timeout=_limits(timeout))
         return _result(answer)
 
-    def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> AsyncGenerator[triton.InferResult, None]:
+    def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> AsyncAnswers:
         raise _no_streams(message)
 
     async def close(self) -> None:

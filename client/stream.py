@@ -1,24 +1,28 @@
-"""Restoring with progress: the same request to the model that tells how far it is, and what can be said of it."""
+"""Restoring with progress: the same request to the model that tells how far it is, and what can be said of it.
+
+A stream carries one request, so ending it cancels that request alone.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
 
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from ipt_triton.client.errors import Cancelled
+from ipt_triton.client.failures import UNAVAILABLE
 from ipt_triton.client.protocol import Part, Restoration
-from ipt_triton.client.transport import UNAVAILABLE, AsyncConnection, Connection, message_of
+from ipt_triton.client.transport import AsyncConnection, Connection, message_of
 from ipt_triton.service import STREAM
 
 PROGRESS = "PROGRESS"
 CANCELLED = "the restoration was cancelled"
+_QUEUE_FULL = "maximum queue size"
 POLL_S = 0.1
 """So often a caller is asked whether the work is still wanted."""
-
-_QUEUE_FULL = "maximum queue size"
 
 
 class NoProgress(Exception):
@@ -51,71 +55,68 @@ class Tally:
         self.at(0)
 
 
+def message(work: Restoration, part: Part, timeout: float | None) -> Any:
+    """The request for a part with its progress, a ModelInferRequest message."""
+    outputs = [triton.InferRequestedOutput(PROGRESS), *work.outputs()]
+    return message_of(STREAM, work.inputs(part), outputs, timeout)
+
+
 def infer(
-    connection: Connection,
-    work: Restoration,
-    part: Part,
-    tally: Tally,
-    cancelled: Callable[[], bool] | None,
-    timeout: float | None,
+    connection: Connection, message: Any, tally: Tally, cancelled: Callable[[], bool] | None, timeout: float | None
 ) -> triton.InferResult:
-    """The answer to a part's request; its progress goes to the tally.
+    """The answer to a request of `message`; its progress goes to the tally.
 
     Args:
         cancelled: asked ten times a second whether to give up.
         timeout: seconds that it may take.
 
     Raises:
-        Cancelled: `cancelled` says so; the server computes what it has begun, some chunks of patches, and no more.
+        Cancelled: `cancelled` says so; the server computes what it has begun, a chunk of patches, and no more.
         NoProgress: the server does not tell it.
         InferenceServerException: as `Connection.infer`.
     """
-    with _explained():
-        answers = connection.stream(message_of(STREAM, *_tensors(work, part), timeout), timeout)
+    with _told_apart():
+        answers = connection.stream(message, timeout)
         try:
             while True:
                 if cancelled is not None and cancelled():
                     raise Cancelled(CANCELLED)
-                message = answers.get(timeout=POLL_S)
-                if message is not None and not _is_progress(message, tally):
-                    return message
+                answer = answers.get(POLL_S)
+                if answer is not None and _is_picture(answer, tally):
+                    return answer
         finally:
             answers.cancel()
 
 
 async def infer_async(
-    connection: AsyncConnection, work: Restoration, part: Part, tally: Tally, timeout: float | None
+    connection: AsyncConnection, message: Any, tally: Tally, timeout: float | None
 ) -> triton.InferResult:
-    """`infer` for asyncio. It is cancelled with the task that awaits it."""
-    with _explained():
-        messages = connection.stream(message_of(STREAM, *_tensors(work, part), timeout), timeout)
-        async with contextlib.aclosing(messages):
-            async for message in messages:
-                if not _is_progress(message, tally):
-                    return message
+    """`infer` for asyncio. Cancelled with the task that awaits it."""
+    with _told_apart():
+        async with aclosing(connection.stream(message, timeout)) as answers:
+            async for answer in answers:
+                if _is_picture(answer, tally):
+                    return answer
     raise InferenceServerException("the stream ended without an answer", UNAVAILABLE)
 
 
-def _tensors(work: Restoration, part: Part) -> tuple[list[triton.InferInput], list[triton.InferRequestedOutput]]:
-    return work.inputs(part), [triton.InferRequestedOutput(PROGRESS), *work.outputs()]
+def _is_picture(answer: triton.InferResult, tally: Tally) -> bool:
+    """Whether an answer is the last one; progress goes to the tally."""
+    progress = answer.as_numpy(PROGRESS)
+    if progress is None:
+        return True
+    tally.at(int(progress[0]))
+    return False
 
 
-def _is_progress(message: triton.InferResult, tally: Tally) -> bool:
-    """Whether a message tells how far the work is, and not the answer; it is told on."""
-    progress = message.as_numpy(PROGRESS)
-    if progress is not None:
-        tally.at(int(progress[0]))
-    return progress is not None
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """What a stream's error means where its status does not tell."""
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """What a failure is that says so in its words alone: a server without the model, or one with too much to do."""
     try:
         yield
     except InferenceServerException as error:
-        if f"'{STREAM}'" in error.message():  # Triton, and HTTP, name the model that there is not
+        if f"'{STREAM}'" in error.message():  # Triton names models that it does not have
             raise NoProgress from error
-        if _QUEUE_FULL in error.message():  # of what it refuses before the model Triton tells the words alone
+        if _QUEUE_FULL in error.message():  # of what it refuses before the model it tells no status in a stream
             raise InferenceServerException(error.message(), UNAVAILABLE) from error
         raise

@@ -36,6 +36,9 @@ CHANNEL_ARGS: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 
+AsyncAnswers = AsyncGenerator[triton.InferResult, None]
+"""The answers to a request as they come; closing it ends the request."""
+
 _STATUS_OF_STREAMS = ("triton_grpc_error", "true")  # without it Triton tells the text of a stream's error alone
 
 
@@ -62,9 +65,7 @@ class AsyncConnection(Protocol):
 
     async def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult: ...
 
-    def stream(
-        self, message: pb.ModelInferRequest, timeout: float | None
-    ) -> AsyncGenerator[triton.InferResult, None]: ...
+    def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> AsyncAnswers: ...
 
     async def close(self) -> None: ...
 
@@ -171,9 +172,7 @@ class AsyncGrpcConnection:
         with _as_triton():
             return triton.InferResult(await self._stub.ModelInfer(message, timeout=timeout, metadata=self._metadata))
 
-    async def stream(
-        self, message: pb.ModelInferRequest, timeout: float | None
-    ) -> AsyncGenerator[triton.InferResult, None]:
+    async def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> AsyncAnswers:
         metadata = (*self._metadata, _STATUS_OF_STREAMS)
         call = self._stub.ModelStreamInfer(iter([message]), timeout=timeout, metadata=metadata)
         try:
