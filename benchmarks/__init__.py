@@ -6,6 +6,7 @@ BENCHMARKS = {
     "startup": "serving.startup",
     "large_image": "serving.large_image",
     "overload": "serving.overload",
+    "capacity": "serving.capacity",
     "soak": "serving.soak",
     "joiner": "serving.joiner",
     "router": "serving.router",
