@@ -185,11 +185,9 @@ def draw(record: Record) -> Figure:
     left.set(xlabel="photographs a server, mean", ylabel="times as long as alone, p95", title="Loads that stay")
     left.legend()
     scaled = record.figures["scaled"]
-    right.plot([row["target"] for row in scaled], [row["p95"] for row in scaled], "o-", label="slower, p95")
-    right.plot(
-        [row["target"] for row in scaled], [row["largest_p95"] for row in scaled], "o--", label="the largest, p95"
-    )
-    right.plot([row["target"] for row in scaled], [row["servers"] for row in scaled], "s--", label="servers, mean")
+    lines = {"p95": "slower, p95", "largest_p95": "the largest, p95", "servers": "servers, mean"}
+    for name, label in lines.items():
+        right.plot([row["target"] for row in scaled], [row[name] for row in scaled], "o-", label=label)
     right.set(xlabel="photographs a server wanted", title="A load that triples, scaled")
     right.legend()
     for ax in (left, right):
