@@ -265,7 +265,7 @@ def told() -> Iterator[Pretended]:
 def message(told: Pretended) -> Any:
     with RestorationClient(told.address) as client:
         work = Restoration(client.info(), IMAGE, "derain", None, None)
-    return message_of("restore", work.inputs(work.blocks[0]), work.outputs(), 20)
+    return message_of("restore", work.inputs(work.parts[0]), work.outputs(), 20)
 
 
 def pixels(answer: InferResult | None) -> np.ndarray | None:
