@@ -152,6 +152,8 @@ def _explain_answer(code: int, url: str) -> RestorationError:
     said = f"a proxy at {url} answered with HTTP status {code}"
     if code == 413:
         return InvalidRequest(f"{said}: the image is too large for it; raise its limit (nginx: client_max_body_size)")
+    if code == 408:
+        return RequestTimeout(f"{said}: the image came too slowly for it; raise its limit (nginx: client_body_timeout)")
     if code in (401, 403, 407):
         return AccessRefused(f"{said}: it refuses access; check the token, the headers and the client's certificate")
     if code == 400:
