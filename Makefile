@@ -1,5 +1,5 @@
 # make demo     sets up, exports, serves, restores real photographs for every task, writes build/demo/report.html
-# make serve    the same server, staying up
+# make serve    the same server with the gateway in front, staying up
 # make check    lint, types and the quick tests, without servers and GPUs: about a minute on two cores
 # make test     lint, types and all tests
 # make policies what checkov says of deploy/
@@ -44,8 +44,12 @@ sources := $(shell find train export src -name '*.py') triton_models/restore/1/m
 demo: export
 	$(bin)/ipt-benchmark demo --repository $(REPOSITORY) --output build/demo
 
+# The page's address is what the gateway prints first; Ctrl-C ends both.
 serve: export
-	$(bin)/ipt-serve --repository $(REPOSITORY)
+	@trap : INT TERM; \
+	$(bin)/ipt-serve --repository $(REPOSITORY) & server=$$!; \
+	$(bin)/ipt-gateway; \
+	kill $$server 2>/dev/null; wait $$server
 
 export: $(REPOSITORY)/restore/config.pbtxt
 
@@ -120,7 +124,7 @@ lock: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(bin)/python -m pip install $(pip_flags) --editable '.[serve,train,export,int8,web,benchmarks,dev]'
+	$(bin)/python -m pip install $(pip_flags) --editable '.[serve,train,export,int8,gateway,benchmarks,dev]'
 	touch $@
 
 clean:

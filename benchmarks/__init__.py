@@ -5,6 +5,7 @@ BENCHMARKS = {
     "scaling": "serving.scaling",
     "startup": "serving.startup",
     "large_image": "serving.large_image",
+    "gateway": "serving.gateway",
     "overload": "serving.overload",
     "capacity": "serving.capacity",
     "soak": "serving.soak",

@@ -3,14 +3,17 @@
     make demo
     ipt-benchmark demo --repository triton_models --output build/demo
 
-Starts a server on free ports, degrades the photographs with a fixed seed, restores them through the client, stops the
-server, prints a table (task, input size, seconds, PSNR of the classical baseline, PSNR restored) and writes
-`report.html` with side-by-side pictures. PSNR is on RGB for denoising and on luma for the others (`metrics`).
+Starts a server on free ports, degrades the photographs with a fixed seed, restores them through the client, and one
+through the gateway and curl, and stops the server. It prints a table (task, input size, seconds, PSNR of the classical
+baseline, PSNR restored) and writes `report.html` with side-by-side pictures. PSNR is on RGB for denoising and on luma
+for the others (`metrics`).
 """
 
 from __future__ import annotations
 
 import html
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +25,7 @@ from PIL import Image
 
 from ipt_triton import RestorationClient
 from ipt_triton.benchmarks.errors import BenchmarkError
+from ipt_triton.benchmarks.fronted import Fronted
 from ipt_triton.benchmarks.presentation import grouped
 from ipt_triton.benchmarks.quality.classical import baseline
 from ipt_triton.benchmarks.quality.pictures import busiest_square, enlarged, side_by_side
@@ -69,6 +73,24 @@ def restore_photos(client: RestorationClient, photos: Sequence[Path]) -> list[Re
             seconds = time.perf_counter() - started
             results.append(Result(path.stem, task, clean, degraded, name, classical, restored, seconds))
     return results
+
+
+def restore_by_curl(url: str, photo: Path, folder: Path) -> str:
+    """One photograph through a gateway in front of the server, sent by curl; returns a line about it.
+
+    Raises:
+        BenchmarkError: the gateway does not start, or refuses it.
+    """
+    if shutil.which("curl") is None:
+        return "through the gateway: left out, curl is not installed"
+    result = folder / f"curl-{photo.name}"
+    with Fronted(folder / "gateway", url) as gateway:
+        sent = ["-F", f"image=@{photo}", "-F", "task=0", f"{gateway.address}/v1/restore", "-o", str(result)]
+        run = subprocess.run(["curl", "-sS", "--fail-with-body", *sent], capture_output=True, text=True)
+        if run.returncode:
+            raise BenchmarkError(f"curl got no photo from the gateway: {run.stderr.strip()}")
+    width, height = Image.open(result).size
+    return f"through the gateway: {' '.join(['curl', *sent])}, {width}x{height}"
 
 
 def table(results: Sequence[Result]) -> str:
@@ -189,9 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with TritonServer(arguments.repository) as server, RestorationClient(server.grpc_url) as client:
             print("restoring ...", file=sys.stderr)
             results = restore_photos(client, photos)
+            through = restore_by_curl(server.grpc_url, photos[0], arguments.output)
         report = write_report(results, arguments.output)
         if arguments.picture:
             write_picture(results, arguments.picture)
-        print(f"{table(results)}\n\npictures: {report}")
+        print(f"{table(results)}\n\npictures: {report}\n{through}")
 
     return run_command(work)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageColor
 
 from ipt_triton.cli import make_parser
+from ipt_triton.client.address import DEFAULT_URL, from_environment, short_header
+from ipt_triton.client.errors import InvalidAddress, InvalidRequest
+from ipt_triton.client.options import Options
 from ipt_triton.client.photo import FORMATS
 from ipt_triton.version import installed_version
-
-DEFAULT_URL = "localhost:8001"
 
 _DESCRIPTION = """Restore photos: super-resolution, denoising, deraining and more.
 
 examples:
   one photo, twice the size:      ipt-restore photo.jpg -t sr_x2 -o restored
   with a name of its own:         ipt-restore photo.jpg -t sr_x2 -o large.jpg
+  without rain, then larger:      ipt-restore photo.jpg -t derain,sr_x2 --width 4000 -o restored
   what the server offers:         ipt-restore --list-tasks --url gpu-box:8001
+  by several servers:             ipt-restore holiday/ -t derain -o restored --url gpu-1:8001,gpu-2:8001 --workers 8
+  a video:                        ipt-restore clip.mp4 -t denoise_30 -o out.mp4
   a folder with its sub-folders:  ipt-restore holiday/ -t denoise_30 -o restored --skip-existing
   between other commands:         convert a.png ppm:- | ipt-restore - -t derain -o - --format png > b.png
   official tiling, slower:        ipt-restore photo.png -t sr_x4 -o restored --stride 12 --keep 24
@@ -29,7 +33,8 @@ examples:
 Without --url, and with no server at localhost:8001, it starts one of its own with the weights that come with the
 package, or with --weights, and stops it in the end. That needs: pip install 'ipt-triton[serve,export]'
 
---url is taken from IPT_URL if it is not given.
+What is not given is taken from IPT_URL, IPT_TLS, IPT_CA, IPT_CERT, IPT_KEY, IPT_TOKEN and IPT_TIMEOUT. Others can read
+a command line, so a token is better there.
 
 exit codes:
   0  every photo is restored (or was there already, with --skip-existing)
@@ -42,8 +47,10 @@ exit codes:
 
 def make_arguments() -> argparse.ArgumentParser:
     parser = make_parser("ipt-restore", _DESCRIPTION)
-    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="image files, folders of them, patterns; - is stdin")
-    parser.add_argument("-t", "--task", help="name or id of a task (see --list-tasks)")
+    parser.add_argument(
+        "photos", nargs="*", metavar="PHOTO", help="image files, videos, folders of images, patterns; - is stdin"
+    )
+    parser.add_argument("-t", "--task", help="name or id of a task (see --list-tasks); several: derain,sr_x2")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PLACE", help="folder for the results, a file for one photo, - for stdout"
     )
@@ -51,6 +58,7 @@ def make_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ipt-restore {installed_version()}")
     _add_server(parser.add_argument_group("server"))
     _add_choice(parser.add_argument_group("which photos"))
+    _add_making(parser.add_argument_group("how they are restored"))
     _add_tiling(parser.add_argument_group("tiling (the server's own rule if not given)"))
     _add_results(parser.add_argument_group("results"))
     return parser
@@ -58,8 +66,14 @@ def make_arguments() -> argparse.ArgumentParser:
 
 def _add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "-u", "--url", default=os.environ.get("IPT_URL"), help=f"HOST:PORT of the server's gRPC port ({DEFAULT_URL})"
+        "-u", "--url", help=f"HOST:PORT of the server's gRPC port, or http(s)://…; several with commas ({DEFAULT_URL})"
     )
+    group.add_argument("--tls", action="store_true", default=None, help="encrypt gRPC")
+    group.add_argument("--ca", metavar="PEM", help="authorities that are trusted (the usual ones)")
+    group.add_argument("--cert", metavar="PEM", help="the client's certificate, for servers that ask for one")
+    group.add_argument("--key", metavar="PEM", help="its key")
+    group.add_argument("--header", action="append", metavar="NAME:VALUE", help="sent with each request; repeatable")
+    group.add_argument("--token", help="sent as 'authorization: Bearer TOKEN'")
     group.add_argument("--timeout", type=float, metavar="S", help="seconds a request may take (no limit)")
     group.add_argument(
         "--retries", type=int, default=6, metavar="N", help="tries again while the server is busy or away (%(default)s)"
@@ -75,6 +89,14 @@ def _add_choice(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--limit", type=int, metavar="N", help="restore no more than N")
     group.add_argument("--shard", metavar="I/N", default="1/1", help="only the I-th of N parts, from 1")
     group.add_argument("-j", "--workers", type=int, default=2, metavar="N", help="photos in flight (%(default)s)")
+
+
+def _add_making(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--scale", type=float, metavar="F", help="so many times the size, such as 2.5 (the task's own)")
+    group.add_argument("--width", type=int, metavar="N", help="of the result; with --height what fits into both")
+    group.add_argument("--height", type=int, metavar="N", help="of the result")
+    group.add_argument("--tta", action="store_true", help="mean of eight turned and mirrored views: 8 times the work")
+    group.add_argument("--strength", type=float, default=1.0, metavar="S", help="share of the result, 0 to 1 (1)")
 
 
 def _add_tiling(group: argparse._ArgumentGroup) -> None:
@@ -100,8 +122,26 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--log", metavar="FILE", help="append a line of JSON for each photo as soon as it is done")
 
 
+def access(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of a client, but for its address."""
+    return {name: getattr(args, name) for name in ("timeout", "retries", "ca", "cert", "key", "token")} | {
+        "tls": bool(args.tls),
+        "headers": args.header,
+    }
+
+
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the command with a sentence if arguments are wrong or do not fit together; read those of several parts."""
+    """End the command with a sentence if arguments are wrong or do not fit together; read those of several parts.
+
+    What was not given comes from the environment.
+    """
+    try:
+        for name, value in from_environment().items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+        args.header = dict(map(short_header, args.header or ()))
+    except InvalidAddress as error:
+        parser.error(str(error))
     if not args.list_tasks:
         given = {"PHOTO": args.photos or args.files_from, "--task": args.task, "--output": args.output}
         if missing := ", ".join(name for name, value in given.items() if not value):
@@ -114,6 +154,10 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"--{name} {value} is not allowed; give {lowest} or more")
     if args.timeout is not None and not args.timeout > 0:
         parser.error(f"--timeout {args.timeout:g} is not allowed; give seconds above 0, or leave it out")
+    try:
+        args.options = Options(args.scale, args.width, args.height, args.tta, args.strength)
+    except InvalidRequest as error:
+        parser.error(f"{error}")
     if args.quality is not None and not 1 <= args.quality <= 100:
         parser.error(f"--quality {args.quality} is not allowed; give 1 to 100")
     if not 0 <= args.keep_server < 1e6:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, TypeVar
 
 import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
 
-from ipt_triton.client import protocol
+from ipt_triton.client import protocol, stream
+from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_http, parse_addresses
 from ipt_triton.client.errors import UnknownTask
-from ipt_triton.client.protocol import Restoration, ServerInfo, Task
+from ipt_triton.client.options import Options
+from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
+from ipt_triton.client.servers import Servers
+from ipt_triton.client.transport import AsyncConnection, AsyncGrpcConnection, message_of
 from ipt_triton.service import ROUTER
+from ipt_triton.tasks import TaskKey
 
 T = TypeVar("T")
 
@@ -26,12 +30,32 @@ class AsyncRestorationClient:
     Cancelling a `restore` cancels its request on the server.
     """
 
-    def __init__(self, url: str = "localhost:8001", timeout: float | None = None, retries: int = 6) -> None:
-        self.url = url
+    def __init__(
+        self,
+        url: str | Sequence[str] = DEFAULT_URL,
+        timeout: float | None = None,
+        retries: int = 6,
+        *,
+        tls: bool = False,
+        ca: str | PathLike[str] | None = None,
+        cert: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = None,
+    ) -> None:
+        addresses = parse_addresses(url)
+        access = Access.of(addresses, tls=tls, ca=ca, cert=cert, key=key, headers=headers, token=token)
+        self.url = ",".join(addresses)
         self._timeout = timeout
         self._retries = retries
-        self._grpc = triton_aio.InferenceServerClient(url, channel_args=protocol.CHANNEL_ARGS)
+        self._servers = Servers(addresses, lambda address: _connect(address, access))
         self._info: ServerInfo | None = None
+        self._tells_progress = True  # until a server has no model for it
+
+    @classmethod
+    def from_environment(cls) -> AsyncRestorationClient:
+        """See `RestorationClient.from_environment`."""
+        return cls(**from_environment())
 
     async def __aenter__(self) -> AsyncRestorationClient:
         return self
@@ -43,12 +67,13 @@ class AsyncRestorationClient:
 
     async def close(self) -> None:
         """Give the connection back; requests under way fail."""
-        await self._grpc.close()
+        for connection in self._servers.connections:
+            await connection.close()
 
     async def info(self) -> ServerInfo:
         """See `RestorationClient.info`."""
-        answer = await self._call(lambda: self._grpc.get_model_config(ROUTER, client_timeout=self._timeout))
-        self._info = protocol.parse_info(answer.config, self.url)
+        config = await self._call(lambda connection: connection.config(self._timeout))
+        self._info = protocol.parse_info(config, self.url)
         return self._info
 
     async def tasks(self) -> tuple[Task, ...]:
@@ -56,29 +81,60 @@ class AsyncRestorationClient:
         return (await self.info()).tasks
 
     async def restore(
-        self, image: NDArray[Any], task: int | str, stride: int | None = None, keep: int | None = None
+        self,
+        image: NDArray[Any],
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        tta: bool = False,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[Any]:
-        """See `RestorationClient.restore`."""
+        """See `RestorationClient.restore`; cancel the task that awaits it to give it up."""
+        options = Options(scale, width, height, tta, strength)
         try:
-            work = Restoration(self._info or await self.info(), image, task, stride, keep)
+            work = Restoration(self._info or await self.info(), image, task, stride, keep, options)
         except UnknownTask:
-            work = Restoration(await self.info(), image, task, stride, keep)
-        for block in work.blocks:
-            work.put(block, await self._infer(work, block))
+            work = Restoration(await self.info(), image, task, stride, keep, options)
+        tally = stream.Tally(work.patches, progress)
+        for part in work.parts:
+            answer = await (self._infer(work, part) if progress is None else self._infer_watched(work, part, tally))
+            work.put(part, answer)
+            tally.finish(work.patches_of(part))
         return work.result()
 
-    async def _infer(self, work: Restoration, block: protocol.Block) -> triton.InferResult:
-        inputs, outputs = work.inputs(block), work.outputs()
-        limits = protocol.limits(self._timeout)
-        return await self._call(lambda: self._grpc.infer(ROUTER, inputs, outputs=outputs, **limits))
+    async def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
+        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout)
+        return await self._call(lambda connection: connection.infer(message, self._timeout))
 
-    async def _call(self, send: Callable[[], Awaitable[T]]) -> T:
-        delays = protocol.retry_delays(self._retries)
-        while True:
+    async def _infer_watched(self, work: Restoration, part: Part, tally: stream.Tally) -> triton.InferResult:
+        """With progress, where the server tells it."""
+        if self._tells_progress:
+            message = stream.message(work, part, self._timeout)
             try:
-                return await send()
-            except InferenceServerException as error:
-                delay = protocol.pause(delays, error)
-                if delay is None:
-                    raise protocol.explain(error, self.url, self._timeout) from error
-            await asyncio.sleep(delay)
+                return await self._call(
+                    lambda connection: stream.infer_async(connection, message, tally, self._timeout)
+                )
+            except stream.NoProgress:
+                self._tells_progress = False
+        return await self._infer(work, part)
+
+    async def _call(self, send: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """See `RestorationClient._call`."""
+        errand = self._servers.errand(self._retries, self._timeout)
+        while True:
+            with errand.ask() as connection:
+                return await send(connection)
+            await asyncio.sleep(errand.pause)
+
+
+def _connect(address: str, access: Access) -> AsyncConnection:
+    if not is_http(address):
+        return AsyncGrpcConnection(address, access)
+    from ipt_triton.client.kserve import AsyncHttpConnection  # of an extra
+
+    return AsyncHttpConnection(address, access)

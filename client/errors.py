@@ -11,12 +11,24 @@ class ServerUnavailable(RestorationError):
     """No server answers at the address, or it is too busy; raised after the last retry."""
 
 
+class AccessRefused(ServerUnavailable):
+    """A certificate or a token is not accepted, by the server or by this client."""
+
+
+class InvalidAddress(RestorationError):
+    """An address, a file for TLS or a header that cannot be used; raised before anything is sent."""
+
+
 class ServerError(RestorationError):
     """The server answered with an error that is not the caller's fault, or it serves something else."""
 
 
 class RequestTimeout(RestorationError):
-    """The server did not answer within the client's timeout."""
+    """The server did not answer within the client's timeout, or a proxy's."""
+
+
+class Cancelled(RestorationError):
+    """The caller no longer wanted the result; the server has given the rest of it up."""
 
 
 class InvalidRequest(RestorationError):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ipt_triton.tasks import Task
+from ipt_triton.tasks import Chain
 
 _MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)  # blind to planes; Immerkaer, CVIU 1996
 _BLOCK, _SMOOTHEST, _WORTH = 16, 10.0, 0.5
@@ -42,12 +42,13 @@ def _block_means(values: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(blocks.mean(axis=(1, 3, 4)))
 
 
-def denoising_warning(image: NDArray[Any], task: Task) -> str:
-    """A sentence if the task is for more noise than the photo holds; empty otherwise.
+def denoising_warning(image: NDArray[Any], chain: Chain) -> str:
+    """A sentence if a task of the chain is for more noise than the photo holds; empty otherwise.
 
     On weaker noise a network for one strength may blur, tint and band.
     """
-    if task.kind != "denoise" or not task.sigma:
+    task = next((task for task in chain.tasks if task.kind == "denoise" and task.sigma), None)
+    if task is None:
         return ""
     sigma = estimate_sigma(image)
     if sigma is None or sigma >= _WORTH * task.sigma:

@@ -1,49 +1,25 @@
-"""What is said to the server, without saying it: its description, requests, answers and errors, for both clients."""
+"""What is said to the server, without saying it: its description, requests and answers, for both clients."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
 
-from ipt_triton.board import wait_of
-from ipt_triton.client.errors import (
-    InvalidRequest,
-    RequestTimeout,
-    RestorationError,
-    ServerError,
-    ServerUnavailable,
-    UnknownTask,
-)
+from ipt_triton.client.errors import InvalidRequest, ServerError, UnknownTask
+from ipt_triton.client.options import Options, View, large_enough, resized, rounded, unit, views
 from ipt_triton.client.splitting import Block, split_image
-from ipt_triton.service import ROUTER, ServiceError, ServiceInfo
-from ipt_triton.tasks import Task, TaskError, find_task
-from ipt_triton.tiling import check_rule
+from ipt_triton.service import ServiceError, ServiceInfo
+from ipt_triton.tasks import LONGEST_CHAIN, Chain, Task, TaskError, TaskKey, find_task, stage_keys
+from ipt_triton.tiling import FLOAT, check_rule, count_patches, factors
 
 GRPC_BYTES = 2**31 - 1
 """The largest message of gRPC."""
 _HEADROOM = 2**20  # of a message, for names and shapes
 _TENSORS = {"uint8": ("IMAGE", "RESTORED"), "uint16": ("IMAGE16", "RESTORED16")}
-_NO_MEMORY = "shared memory pool"  # in Triton's own words
-_FIRST_DELAY, _LONGEST_DELAY = 0.25, 8.0
-
-CHANNEL_ARGS: list[tuple[str, int]] = [
-    ("grpc.max_send_message_length", GRPC_BYTES),
-    ("grpc.max_receive_message_length", GRPC_BYTES),
-    # A channel waits before it connects anew, up to two minutes by default; the retries shall find it connecting.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    # Finds a peer that vanished without a word; servers close connections that ping more often than every 5 minutes.
-    ("grpc.keepalive_time_ms", 330_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.max_pings_without_data", 0),
-]
+_FLOAT_OUTPUT, _FLOAT_BYTES = "RESTORED32", 4
 
 
 class ServerInfo(ServiceInfo):
@@ -60,6 +36,24 @@ class ServerInfo(ServiceInfo):
         except TaskError:
             known = ", ".join(f"{task.name} ({task.id})" for task in self.tasks)
             raise UnknownTask(f"task {key!r} is not served; choose one of {known}") from None
+
+    def chain(self, key: TaskKey) -> Chain:
+        """The tasks of a chain, in the order of the work; of a single id or name, that one.
+
+        Raises:
+            UnknownTask: naming the stage, the key and every task there is.
+            InvalidRequest: none, or more than a chain may have.
+        """
+        keys = stage_keys(key)
+        if not 1 <= len(keys) <= LONGEST_CHAIN:
+            raise InvalidRequest(f"a chain of {len(keys)} tasks is not allowed; give 1 to {LONGEST_CHAIN}")
+        found = []
+        for stage, name in enumerate(keys, 1):
+            try:
+                found.append(self.task(name))
+            except UnknownTask as error:
+                raise UnknownTask(f"stage {stage} of {len(keys)}: {error}" if len(keys) > 1 else str(error)) from None
+        return Chain(tuple(found))
 
     def rule(self, stride: int | None, keep: int | None) -> tuple[int, int]:
         """The tiling rule that holds for a request: stride and keep, the server's own where None is given.
@@ -87,27 +81,42 @@ def parse_info(config: Any, url: str) -> ServerInfo:
         raise ServerError(f"{error} at {url}; serve a repository of ipt-export") from error
 
 
-class Restoration:
-    """One image on its way: which blocks are asked for, each block's request, and the answers put together.
+class Part(NamedTuple):
+    """What one request is about: a block of one view of the picture."""
 
-    For block in `blocks`: send `inputs(block)` and `outputs()`, hand the answer to `put`; then `result()`.
+    view: View
+    block: Block
+
+
+class Restoration:
+    """One image on its way: which parts are asked for, each part's request, and the answers put together.
+
+    For part in `parts`: send `inputs(part)` and `outputs()`, hand the answer to `put`; then `result()`.
 
     Args:
         info: the server's description.
         image: uint8 or uint16 over the type's full range, RGB [height, width, 3] or gray [height, width].
-        task: id or name.
+        task: id, name, or a chain.
         stride, keep: the tiling rule, None for the server's default.
+        options: how the result may differ from what the tasks make of the image.
 
     Raises:
         UnknownTask: no such task.
-        InvalidRequest: wrong type, shape or rule, or an image that cannot be split to the server's limits.
+        InvalidRequest: wrong type, shape or rule, a size that is not reached, or an image that cannot be split to the
+            server's limits.
     """
 
     def __init__(
-        self, info: ServerInfo, image: NDArray[Any], task: int | str, stride: int | None, keep: int | None
+        self,
+        info: ServerInfo,
+        image: NDArray[Any],
+        task: TaskKey,
+        stride: int | None,
+        keep: int | None,
+        options: Options = Options(),  # noqa: B008  # frozen
     ) -> None:
-        self._task = info.task(task)
-        rule = info.rule(stride, keep)
+        chain = info.chain(task)
+        self._rule = info.rule(stride, keep)
         self._asked_rule = {"STRIDE": stride, "KEEP": keep}
         if image.dtype.name not in _TENSORS:
             raise InvalidRequest(f"an image of {image.dtype} cannot be restored; give {' or '.join(_TENSORS)}")
@@ -117,23 +126,55 @@ class Restoration:
                 "[height, width] with at least one pixel"
             )
         self._is_gray = image.ndim == 2
-        self._image = image
+        self._image, self._options, self._info = image, options, info
+        height, width = image.shape[:2]
+        self.chain = large_enough(info.tasks, chain, options.factor(width, height))
+        self._size = options.size(width, height, self.chain)
         self._input, self._output = _TENSORS[image.dtype.name]
-        scale, (height, width) = self._task.scale, image.shape[:2]
-        most = min(
-            info.max_input_pixels,
-            info.max_output_pixels // scale**2,
-            (GRPC_BYTES - _HEADROOM) // (3 * image.dtype.itemsize * scale**2),
+        if options.tta:
+            self._output = _FLOAT_OUTPUT
+        self.parts = [
+            Part(view, block)
+            for view in (views() if options.tta else [View()])
+            for block in self._split(*view.of(image).shape[:2])
+        ]
+        self.patches = sum(self.patches_of(part) for part in self.parts)
+        scale = self.chain.scale
+        make = np.zeros if options.tta else np.empty
+        self._restored = make(
+            (height * scale, width * scale, *image.shape[2:]), np.float32 if options.tta else image.dtype
         )
-        self.blocks: list[Block] = split_image(height, width, most, info.patch_size, *rule)
-        self._restored = np.empty((height * scale, width * scale, *image.shape[2:]), image.dtype)
 
-    def inputs(self, block: Block) -> list[triton.InferInput]:
-        """The request's input tensors for a block."""
-        pixels = block.cut(self._image)
+    def _split(self, height: int, width: int) -> list[Block]:
+        """Blocks that the server takes: of so many pixels in each stage, and of so many patches in all of them."""
+        info, scales = self._info, self.chain.scales
+        item, floats = self._image.dtype.itemsize, 2 if self._output == _FLOAT_OUTPUT else 1
+        most = (GRPC_BYTES - _HEADROOM) // (3 * max(item, _FLOAT_BYTES if floats > 1 else item) * self.chain.scale**2)
+        most = min(most, info.max_output_pixels // floats // self.chain.scale**2)
+        for factor in factors(scales)[:-1]:
+            most = min(most, info.max_input_pixels // factor**2)
+        blocks = split_image(height, width, most, info.patch_size, *self._rule, scales)
+        while max(map(self._count, blocks)) > info.max_patches:
+            most = min(most, height * width) // 2
+            blocks = split_image(height, width, most, info.patch_size, *self._rule, scales)
+        return blocks
+
+    def _count(self, block: Block) -> int:
+        """Patches of a block over all stages."""
+        height, width = (piece.stop - piece.start for piece in block)
+        return count_patches(height, width, self._info.patch_size, self._rule[0], self.chain.scales)
+
+    def patches_of(self, part: Part) -> int:
+        """Patches that the server computes for a part."""
+        return self._count(part.block)
+
+    def inputs(self, part: Part) -> list[triton.InferInput]:
+        """The request's input tensors for a part."""
+        pixels = part.block.cut(part.view.of(self._image))
         if self._is_gray:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
-        tensors = {self._input: np.ascontiguousarray(pixels), "TASK_ID": np.array([self._task.id], np.int32)}
+        ids = np.array([task.id for task in self.chain.tasks], np.int32)
+        tensors = {self._input: np.ascontiguousarray(pixels), "TASK_ID": ids}
         for name, value in self._asked_rule.items():
             if value is not None:
                 tensors[name] = np.array([value], np.int32)
@@ -145,84 +186,39 @@ class Restoration:
         return inputs
 
     def outputs(self) -> list[triton.InferRequestedOutput]:
-        """The output that fits the image's type."""
+        """The output that is wanted."""
         return [triton.InferRequestedOutput(self._output)]
 
-    def put(self, block: Block, answer: triton.InferResult) -> None:
-        """Take the answer to a block's request.
+    def put(self, part: Part, answer: triton.InferResult) -> None:
+        """Take the answer to a part's request.
 
         Raises:
-            ServerError: the answer has another shape or type than the task promises.
+            ServerError: the answer has another shape or type than the tasks promise.
         """
-        scale = self._task.scale
-        rows, columns = block
+        scale, (view, block) = self.chain.scale, part
         pixels = answer.as_numpy(self._output)
-        expected = ((rows.stop - rows.start) * scale, (columns.stop - columns.start) * scale, 3)
-        if pixels is None or pixels.shape != expected or pixels.dtype != self._image.dtype:
+        height, width = (scale * (piece.stop - piece.start) for piece in block)
+        expected, kind = (height, width, 3), self._restored.dtype
+        if pixels is None or pixels.shape != expected or pixels.dtype != kind:
             got = "nothing" if pixels is None else f"{pixels.dtype} {list(pixels.shape)}"
-            raise ServerError(
-                f"the server answered {got} where {self._image.dtype} {list(expected)} was due; look at its log"
-            )
-        if self._is_gray:
-            # Three estimates of one value: their mean is the least noisy.
-            pixels = (pixels.sum(axis=2, dtype=np.uint32) + 1) // 3
-        block.put(pixels, self._restored, scale)
+            raise ServerError(f"the server answered {got} where {kind} {list(expected)} was due; look at its log")
+        if self._is_gray:  # three estimates of one value: their mean is the least noisy
+            pixels = pixels.mean(axis=2) if kind == FLOAT else (pixels.sum(axis=2, dtype=np.uint32) + 1) // 3
+        block.put(pixels, view.of(self._restored), scale, add=self._options.tta)
 
     def result(self) -> NDArray[Any]:
-        """The restored image, [height * scale, width * scale] or [..., 3], once every block is put."""
-        return self._restored
+        """The restored image in the type and with the number of dimensions of the one given, once every part is put."""
+        options, (width, height), kind = self._options, self._size, self._image.dtype
+        values = self._restored
+        if options.tta:
+            values *= unit(kind) / len(list(views()))
+        if values.shape[:2] != (height, width):
+            values = resized(values, width, height)
+        if options.strength < 1:
+            values = resized(self._image, width, height) * (1 - options.strength) + values * options.strength
+        return values if values.dtype == kind else rounded(values, kind)
 
 
 def parameters(timeout: float | None) -> dict[str, int] | None:
     """What a request tells of the time that it may take, so that a busy server need not begin what it cannot finish."""
     return None if timeout is None else {"within_ms": max(1, round(1000 * timeout))}
-
-
-def limits(timeout: float | None) -> dict[str, Any]:
-    """Arguments of tritonclient's `infer` for a request that may take so many seconds; None: as long as it takes."""
-    return {"client_timeout": timeout, "parameters": parameters(timeout)}
-
-
-def retry_delays(retries: int) -> Iterator[float]:
-    """Seconds to wait before each retry: doubling, and spread so that many clients do not come back at once."""
-    for attempt in range(retries):
-        yield min(_FIRST_DELAY * 2**attempt, _LONGEST_DELAY) * random.uniform(0.75, 1.25)
-
-
-def pause(delays: Iterator[float], error: InferenceServerException) -> float | None:
-    """Seconds to wait before the request is sent again, at least as long as the server asks for; None: not at all."""
-    delay = next(delays, None) if is_passing(error) else None
-    asked = wait_of(error.message())
-    return delay if delay is None or asked is None else max(delay, asked * random.uniform(1, 1.5))
-
-
-def is_passing(error: InferenceServerException) -> bool:
-    """Whether a retry may help: there is too much to do, no connection, a dead process or no shared memory left.
-
-    Of its dead processes Triton says INTERNAL; `ipt-serve` starts the server again within seconds. Of shared memory it
-    says so when there is none for the restored picture.
-    """
-    message = error.message()
-    return error.status() == "StatusCode.UNAVAILABLE" or "is not healthy" in message or _NO_MEMORY in message
-
-
-def explain(error: InferenceServerException, url: str, timeout: float | None) -> RestorationError:
-    """The client's error for one of tritonclient's."""
-    status, message = error.status(), error.message()
-    if _NO_MEMORY in message:
-        return ServerUnavailable(
-            f"the server at {url} has no shared memory left; enlarge its /dev/shm (docker: --shm-size), or send less "
-            "at a time"
-        )
-    if status == "StatusCode.UNAVAILABLE":
-        return ServerUnavailable(
-            f"the server at {url} is away or too busy ({message}); start it with ipt-serve or check the address, "
-            "which is HOST:PORT of its gRPC port"
-        )
-    if status == "StatusCode.INVALID_ARGUMENT":
-        return InvalidRequest(message)
-    if status == "StatusCode.DEADLINE_EXCEEDED":
-        return RequestTimeout(f"the server at {url} did not answer within {timeout} s; allow more or send less")
-    if status == "StatusCode.NOT_FOUND":
-        return ServerError(f"the server at {url} does not serve the model {ROUTER!r}; serve a repository of ipt-export")
-    return ServerError(f"the server at {url} failed ({status}: {message.splitlines()[0]}); look at its log")

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,12 +26,14 @@ if not __package__:  # run as a file: the packages beside this folder are meant,
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an import
 
 from ipt_triton.cli import CLOSED_PIPE, drop_output, escape_output, mute_libraries
-from ipt_triton.client.arguments import DEFAULT_URL, check_arguments, make_arguments
+from ipt_triton.client.address import DEFAULT_URL
+from ipt_triton.client.arguments import access, check_arguments, make_arguments
 from ipt_triton.client.batch import Plan, read_list
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import PlanError, RestorationError
 from ipt_triton.client.local import WEIGHTS, answers, own_server
 from ipt_triton.client.protocol import ServerInfo
+from ipt_triton.client.servers import SILENCE_S
 from ipt_triton.client.single import Restorer
 from ipt_triton.client.work import (
     Ahead,
@@ -58,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # what makes a photo unusable is an error
     logging.basicConfig(handlers=[_Complaints(logging.WARNING)])
     try:
-        with _address(args) as url:
-            status = _run(args, url)
+        with _client(args) as client:
+            status = _run(args, client)
         sys.stdout.flush()
         return status
     except RestorationError as error:
@@ -84,33 +87,46 @@ class _Complaints(logging.Handler):
 
 
 @contextlib.contextmanager
-def _address(args: argparse.Namespace) -> Iterator[str]:
-    """Where the server is: as asked for, else the usual place, else one of our own."""
+def _client(args: argparse.Namespace) -> Iterator[RestorationClient]:
+    """Of the server that is asked for, else of one at the usual place, else of one of our own."""
     if args.url or (not args.weights and answers(DEFAULT_URL)):
-        yield args.url or DEFAULT_URL
+        with RestorationClient(args.url or DEFAULT_URL, **access(args)) as client:
+            yield client
         return
-    with own_server(args.weights or WEIGHTS, args.keep_server, complain) as url:
-        yield url
+    with (
+        own_server(args.weights or WEIGHTS, args.keep_server, complain) as url,
+        RestorationClient(url, args.timeout, args.retries) as client,
+    ):
+        yield client
 
 
-def _run(args: argparse.Namespace, url: str) -> int:
-    with RestorationClient(url, args.timeout, args.retries) as client:
-        if args.list_tasks:
-            return _list_tasks(client.info(), args.json)
-        plan = Plan(
-            inputs=tuple(args.photos),
-            output=args.output,
-            listed=read_list(args.files_from) if args.files_from else (),
-            suffix=args.suffix,
-            format=args.format,
-            existing="overwrite" if args.overwrite else "skip" if args.skip_existing else "refuse",
-            limit=args.limit,
-            shard=args.shard,
-        )
-        jobs = Ahead(plan.jobs())
-        info = client.info()
-        with contextlib.closing(_open_log(args.log)) as log:
-            return _restore_all(client, info, plan, jobs, args, log)
+def _run(args: argparse.Namespace, client: RestorationClient) -> int:
+    if args.list_tasks:
+        return _list_tasks(_ask(client), args.json)
+    plan = Plan(
+        inputs=tuple(args.photos),
+        output=args.output,
+        listed=read_list(args.files_from) if args.files_from else (),
+        suffix=args.suffix,
+        format=args.format,
+        existing="overwrite" if args.overwrite else "skip" if args.skip_existing else "refuse",
+        limit=args.limit,
+        shard=args.shard,
+    )
+    jobs = Ahead(plan.jobs())
+    info = _ask(client)
+    with contextlib.closing(_open_log(args.log)) as log:
+        return _restore_all(client, info, plan, jobs, args, log)
+
+
+def _ask(client: RestorationClient) -> ServerInfo:
+    """The server's description; who waits for it is told so."""
+    timer = threading.Timer(SILENCE_S, lambda: complain(f"waiting for the server at {client.url}"))
+    timer.start()
+    try:
+        return client.info()
+    finally:
+        timer.cancel()
 
 
 def _list_tasks(info: ServerInfo, report: str | None) -> int:
@@ -126,8 +142,8 @@ def _restore_all(
     client: RestorationClient, info: ServerInfo, plan: Plan, jobs: Ahead, args: argparse.Namespace, log: IO[str]
 ) -> int:
     """Restore the jobs, `args.workers` at a time; print, report and summarise what became of them."""
-    task = info.task(args.task)
-    restorer = Restorer(client, task, args)
+    chain = info.chain(args.task)
+    giving_up = threading.Event()
     stride, keep = info.rule(args.stride, args.keep)
     started = time.perf_counter()
     quiet = "-" in (args.json, str(args.output), args.log)
@@ -136,7 +152,9 @@ def _restore_all(
     def report() -> dict[str, Any]:
         return {
             "url": client.url,
-            "task": asdict(task),
+            "task": {"name": chain.name, "scale": chain.scale},
+            "tasks": [asdict(task) for task in chain.tasks],
+            "options": asdict(args.options),
             "stride": stride,
             "keep": keep,
             "checkpoint_sha256": info.checkpoint_sha256,
@@ -153,8 +171,14 @@ def _restore_all(
             write_report(args.json, report())  # what cannot be written is known before the work
         except OSError as error:
             raise PlanError(f"--json {args.json} cannot be written: {error.strerror}") from error
+
+    def close() -> None:
+        giving_up.set()
+        client.close()
+
     with Progress(lambda: jobs.total) as progress:
-        ended = run_batch(jobs, restorer.restore, record, progress, args.workers, client.close)
+        restorer = Restorer(client, chain, args, progress, giving_up.is_set)
+        ended = run_batch(jobs, restorer.restore, record, progress, args.workers, close)
     written = not args.json or (args.json == "-" and ended.lost is not None) or _deliver(args.json, report())
     if ended.lost is not None:
         raise ended.lost

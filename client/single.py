@@ -4,30 +4,49 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
-from ipt_triton.client.batch import STREAM, Job
+from ipt_triton.client.batch import STREAM, VIDEO_SUFFIXES, Job
 from ipt_triton.client.compare import figures, reference_of, side_by_side
 from ipt_triton.client.connection import RestorationClient
-from ipt_triton.client.errors import ImageError, RestorationError, ServerUnavailable
+from ipt_triton.client.errors import Cancelled, ImageError, InvalidRequest, RestorationError, ServerUnavailable
 from ipt_triton.client.noise import denoising_warning
-from ipt_triton.client.photo import Photo, check_format, read_photo, write_photo
-from ipt_triton.client.protocol import Task
-from ipt_triton.client.work import Outcome
+from ipt_triton.client.options import Options
+from ipt_triton.client.photo import Frames, check_frames, read_frames, write_frames, write_photo
+from ipt_triton.client.photo.samples import Samples
+from ipt_triton.client.work import Outcome, Progress
 from ipt_triton.metrics import border_of
+from ipt_triton.tasks import Chain
+
+WATCHED = 2
+"""Photos whose progress is asked for at a time: a server takes more photos at once than it tells the progress of."""
 
 
 class Restorer:
     """Restores single photos as the command was asked to.
 
     Args:
-        task: of the server.
+        chain: tasks of the server.
         args: of the command, see `arguments`.
+        progress: is told how far each photo is.
+        cancelled: whether nobody wants the rest.
     """
 
-    def __init__(self, client: RestorationClient, task: Task, args: argparse.Namespace) -> None:
-        self._client, self._task, self._args = client, task, args
+    def __init__(
+        self,
+        client: RestorationClient,
+        chain: Chain,
+        args: argparse.Namespace,
+        progress: Progress,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._client, self._chain, self._args = client, chain, args
+        self._progress, self._cancelled = progress, cancelled
+        self._watched = threading.Semaphore(WATCHED)
 
     def restore(self, job: Job) -> Outcome:
         """Restore one photo; what is wrong with it is told in the outcome.
@@ -37,7 +56,8 @@ class Restorer:
         """
         started = time.perf_counter()
         try:
-            details = self._restore(job)
+            is_video = job.source.suffix.lower() in VIDEO_SUFFIXES
+            details = self._restore_video(job) if is_video else self._restore(job)
         except (ServerUnavailable, BrokenPipeError):
             raise
         except ImageError as error:  # names the file
@@ -49,37 +69,99 @@ class Restorer:
         return Outcome.of(job, "restored", seconds=round(time.perf_counter() - started, 3), **details)
 
     def _restore(self, job: Job) -> dict[str, Any]:
-        args, task = self._args, self._task
-        photo = read_photo(sys.stdin.buffer if job.source == STREAM else job.source)
+        args, chain = self._args, self._chain
+        frames = read_frames(sys.stdin.buffer if job.source == STREAM else job.source)
+        photo = frames.photos[0]
         form = args.format if job.target == STREAM else None  # else the target's suffix tells
-        check_format(photo, job.target, form, flatten=args.flatten, depth=args.depth)
+        check_frames(frames, job.target, form, flatten=args.flatten, depth=args.depth)
         reference = reference_of(job.source, args.reference) if args.reference else None
-        planes = [self._client.restore(plane, args.task, args.stride, args.keep) for plane in photo.planes()]
-        restored = photo.with_planes(planes)
-        self._write(restored, job, form)
+        made = self._restored(frames, job)
+        restored = made.photos[0]
+        self._write(made, job, form)
         if args.compare and job.target != STREAM:
             write_photo(side_by_side(photo, restored), job.target.with_name(f"{job.target.stem}_compare.png"))
         width, height = restored.size
-        warning = denoising_warning(photo.pixels, task)
+        warning = denoising_warning(photo.pixels, chain)
         return {
             "width": width,
             "height": height,
             "warning": f"{job.source}: {warning}" if warning else "",
-            "figures": figures(restored, reference, border_of(task)) if reference else {},
+            "figures": figures(restored, reference, border_of(chain)) if reference else {},
         }
 
-    def _write(self, photo: Photo, job: Job, form: str | None) -> None:
+    def _restore_video(self, job: Job) -> dict[str, Any]:
+        from ipt_triton.client.video import restore_video  # PyAV, of an extra, and heavy
+
+        args = self._args
+        if args.options != Options() or job.target == STREAM:
+            raise InvalidRequest(
+                "--scale, --width, --height, --tta and --strength are for photos, and a video is written to a file"
+            )
+
+        def tell(done: int, total: int | None, _: float) -> None:
+            if self._cancelled():
+                raise Cancelled("the rest was not restored; the same command goes on from there")
+            self._progress.within(job, min(1.0, done / total) if total else 0.0, 0)
+
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        report = restore_video(
+            self._client,
+            job.source,
+            job.target,
+            args.task,
+            stride=args.stride,
+            keep=args.keep,
+            workers=args.workers,
+            progress=tell,
+        )
+        return {"width": report.width, "height": report.height}
+
+    def _restored(self, frames: Frames, job: Job) -> Frames:
+        """All frames with all their planes restored; if there is somebody to see it, with progress."""
+        watch = self._progress.is_drawn and self._watched.acquire(blocking=False)
+        try:
+            planes = [photo.planes() for photo in frames.photos]
+            due = sum(map(len, planes))
+            restored, done = [], 0
+            for photo, each in zip(frames.photos, planes, strict=True):
+                made = []
+                for plane in each:
+                    made.append(self._restore_plane(plane, job, (done / due, (done + 1) / due) if watch else None))
+                    done += 1
+                restored.append(photo.with_planes(made))
+            return replace(frames, photos=tuple(restored))
+        finally:
+            if watch:
+                self._watched.release()
+
+    def _restore_plane(self, plane: Samples, job: Job, shares: tuple[float, float] | None) -> Samples:
+        """One plane; with progress from the one share of the whole to the other."""
+        args = self._args
+        options = asdict(args.options)
+        if shares is None:
+            return self._client.restore(plane, args.task, args.stride, args.keep, **options)
+        low, high = shares
+        width, height = args.options.size(plane.shape[1], plane.shape[0], self._chain)
+
+        def tell(done: int, due: int) -> None:
+            self._progress.within(job, low + (high - low) * done / due, width * height)
+
+        return self._client.restore(
+            plane, args.task, args.stride, args.keep, **options, progress=tell, cancelled=self._cancelled
+        )
+
+    def _write(self, frames: Frames, job: Job, form: str | None) -> None:
         args, kept = self._args, not self._args.strip_metadata
         if job.target != STREAM:
             job.target.parent.mkdir(parents=True, exist_ok=True)
-        write_photo(
-            photo,
+        write_frames(
+            frames,
             sys.stdout.buffer if job.target == STREAM else job.target,
             format=form,
             quality=args.quality,
             flatten=args.flatten,
             depth=args.depth,
             metadata=kept,
-            action=self._task.name,
+            action=self._chain.name,
             mtime=job.source.stat().st_mtime if kept and job.source != STREAM else None,
         )

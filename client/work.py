@@ -92,12 +92,18 @@ class Ahead:
 
 
 class Progress:
-    """A line on a terminal: photos done, pixels a second, and the time that is left."""
+    """A line on a terminal: photos done and under way, pixels a second, and the time that is left."""
 
     def __init__(self, total: Callable[[], int | None]) -> None:
         self._total, self._lock = total, threading.Lock()
-        self._pixels, self._started = 0, time.monotonic()
+        self._done, self._pixels, self._started = 0, 0, time.monotonic()
+        self._under_way: dict[str, tuple[float, int]] = {}
         self._bar: Any = tqdm(total=total(), unit="photo", disable=None)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether anybody sees it."""
+        return not self._bar.disable
 
     def __enter__(self) -> Progress:
         return self
@@ -107,15 +113,30 @@ class Progress:
     ) -> None:
         self._bar.close()
 
+    def within(self, job: Job, share: float, pixels: int) -> None:
+        """A share of a photo is done, 0 to 1, whose result will have so many pixels."""
+        with self._lock:
+            self._under_way[str(job.source)] = share, pixels
+            self._draw()
+
     def photo(self, outcome: Outcome) -> None:
         """A photo is done, whatever became of it."""
         with self._lock:
+            self._under_way.pop(outcome.input, None)
+            self._done += 1
             self._pixels += outcome.width * outcome.height
-            self._bar.total = self._total()
-            if self._pixels:
-                rate = self._pixels / 1e6 / (time.monotonic() - self._started)
-                self._bar.set_postfix_str(f"{rate:.2f} MP/s", refresh=False)
-            self._bar.update()
+            self._draw()
+
+    def _draw(self) -> None:
+        shares = sum(share for share, _ in self._under_way.values())
+        pixels = self._pixels + sum(share * pixels for share, pixels in self._under_way.values())
+        self._bar.total = self._total()
+        if pixels:
+            names = [f"{Path(source).name} {share:.0%}" for source, (share, _) in self._under_way.items()]
+            rate = f"{pixels / 1e6 / (time.monotonic() - self._started):.2f} MP/s"
+            self._bar.set_postfix_str(", ".join([rate, *names]), refresh=False)
+        self._bar.n = self._done + round(shares, 2) if shares else self._done
+        self._bar.update(0)  # drawn as often as tqdm likes
 
 
 class Record:

@@ -24,8 +24,10 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ipt_triton.benchmarks.errors import LoadError
-from ipt_triton.client.protocol import CHANNEL_ARGS, ROUTER, ServerInfo, Task, explain
-from ipt_triton.service import ensemble_name
+from ipt_triton.client.failures import explain
+from ipt_triton.client.protocol import ServerInfo, Task
+from ipt_triton.client.transport import CHANNEL_ARGS
+from ipt_triton.service import ROUTER, ensemble_name
 from ipt_triton.tiling import Tiler, plan_axis
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"

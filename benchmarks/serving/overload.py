@@ -36,7 +36,9 @@ from ipt_triton.benchmarks.serving.load import INFER, Request, as_triton, restor
 from ipt_triton.benchmarks.serving.memory import MIB, proportional
 from ipt_triton.benchmarks.serving.replica import Replica
 from ipt_triton.benchmarks.serving.throughput import counts, positive, size
-from ipt_triton.client.protocol import CHANNEL_ARGS, parameters, pause, retry_delays
+from ipt_triton.client.failures import pause, retry_delays
+from ipt_triton.client.protocol import parameters
+from ipt_triton.client.transport import CHANNEL_ARGS
 
 _RETRIES = 6  # what `ipt-restore` does unless told otherwise
 

@@ -9,6 +9,9 @@ import io
 import logging
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -53,7 +56,32 @@ _UNQUESTIONED_PIXELS, _PIXELS_PER_BYTE = 2**27, 8 * 1032
 # large enough to hold them.
 
 
-def read_photo(source: Source) -> Photo:
+@dataclass(frozen=True)
+class Header:
+    """What the beginning of a picture's file says: format as in `Photo`, and the sides of the upright picture."""
+
+    format: str
+    width: int
+    height: int
+
+
+def read_header(source: Source, max_pixels: int = MAX_PIXELS) -> Header:
+    """What a picture is, without decoding it.
+
+    Raises:
+        ImageError, NotAnImage, DamagedImage, ImageTooLarge, UnsupportedImage: as `read_photo`, as far as is seen so.
+    """
+    name, data = load(source)
+    with explained(name, max_pixels), open_image(name, data, max_pixels) as image:
+        _refuse_frames(name, image)
+        _refuse_unsupported(name, image)
+        width, height = image.size
+        if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+            width, height = height, width
+        return Header(_KINDS.get(image.format or "", str(image.format)), width, height)
+
+
+def read_photo(source: Source, max_pixels: int = MAX_PIXELS) -> Photo:
     """Read a PNG, JPEG, WebP, TIFF, BMP, AVIF, PPM/PGM, single-frame GIF, or where pillow-heif is installed HEIC.
 
     EXIF orientation is applied and forgotten, in XMP too. Palettes become RGB, CMYK becomes sRGB (through its profile
@@ -61,19 +89,28 @@ def read_photo(source: Source) -> Photo:
 
     Args:
         source: a path, the bytes of a file, or a binary file object, which is read to its end.
+        max_pixels: that are allowed, at most `MAX_PIXELS`.
 
     Raises:
         ImageError: the file cannot be opened.
         NotAnImage, DamagedImage, ImageTooLarge, UnsupportedImage: what is wrong with its contents. More than
-            `MAX_PIXELS`, and what a file of its length cannot hold, is refused before there is memory for it.
+            `max_pixels`, and what a file of its length cannot hold, is refused before there is memory for it.
     """
-    name, data = _load(source)
+    name, data = load(source)
+    with explained(name, max_pixels), open_image(name, data, max_pixels) as image:
+        _refuse_frames(name, image)
+        return decode(name, image, data)
+
+
+@contextmanager
+def explained(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """What decoders raise on broken files, as what `read_photo` raises."""
     try:
-        return _decode(name, data)
+        yield
     except (RestorationError, MemoryError):
         raise
     except Image.DecompressionBombError:  # of a part that is larger than its picture
-        raise ImageTooLarge(_too_large(name)) from None
+        raise ImageTooLarge(_too_large(name, max_pixels)) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
         raise DamagedImage(f"{name} is truncated or damaged ({excerpt(error)}); get a complete copy of it") from error
 
@@ -114,7 +151,7 @@ def _of_pillow(image: Image.Image) -> Photo:
     return read_photo(buffer.getvalue())
 
 
-def _load(source: Source) -> tuple[str, bytes]:
+def load(source: Source) -> tuple[str, bytes]:
     """The name of a source, for messages, and its bytes."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _bounded("the image", bytes(source))
@@ -143,11 +180,11 @@ def _bounded(name: str, data: bytes) -> tuple[str, bytes]:
     return name, data
 
 
-def _too_large(name: str) -> str:
-    return f"{name} claims more than the {MAX_PIXELS} pixels that are allowed; make it smaller or cut it into parts"
+def _too_large(name: str, max_pixels: int) -> str:
+    return f"{name} claims more than the {max_pixels} pixels that are allowed; make it smaller or cut it into parts"
 
 
-def _open(name: str, data: bytes) -> ImageFile.ImageFile:
+def open_image(name: str, data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Open by Pillow's readers themselves: `Image.open` has a lower limit of pixels, and warns before it.
 
     Raises:
@@ -169,7 +206,7 @@ def _open(name: str, data: bytes) -> ImageFile.ImageFile:
                 image = factory(io.BytesIO(data), "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue
-            _check_size(name, image, len(data))
+            _check_size(name, image, len(data), max_pixels)
             return image
     raise NotAnImage(f"{name} is not an image that can be read; {', '.join(formats)} are")
 
@@ -179,34 +216,49 @@ def _true(answer: bool | str) -> bool:
     return not isinstance(answer, str) and bool(answer)
 
 
-def _check_size(name: str, image: Image.Image, held: int) -> None:
+def _check_size(name: str, image: Image.Image, held: int, max_pixels: int) -> None:
     pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise ImageTooLarge(_too_large(name))
+    if pixels > max_pixels:
+        raise ImageTooLarge(_too_large(name, max_pixels))
     if pixels > max(_UNQUESTIONED_PIXELS, held * _PIXELS_PER_BYTE):
         raise ImageTooLarge(f"{name} claims {pixels} pixels, more than its {held} bytes can hold; get a complete copy")
 
 
-def _decode(name: str, data: bytes) -> Photo:
-    with _open(name, data) as image:
-        _refuse_unsupported(name, image)
-        maximum = _stored_maximum(image)
-        is_gray = image.mode in _GRAY_MODES or "LA;16" in str(image.tile)  # Pillow calls the latter RGBA
-        image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)  # Pillow has applied a TIFF's already
-        icc = image.info.get("icc_profile")
-        metadata = metadata_of(name, image)
-        kind = _KINDS.get(image.format or "", image.format)
-        if maximum > 255:
-            pixels, alpha = _deep_samples(name, image, data, maximum)
+def count_frames(image: ImageFile.ImageFile) -> int:
+    """Pictures of a file; 1 for MPO, which is a photo and its previews."""
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+
+
+def _refuse_frames(name: str, image: ImageFile.ImageFile) -> None:
+    if (frames := count_frames(image)) > 1:
+        raise UnsupportedImage(f"{name} holds {frames} frames; only single pictures are allowed here")
+
+
+def decode(name: str, image: ImageFile.ImageFile, data: bytes, page: int = 0) -> Photo:
+    """The picture at which an opened file stands.
+
+    Args:
+        data: the file.
+        page: the number of that picture, from 0.
+    """
+    _refuse_unsupported(name, image)
+    maximum = _stored_maximum(image)
+    is_gray = image.mode in _GRAY_MODES or "LA;16" in str(image.tile)  # Pillow calls the latter RGBA
+    image.load()
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)  # Pillow has applied a TIFF's already
+    icc = image.info.get("icc_profile")
+    metadata = metadata_of(name, image)
+    kind = _KINDS.get(image.format or "", image.format)
+    if maximum > 255:
+        pixels, alpha = _deep_samples(name, image, data, maximum, page)
+    else:
+        has_alpha = image.has_transparency_data
+        if image.mode == "CMYK":
+            colours, icc = _cmyk_to_srgb(image, icc), None
         else:
-            has_alpha = image.has_transparency_data
-            if image.mode == "CMYK":
-                colours, icc = _cmyk_to_srgb(image, icc), None
-            else:
-                colours = image.convert("RGBA" if has_alpha else "RGB")
-            samples = np.asarray(colours)
-            pixels, alpha = samples[..., :3], samples[..., 3] if has_alpha else None
+            colours = image.convert("RGBA" if has_alpha else "RGB")
+        samples = np.asarray(colours)
+        pixels, alpha = samples[..., :3], samples[..., 3] if has_alpha else None
     return Photo(
         pixels=upright(pixels, orientation),
         alpha=None if alpha is None else upright(alpha, orientation),
@@ -218,9 +270,6 @@ def _decode(name: str, data: bytes) -> Photo:
 
 
 def _refuse_unsupported(name: str, image: ImageFile.ImageFile) -> None:
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo and its previews
-    if frames > 1:
-        raise UnsupportedImage(f"{name} holds {frames} frames; only single pictures are allowed: save each as a file")
     integer32 = image.mode == "I" and image.format == "TIFF"
     if image.mode not in (*_GRAY_MODES, *_COLOUR_MODES) or integer32:
         raise UnsupportedImage(
@@ -244,12 +293,15 @@ def _stored_maximum(image: ImageFile.ImageFile) -> int:
     return 65535 if ";16" in str(image.tile) else 255
 
 
-def _deep_samples(name: str, image: Image.Image, data: bytes, maximum: int) -> tuple[Samples, Samples | None]:
+def _deep_samples(
+    name: str, image: Image.Image, data: bytes, maximum: int, page: int
+) -> tuple[Samples, Samples | None]:
     alpha = None
     if image.mode in _GRAY_MODES:
         pixels = as_rgb(np.asarray(image).astype(np.uint16))
     else:
-        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+        samples = pages[0] if pages else None
         if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
             raise UnsupportedImage(f"{name} holds 16-bit colour that OpenCV cannot read; save it as a 16-bit RGB PNG")
         pixels = samples[..., 2::-1]

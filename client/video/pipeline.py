@@ -26,11 +26,12 @@ Restore = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class Rule(NamedTuple):
-    """The tiling rule: side of a tile, distance of neighbours, and side of the centre that is used."""
+    """The tiling rule: side of a tile, distance of neighbours, and side of the centre that is used; for each stage."""
 
     patch: int
     stride: int
     keep: int
+    stages: int = 1
 
 
 class Answer(NamedTuple):

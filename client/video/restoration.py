@@ -22,6 +22,7 @@ from ipt_triton.client.video.joining import join
 from ipt_triton.client.video.pipeline import Finished, Rule, Sent, restored_frames
 from ipt_triton.client.video.segments import SegmentHeader, WorkFolder, fingerprint, read_header, read_packets
 from ipt_triton.client.video.source import Source
+from ipt_triton.tasks import TaskKey, stage_keys
 from ipt_triton.tiling import KEEP, PATCH, STRIDE, check_rule
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Restorer(Protocol):
     """What restores pictures: a `RestorationClient`, or anything with its `restore`. Several threads call it."""
 
     def restore(
-        self, image: NDArray[Any], task: int | str, stride: int | None = None, keep: int | None = None
+        self, image: NDArray[Any], task: TaskKey, stride: int | None = None, keep: int | None = None
     ) -> NDArray[Any]:
         """See `RestorationClient.restore`."""
 
@@ -72,7 +73,7 @@ def restore_video(
     client: Restorer,
     source: Path | str,
     target: Path | str,
-    task: int | str,
+    task: TaskKey,
     *,
     stride: int | None = None,
     keep: int | None = None,
@@ -96,7 +97,7 @@ def restore_video(
         client: a `RestorationClient`, or anything with its `restore`.
         source: a file with a video stream. The first one is restored, others are copied.
         target: the file to write, replaced if it is there; its suffix names the container.
-        task: id or name.
+        task: id or name; or several, a chain, through which frames go whole unless nothing in them has changed.
         stride, keep: the tiling rule; None for the server's, for the default where the client has no `info`.
         workers: frames that are sent at a time.
         quality: the encoder's crf or qscale, lower is better; None for one that loses next to nothing.
@@ -115,7 +116,7 @@ def restore_video(
     if workers < 1 or segment_frames < 1:
         raise InvalidRequest(f"workers {workers} and segment_frames {segment_frames} must both be 1 or more")
     source, target, started = Path(source), Path(target), time.monotonic()
-    rule, model = _served(client, stride, keep)
+    rule, model = _served(client, len(stage_keys(task)), stride, keep)
 
     def restore(picture: NDArray[Any]) -> NDArray[Any]:
         return client.restore(picture, task, rule.stride, rule.keep)
@@ -152,13 +153,14 @@ def restore_video(
     )
 
 
-def _served(client: Restorer, stride: int | None, keep: int | None) -> tuple[Rule, str]:
+def _served(client: Restorer, stages: int, stride: int | None, keep: int | None) -> tuple[Rule, str]:
     """The tiling rule that holds, and what restores: segments of another model are not taken up."""
     if hasattr(client, "info"):
         info = client.info()
         model = f"{info.checkpoint_sha256} {info.runtime} {info.precision}"
-        return Rule(info.patch_size, *info.rule(stride, keep)), model
-    rule = Rule(PATCH, STRIDE if stride is None else stride, KEEP if keep is None else keep)
+        served_stride, served_keep = info.rule(stride, keep)
+        return Rule(info.patch_size, served_stride, served_keep, stages), model
+    rule = Rule(PATCH, STRIDE if stride is None else stride, KEEP if keep is None else keep, stages)
     try:
         check_rule(rule.stride, rule.keep)
     except ValueError as error:
@@ -166,12 +168,12 @@ def _served(client: Restorer, stride: int | None, keep: int | None) -> tuple[Rul
     return rule, ""
 
 
-def _journal(source: Path, plan: Plan, task: int | str, rule: Rule, model: str, segment_frames: int) -> dict[str, Any]:
+def _journal(source: Path, plan: Plan, task: TaskKey, rule: Rule, model: str, segment_frames: int) -> dict[str, Any]:
     """All that decides about the frames of the segments."""
     return {
         "format": _FORMAT,
         "source": fingerprint(source),
-        "task": task,
+        "task": stage_keys(task),
         "rule": list(rule),
         "model": model,
         "encoder": [plan.encoder, plan.pixel_format, plan.options],

@@ -30,7 +30,7 @@ from ipt_triton.metrics import psnr_of_error, psnr_y, to_uint8
 from ipt_triton.parity import ParityError, compare
 from ipt_triton.service import MAX_BATCH
 from ipt_triton.tasks import Task
-from ipt_triton.tiling import PATCH, STRIDE, Tiler
+from ipt_triton.tiling import FLOAT, PATCH, STRIDE, Tiler
 from ipt_triton.train.data.degradations import DEGRADATIONS, degrade_image
 from ipt_triton.train.model.ipt import IPT
 
@@ -188,7 +188,7 @@ def check_image(
 
 def _restore(image: np.ndarray, scale: int, network: Network, patch: int, batch: int = MAX_BATCH) -> np.ndarray:
     """A whole image in floating values, neither rounded nor clipped."""
-    tiler = Tiler(image, scale, patch, floating=True)
+    tiler = Tiler(image, scale, patch, dtype=FLOAT)
     for first, last in tiler.batches(batch):
         tiler.add(network(tiler.patches(first, last)))
     return tiler.result()

@@ -12,29 +12,27 @@ are compared with it on machines without PyTorch. The embedding, the same for ev
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ipt_triton.export.errors import ExportError
 from ipt_triton.export.parts.calibration import calibration_samples, held_out
 from ipt_triton.export.parts.checks import check_for_tensorrt
 from ipt_triton.export.parts.flops import count_flops
-from ipt_triton.export.parts.graph import clean_graph, count_weights, layer_precision, list_layers
+from ipt_triton.export.parts.graph import count_weights, layer_precision, list_layers
 from ipt_triton.export.parts.int8 import ParityTiles, quantize_body
 from ipt_triton.export.parts.parity import OpByOp, check_part, check_task, real_tiles
+from ipt_triton.export.parts.tracing import Tracer
 from ipt_triton.export.parts.typed import fp16_ports, type_part
 from ipt_triton.files import atomic_directory
 from ipt_triton.manifest import (
     LARGEST_BATCH,
-    OPSET,
     PRECISIONS,
     RESIDUALS,
     SAMPLES,
@@ -52,7 +50,6 @@ from ipt_triton.service import MAX_BATCH, gpu_batch
 from ipt_triton.tasks import Task, task_table
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
 from ipt_triton.train.model.ipt import IPT
-from ipt_triton.train.model.onnx import for_onnx
 
 logger = logging.getLogger(__name__)
 
@@ -151,11 +148,12 @@ def export_parts(
     with atomic_directory(folder) as temporary:
         parts: dict[str, Part] = {}
         networks: dict[str, OpByOp] = {}
+        tracer = Tracer()
         for name, (kind, tasks) in tasks_of_parts(routes).items():
             inputs, expected = (_deal_out(samples, tasks, names) for names in TENSORS[kind])
             sha256, module = modules[name]
             path = temporary / f"{name}.onnx"
-            graph = to_onnx(module, inputs, list(expected), name)
+            graph = tracer.graph(module, inputs, list(expected), name)
             flops = count_flops(graph)
             keep: tuple[str, ...] = ()
             int8: Int8 | None = None
@@ -246,36 +244,3 @@ def _samples(model: IPT, task: Task) -> dict[str, np.ndarray]:
     tensors["BODY_FEATURES"] = model.body(tensors["FEATURES"], tensors["TASK_EMBEDDING"])
     tensors["RESTORED"] = model.tails[task.name](tensors["BODY_FEATURES"])
     return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
-
-
-def to_onnx(module: nn.Module, inputs: dict[str, np.ndarray], outputs: Sequence[str], name: str) -> onnx.ModelProto:
-    """A module as a clean ONNX graph with a dynamic batch."""
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
-    tensors: list[Tensor] = [torch.from_numpy(x) for x in inputs.values()]
-    with _quiet():
-        program = torch.onnx.export(
-            for_onnx(module),
-            tuple(tensors),
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=tuple({0: batch} for _ in tensors),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None  # None only when the exporter writes a file itself
-    return clean_graph(program.model_proto, name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks about torchvision and its own internals."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

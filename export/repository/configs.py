@@ -25,11 +25,13 @@ from ipt_triton.service import (
     MAX_OUTPUT_PIXELS,
     PIXELS_PER_PATCH,
     ROUTER,
+    STREAM,
     ServiceInfo,
     ensemble_name,
     graph_batches,
     requests_in_flight,
 )
+from ipt_triton.tasks import LONGEST_CHAIN
 from ipt_triton.tiling import KEEP, STRIDE
 
 GENERATOR = "ipt-export"
@@ -61,6 +63,7 @@ class ServingOptions:
     threads: int = _option(0, "OpenVINO threads of each instance of a part; 0: half of the cores")
     body_instances: int = _option(2, "bodies that run side by side, on each GPU if there are some")
     router_instances: int = _option(10, "whole-image requests under way at once; the last two are for short ones")
+    stream_instances: int = _option(4, "whole-image requests under way at once that tell how far they are; 0: none")
     max_waiting: int = _option(64, "requests that wait for a router; more are refused as unavailable")
     max_wait_ms: int = _option(2000, "milliseconds that a request waits for a router at most; 0: as long as it takes")
     queue_delay_us: int = _option(500, "microseconds that the body waits for a fuller batch")
@@ -184,11 +187,25 @@ def ensemble_config(route: Route, models: Sequence[Model], manifest: Manifest) -
     return config
 
 
-def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig:
-    """Configuration of the router; its parameters tell clients the tasks, the tiling rule and the limits."""
+def router_configs(manifest: Manifest, options: ServingOptions) -> dict[str, pb.ModelConfig]:
+    """Configurations of the router and, unless it has no instances, of the one that tells how far it is, by name."""
+    slots = options.router_instances + options.stream_instances
+    configs = {ROUTER: _router_config(manifest, options, ROUTER, options.router_instances)}
+    if options.stream_instances:
+        stream = _router_config(manifest, options, STREAM, options.stream_instances)
+        stream.model_transaction_policy.decoupled = True
+        stream.output.add(name="PROGRESS", data_type=pb.TYPE_INT64, dims=[2])
+        configs[STREAM] = stream
+    for config, first in zip(configs.values(), (0, options.router_instances), strict=False):
+        _set_parameters(config, slots=slots, first_slot=first)
+    return configs
+
+
+def _router_config(manifest: Manifest, options: ServingOptions, name: str, instances: int) -> pb.ModelConfig:
+    """Its parameters tell clients the tasks, the tiling rule and the limits."""
     image = [-1, -1, 3]
     config = pb.ModelConfig(
-        name=ROUTER,
+        name=name,
         backend="python",
         max_batch_size=0,
         input=[
@@ -196,8 +213,8 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
             for name, kind, dims in (
                 ("IMAGE", pb.TYPE_UINT8, image),
                 ("IMAGE16", pb.TYPE_UINT16, image),
-                ("TASK_ID", pb.TYPE_INT32, [1]),
-                ("TASK", pb.TYPE_STRING, [1]),
+                ("TASK_ID", pb.TYPE_INT32, [-1]),
+                ("TASK", pb.TYPE_STRING, [-1]),
                 ("STRIDE", pb.TYPE_INT32, [1]),
                 ("KEEP", pb.TYPE_INT32, [1]),
             )
@@ -205,8 +222,9 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
         output=[
             pb.ModelOutput(name="RESTORED", data_type=pb.TYPE_UINT8, dims=image),
             pb.ModelOutput(name="RESTORED16", data_type=pb.TYPE_UINT16, dims=image),
+            pb.ModelOutput(name="RESTORED32", data_type=pb.TYPE_FP32, dims=image),
         ],
-        instance_group=[pb.ModelInstanceGroup(count=options.router_instances, kind=pb.ModelInstanceGroup.KIND_CPU)],
+        instance_group=[pb.ModelInstanceGroup(count=instances, kind=pb.ModelInstanceGroup.KIND_CPU)],
     )
     # Without batches there is nothing to batch, and the queue in front of the routers has a bound.
     queue = config.dynamic_batching.default_queue_policy
@@ -230,6 +248,7 @@ def router_config(manifest: Manifest, options: ServingOptions) -> pb.ModelConfig
         chunk=manifest.max_batch,
         requests_in_flight=requests_in_flight(options.body_instances),
         sealed=int(is_sealed(manifest.runtime)),
+        longest_chain=LONGEST_CHAIN,
     )
     return config
 

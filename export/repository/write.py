@@ -1,7 +1,8 @@
 """The Triton model repository: parts, ensembles and the router's configuration, written from a parts folder.
 
 Per task one ensemble `ipt_<task>` over head, body and tail; the router `restore` in front of them is handwritten
-(`triton_models/restore/1/model.py`) and only gets its `config.pbtxt` and the tiling module. Parts come with their ONNX
+(`triton_models/restore/1/model.py`) and only gets its `config.pbtxt` and the tiling module. `restore_stream` is the
+same router and tells how far it is. Parts come with their ONNX
 graph and what their runtime runs: the OpenVINO runner, plans, or plans and the runner for them.
 
 A repository for GPUs need not have plans: with its graphs, the manifest and the reference tensors it has all that is
@@ -45,17 +46,17 @@ from ipt_triton.export.repository.configs import (
     is_sealed,
     model_config,
     models_of,
-    router_config,
+    router_configs,
 )
 from ipt_triton.export.repository.plans import Plan, RepositoryError, read_plans
 from ipt_triton.files import atomic_directory, atomic_file
 from ipt_triton.manifest import MANIFEST, PRECISIONS, SAMPLES, Manifest, Part
 from ipt_triton.reading import sha256_of
-from ipt_triton.service import ROUTER, ROUTER_FILES, ensemble_name
+from ipt_triton.service import ROUTER, ROUTER_FILES, STREAM, STREAM_FILES, ensemble_name
 
 ROOM = Path(__file__).parent
 HOUSE = ROOM.parents[1]  # src/ipt_triton, or what the wheel installs of it
-ROUTER_SOURCE = ROOM / "router.py"
+ROUTER_SOURCE, STREAM_SOURCE = ROOM / "router.py", ROOM / "stream.py"
 SEAL_SOURCE = HOUSE / "seal.py"
 ENGINE_PACKAGE = "ipt_engine"
 """Package beside `runner_tensorrt.py`; not `ipt_triton`, because Triton's Python may have that one installed."""
@@ -97,7 +98,9 @@ def write_repository(
     keys = {head: key for head, (key, _) in embeddings.items()}
     repository.mkdir(parents=True, exist_ok=True)
     models = models_of(manifest)
+    routers = router_configs(manifest, options)
     names = {model.name for model in models} | {ensemble_name(route.task.name) for route in manifest.routes}
+    names |= routers.keys() - {ROUTER}
     for name in sorted(names):
         if (repository / name).exists() and not _is_generated(repository / name):
             raise RepositoryError(
@@ -134,6 +137,15 @@ def write_repository(
         with atomic_directory(repository / ensemble_name(route.task.name)) as folder:
             (folder / "1").mkdir()  # Triton wants a version folder, and an ensemble has nothing to put there
             _write(folder / "config.pbtxt", ensemble_config(route, models, manifest))
+    if STREAM in routers:
+        with atomic_directory(repository / STREAM) as folder:
+            version = folder / "1"
+            version.mkdir()
+            shutil.copyfile(STREAM_SOURCE, version / "model.py")
+            for name in STREAM_FILES:
+                shutil.copyfile(ROUTER_SOURCE if name == ROUTER_SOURCE.name else HOUSE / name, version / name)
+            _keep_out_bytecode(version)
+            _write(folder / "config.pbtxt", routers[STREAM])
     router = repository / ROUTER
     (router / "1").mkdir(parents=True, exist_ok=True)
     if (router / "1").resolve() != ROUTER_SOURCE.resolve().parent:
@@ -141,7 +153,7 @@ def write_repository(
     for name in ROUTER_FILES:
         _replace(HOUSE / name, router / "1" / name)
     with atomic_file(router / "config.pbtxt") as temporary:
-        _write(temporary, router_config(manifest, options))
+        _write(temporary, routers[ROUTER])
     return [ROUTER, *sorted(names)]
 
 

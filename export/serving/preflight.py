@@ -30,7 +30,7 @@ from ipt_triton.export.engines.library import library_of, load_library
 from ipt_triton.export.engines.metadata import EngineError
 from ipt_triton.export.serving import missing_engines, preflight_gpu
 from ipt_triton.export.serving.supervise import SHARED_MEMORY
-from ipt_triton.service import ROUTER, ROUTER_FILES
+from ipt_triton.service import ROUTER, ROUTER_FILES, ROUTERS, STREAM, STREAM_FILES
 
 LOOPBACK = "127.0.0.1"
 """Where metrics listen, whatever the host; the launcher hands their page on at its own port."""
@@ -207,8 +207,8 @@ def _missing_files(repository: Path, configs: Mapping[str, model_config_pb2.Mode
     for name, config in configs.items():
         if "generated_by" not in config.parameters or config.backend != "python":
             continue
-        wanted = list(ROUTER_FILES) if name == ROUTER else []
-        if name != ROUTER and runtime == "openvino":
+        wanted = list({ROUTER: ROUTER_FILES, STREAM: STREAM_FILES}.get(name, ()))
+        if name not in ROUTERS and runtime == "openvino":
             try:
                 parts, keys = (json.loads(config.parameters[name].string_value) for name in ("parts", "embedding_keys"))
                 wanted = [f"{part}.onnx" for part in parts.values()]
@@ -273,7 +273,7 @@ def gpu_repository(repository: Path, server: ServerFiles | None) -> missing_engi
     parts = (
         folder
         for folder, config in configs.items()
-        if folder.name != ROUTER and config.platform != "ensemble" and "generated_by" in config.parameters
+        if folder.name not in ROUTERS and config.platform != "ensemble" and "generated_by" in config.parameters
     )
     installed = None
     if runtime != "tensorrt":

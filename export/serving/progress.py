@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ipt_triton.board import Board
 from ipt_triton.export.serving.counters import Counters
-from ipt_triton.service import ROUTER
+from ipt_triton.service import ROUTERS
 
 STILL_S = 3.0
 """Seconds without a turn after which a photograph may be lost."""
@@ -58,7 +58,7 @@ class Progress:
     def look(self, counters: Counters) -> str | None:
         """Look once; return what is wrong with the server, or None."""
         now = time.monotonic()
-        self.board.tell_waiting(int(counters.waiting.get(ROUTER, 0)))
+        self.board.tell_waiting(int(sum(counters.waiting.get(router, 0) for router in ROUTERS)))
         self._look_for_room(counters, now)
         if now - self._began > WORN_S and self.board.no_memory():
             return "photographs were refused because the shared memory in /dev/shm is full"
@@ -87,7 +87,8 @@ class Progress:
     def _look_for_room(self, counters: Counters, now: float) -> None:
         """Note whether photographs are refused, by the routers or by the queue before them."""
         refused = self.board.refused()
-        if refused > self._refused or 0 < self.most_waiting <= counters.waiting.get(ROUTER, 0):
+        waiting = max(counters.waiting.get(router, 0) for router in ROUTERS)
+        if refused > self._refused or 0 < self.most_waiting <= waiting:
             if self._full_since is None or now > self._full_until:
                 self._full_since = now
             self._full_until = now + _PAUSE_S

@@ -37,7 +37,7 @@ from ipt_triton.export.serving.errors import (
 from ipt_triton.export.serving.flags import check_flags, is_off, link_backends, server_flags
 from ipt_triton.export.serving.output import ServerOutput
 from ipt_triton.export.serving.warm_up import warm_up
-from ipt_triton.service import ROUTER
+from ipt_triton.service import ROUTER, ROUTERS
 from ipt_triton.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -299,8 +299,8 @@ class TritonServer:
             if counters is None or not counters.under_way:
                 return False
             # Patches that were sent to an ensemble, past the router, show only in that they are computed.
-            before, patches = patches, sum(n for model, n in counters.computed.items() if model != ROUTER)
-            busy = counters.waiting.get(ROUTER) or any(counters.under_way.values()) or patches != before
+            before, patches = patches, sum(n for model, n in counters.computed.items() if model not in ROUTERS)
+            busy = any(map(counters.waiting.get, ROUTERS)) or any(counters.under_way.values()) or patches != before
             idle = 0 if busy or supervise.has_unsent(self._ports["--grpc-port"] or 0) else idle + 1
             time.sleep(_POLL_S)
         return True

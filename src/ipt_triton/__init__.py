@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from .client.asynchronous import AsyncRestorationClient
     from .client.connection import RestorationClient
     from .client.errors import (
+        AccessRefused,
+        Cancelled,
         ImageError,
+        InvalidAddress,
         InvalidRequest,
         RequestTimeout,
         RestorationError,
@@ -31,8 +34,11 @@ if TYPE_CHECKING:
     from .tasks import Task
 
 __all__ = [
+    "AccessRefused",
     "AsyncRestorationClient",
+    "Cancelled",
     "ImageError",
+    "InvalidAddress",
     "InvalidRequest",
     "Photo",
     "RequestTimeout",

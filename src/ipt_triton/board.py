@@ -84,9 +84,10 @@ class Board:
         path: the file, made if it is not there.
         slot: the router's own, different for each, within 0 to 1023.
         routers: how many there are; 0: none refuses anything.
+        alike: slots of the routers that take the same requests as this one; by default all.
     """
 
-    def __init__(self, path: Path, slot: int = 0, routers: int = 0) -> None:
+    def __init__(self, path: Path, slot: int = 0, routers: int = 0, alike: Optional[range] = None) -> None:  # noqa: UP045
         if not 0 <= slot < _SLOTS:
             raise ValueError(f"a board has {_SLOTS} slots and none with number {slot}")
         shape = (_SLOTS + 1, _WIDTH)
@@ -95,7 +96,8 @@ class Board:
                 file.truncate(8 * shape[0] * shape[1])  # zeros: nothing to do
         self._rows = np.memmap(path, np.int64, "r+", shape=shape)
         self._slots, self._own, self._slot = self._rows[: routers or _SLOTS], self._rows[slot], slot
-        self._routers, self._reserved = routers, reserved_routers(routers)
+        self._alike = range(routers) if alike is None else alike
+        self._routers, self._reserved = routers, reserved_routers(len(self._alike))
         self._since, self._done_then = 0.0, 0
 
     def begin(self, task: int, patches: int, chunk: int = 0, within: float = math.inf) -> None:
@@ -115,6 +117,10 @@ class Board:
         self._since, self._done_then = time.monotonic(), self._done()
         self._own[_LEFT] = patches
         self._own[_TURNS] += 1
+
+    def turn_to(self, task: int) -> None:
+        """Say that the photograph's patches go to this task from now on."""
+        self._own[_TASK] = task
 
     def write(self, left: int) -> None:
         """Say how many patches this router has left to be answered; the same number again is a turn too."""
@@ -169,7 +175,7 @@ class Board:
         left = np.array(self._slots[:, _LEFT])
         left[self._slot] = 0
         before = int(left[self._goes_before(left, patches)].sum())
-        free = max(0, self._routers - 1 - int((left > 0).sum()))
+        free = max(0, len(self._alike) - 1 - int((left[self._alike.start : self._alike.stop] > 0).sum()))
         return wait_for(patches, before, int(self._rows[_WAITING]), free, self._reserved, rate, within)
 
     def _done(self) -> int:

@@ -29,7 +29,7 @@ def _command(name: str, module: str, extra: str, **arguments: object) -> Callabl
 
 
 restore = _command("ipt-restore", "client.restore", "")
-web = _command("ipt-web", "client.web", "web")
+gateway = _command("ipt-gateway", "client.gateway.command", "gateway")
 serve = _command("ipt-serve", "export.serving.command", "serve")
 export = _command("ipt-export", "export.__main__", "export")
 train = _command("ipt-train", "train.__main__", "train", others={"evaluate": "ipt_triton.benchmarks.quality.evaluate"})

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .tasks import Task
+from .tasks import Chain, Task
 
 WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian
 K1, K2 = 0.01, 0.03
@@ -57,7 +57,7 @@ def figure_of(task: Task) -> str:
     return "psnr_rgb" if task.kind == "denoise" else "psnr_y"
 
 
-def border_of(task: Task) -> int:
+def border_of(task: Task | Chain) -> int:
     """Pixels at each side that the field leaves out: the scale where a photograph grows, none for the others."""
     return task.scale if task.scale > 1 else 0
 

@@ -19,8 +19,16 @@ from .tasks import Task
 ROUTER = "restore"
 """Name of the model that takes whole images."""
 
+STREAM = "restore_stream"
+"""Name of the model that takes them too, and tells how far it is before it answers."""
+
+ROUTERS = (ROUTER, STREAM)
+
 ROUTER_FILES = ("tiling.py", "board.py", "seal.py")
-"""Files of the kernel that the router imports; `ipt-export` copies them beside it."""
+"""Files of the kernel that the routers import; `ipt-export` copies them beside both."""
+
+STREAM_FILES = ("router.py", *ROUTER_FILES)
+"""What the second one imports: the first one's code too."""
 
 MAX_BATCH = 8
 """Most patches of one request to an ensemble on a CPU, and of one run of an OpenVINO part."""

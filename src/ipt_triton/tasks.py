@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
+from typing import Any, Union, get_type_hints
 
 from .errors import IptError
 from .reading import convert, excerpt, shown
@@ -19,6 +19,8 @@ KINDS = ("sr", "derain", "denoise", "dejpeg", "deblur", "real", "auto", "paired"
 SCALES = (1, 2, 3, 4)
 MAX_TASKS, MAX_NAME = 64, 64
 """Most tasks of a table, and most characters of a task's name."""
+LONGEST_CHAIN = 8
+"""Most tasks that one picture goes through."""
 
 
 class TaskError(IptError, ValueError):
@@ -110,6 +112,43 @@ OPTIONAL_TASKS: tuple[Task, ...] = (
 """Beyond the paper, blind: trained when asked for by name."""
 
 KNOWN_TASKS = (*OFFICIAL_TASKS, *OPTIONAL_TASKS)
+
+
+TaskKey = Union[int, str, Sequence[Union[int, str]]]
+"""What selects a task or a chain: an id, a name, or several in a sequence or separated by commas."""
+
+
+def stage_keys(key: TaskKey) -> list[int | str]:
+    """The id or name of each stage."""
+    parts: Sequence[int | str] = [key] if isinstance(key, (int, str)) else key
+    split = (part.split(",") if isinstance(part, str) else [part] for part in parts)
+    return [name.strip() if isinstance(name, str) else name for names in split for name in names]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Tasks that a picture goes through one after the other, without rounding in between; often a single one.
+
+    Attributes:
+        tasks: in the order of the work.
+    """
+
+    tasks: tuple[Task, ...]
+
+    @property
+    def name(self) -> str:
+        """As it is asked for: names, separated by commas."""
+        return ",".join(task.name for task in self.tasks)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Of the stages."""
+        return tuple(task.scale for task in self.tasks)
+
+    @property
+    def scale(self) -> int:
+        """Output side over input side, of all stages together."""
+        return math.prod(self.scales)
 
 
 def task_table(tasks: Iterable[Task | dict[str, Any]]) -> tuple[Task, ...]:

@@ -18,6 +18,8 @@ size.
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -26,6 +28,8 @@ PATCH = 48
 STRIDE = 40
 KEEP = 46
 DTYPES = {"uint8": 1.0, "uint16": 257.0}  # value = dtype's unit × a network value in 0..255
+FLOAT = "float32"
+"""Type of pictures on the network's own scale, which may exceed 0..255: between the stages of a chain, for example."""
 
 
 _TOGETHER = 1 << 21
@@ -66,10 +70,24 @@ def plan_axis(size: int, patch: int = PATCH, stride: int = STRIDE, keep: int = K
     return [Span(s, s + trim if s > 0 else 0, s + patch - trim if s < last else size) for s in starts]
 
 
-def count_patches(height: int, width: int, patch: int = PATCH, stride: int = STRIDE) -> int:
-    """Number of patches of an image, from its size in pixels alone: nothing is allocated."""
-    rows, columns = (-(-max(0, side - patch) // stride) + 1 for side in (height, width))
-    return rows * columns
+def factors(scales: Sequence[int]) -> list[int]:
+    """How many times as long sides are before each stage of a chain with these scales, and after the last one."""
+    return list(accumulate(scales, mul, initial=1))
+
+
+def count_patches(
+    height: int, width: int, patch: int = PATCH, stride: int = STRIDE, scales: Sequence[int] = (1,)
+) -> int:
+    """Number of patches of an image, from its size in pixels alone: nothing is allocated.
+
+    Args:
+        scales: of the stages of a chain, whose patches are counted together.
+    """
+
+    def along(side: int) -> int:
+        return -(-max(0, side - patch) // stride) + 1
+
+    return sum(along(height * factor) * along(width * factor) for factor in factors(scales)[:-1])
 
 
 class Tiler:
@@ -80,11 +98,12 @@ class Tiler:
     a narrow image only that of the patches that are asked for.
 
     Args:
-        image: uint8 or uint16, [height, width, 3], any size from 1x1.
+        image: uint8 or uint16, [height, width, 3], any size from 1x1; or float32 on the 0..255 scale, which it may
+            exceed (unclipped noise, a result that was not rounded).
         scale: output side over input side.
         patch, stride, keep: the tiling rule, see the module's docstring.
-        floating: take a float32 image on the 0..255 scale instead, which may exceed it (unclipped noise); the result
-            is float32, neither rounded nor clipped. Asked for explicitly, so that nobody's picture in 0..1 slips in.
+        dtype: of the result; None for an integer image's own. A float32 result is neither rounded nor clipped. For a
+            float32 image it must be given, so that nobody's picture in 0..1 slips in.
     """
 
     def __init__(
@@ -94,18 +113,19 @@ class Tiler:
         patch: int = PATCH,
         stride: int = STRIDE,
         keep: int = KEEP,
-        floating: bool = False,
+        dtype: Optional[str] = None,
     ):
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image of shape {list(image.shape)} is not allowed: it must be [height, width, 3]")
-        allowed = ("float32",) if floating else tuple(DTYPES)
-        if image.dtype.name not in allowed:
-            raise ValueError(f"an image of type {image.dtype} is not allowed: it must be {' or '.join(allowed)}")
+        allowed = tuple(DTYPES) if dtype is None else (*DTYPES, FLOAT)
+        for what, kind in (("an image", image.dtype.name), ("a result", dtype or image.dtype.name)):
+            if kind not in allowed:
+                raise ValueError(f"{what} of type {kind} is not allowed: it must be {' or '.join(allowed)}")
         height, width = image.shape[:2]
         self._image, self._patch, self._scale = image, patch, scale
         self._rows = plan_axis(height, patch, stride, keep)
         self._cols = plan_axis(width, patch, stride, keep)
-        self._output = np.empty((height * scale, width * scale, 3), image.dtype)
+        self._output = np.empty((height * scale, width * scale, 3), dtype or image.dtype)
         fade = keep - stride if 2 * stride > keep else 0
         self._joiner = _Joiner(self._output, self._rows, self._cols, patch, scale, fade)
 
@@ -165,7 +185,7 @@ class Tiler:
             )
 
     def result(self) -> np.ndarray:
-        """The restored image [height * scale, width * scale, 3] in the input's dtype.
+        """The restored image [height * scale, width * scale, 3].
 
         Raises:
             ValueError: some patches have no answer yet.

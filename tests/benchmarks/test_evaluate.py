@@ -183,17 +183,12 @@ def test_jpeg_is_that_of_a_file_with_its_blocks_from_the_corner():
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_floating_tiler_returns_what_the_network_answers(scale: int):
     image = np.random.default_rng(0).normal(128, 200, (60, 101, 3)).astype(np.float32)  # far beyond 0..255
-    tiler = Tiler(image, scale, stride=12, keep=24, floating=True)
+    tiler = Tiler(image, scale, stride=12, keep=24, dtype="float32")
     for first, last in tiler.batches(5):
         tiler.add(tiler.patches(first, last).repeat(scale, axis=2).repeat(scale, axis=3))
     restored = tiler.result()
     assert restored.dtype == np.float32
     np.testing.assert_array_equal(restored, image.repeat(scale, axis=0).repeat(scale, axis=1))
-
-
-def test_a_floating_tiler_refuses_integers():
-    with pytest.raises(ValueError, match="an image of type uint8 is not allowed: it must be float32"):
-        Tiler(np.zeros((5, 5, 3), np.uint8), 1, floating=True)
 
 
 def test_float_input_gives_the_8_bit_result_before_rounding():

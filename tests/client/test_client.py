@@ -38,7 +38,7 @@ from ipt_triton import (
     read_photo,
     write_photo,
 )
-from ipt_triton.client.protocol import explain, pause, retry_delays
+from ipt_triton.client.failures import explain, pause, retry_delays
 from ipt_triton.client.restore import main
 from ipt_triton.client.splitting import split_axis, split_image
 from ipt_triton.export.serving.server import TritonServer

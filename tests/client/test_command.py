@@ -20,7 +20,7 @@ from ipt_triton.client import local, restore
 from ipt_triton.client.noise import denoising_warning, estimate_sigma
 from ipt_triton.client.photo import Photo, read_photo, write_photo
 from ipt_triton.metrics import psnr_y, ssim_y
-from ipt_triton.tasks import OFFICIAL_TASKS
+from ipt_triton.tasks import OFFICIAL_TASKS, Chain
 
 DERAIN = ("-t", "derain")
 
@@ -118,7 +118,7 @@ def test_denoising_what_is_not_noisy_is_warned_of(tmp_path: Path, capsys: pytest
     assert run(tmp_path / "flat.png", "-t", "denoise_30", "-o", tmp_path / "out") == 0
     assert "flat.png: its noise is about σ 0, denoise_30 is for σ 30 and may blur or tint it" in capsys.readouterr().err
     assert estimate_sigma(np.zeros((64, 64, 3), np.uint8)) is None and estimate_sigma(flat[:9]) is None
-    assert denoising_warning(flat, OFFICIAL_TASKS[0]) == ""
+    assert denoising_warning(flat, Chain((OFFICIAL_TASKS[0],))) == ""
 
 
 def test_a_log_has_a_line_for_each_photo_and_says_what_was_passed_over(

@@ -24,27 +24,22 @@ TASKS = [
 ]
 
 
-def write_fake_repository(folder: Path) -> Path:
-    """Write the repository to a folder that is not there yet, and return it."""
-    version = folder / "restore" / "1"
-    version.mkdir(parents=True)
-    here = Path(__file__).parent
-    shutil.copy(here / "fake_restore_model.py", version / "model.py")
-    shutil.copy(here / "fake_network.py", version)
-    shutil.copy(ipt_triton.tiling.__file__, version)
+def fake_config() -> pb.ModelConfig:
+    """The router's configuration."""
     config = pb.ModelConfig(name="restore", backend="python", max_batch_size=0)
     config.instance_group.add(count=2, kind=pb.ModelInstanceGroup.KIND_CPU)
     for name, kind, dims, optional in (
         ("IMAGE", pb.TYPE_UINT8, [-1, -1, 3], True),
         ("IMAGE16", pb.TYPE_UINT16, [-1, -1, 3], True),
-        ("TASK_ID", pb.TYPE_INT32, [1], True),
-        ("TASK", pb.TYPE_STRING, [1], True),
+        ("TASK_ID", pb.TYPE_INT32, [-1], True),
+        ("TASK", pb.TYPE_STRING, [-1], True),
         ("STRIDE", pb.TYPE_INT32, [1], True),
         ("KEEP", pb.TYPE_INT32, [1], True),
     ):
         config.input.add(name=name, data_type=kind, dims=dims, optional=optional)
     config.output.add(name="RESTORED", data_type=pb.TYPE_UINT8, dims=[-1, -1, 3])
     config.output.add(name="RESTORED16", data_type=pb.TYPE_UINT16, dims=[-1, -1, 3])
+    config.output.add(name="RESTORED32", data_type=pb.TYPE_FP32, dims=[-1, -1, 3])
     parameters = {
         "tasks": json.dumps(TASKS),
         "patch_size": 48,
@@ -59,5 +54,16 @@ def write_fake_repository(folder: Path) -> Path:
     }
     for name, value in parameters.items():
         config.parameters[name].string_value = str(value)
-    (folder / "restore" / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return config
+
+
+def write_fake_repository(folder: Path) -> Path:
+    """Write the repository to a folder that is not there yet, and return it."""
+    version = folder / "restore" / "1"
+    version.mkdir(parents=True)
+    here = Path(__file__).parent
+    shutil.copy(here / "fake_restore_model.py", version / "model.py")
+    shutil.copy(here / "fake_network.py", version)
+    shutil.copy(ipt_triton.tiling.__file__, version)
+    (folder / "restore" / "config.pbtxt").write_text(text_format.MessageToString(fake_config()))
     return folder

@@ -33,13 +33,18 @@ class TritonPythonModel:
     def restore(self, request):
         name = "IMAGE" if pb.get_input_tensor_by_name(request, "IMAGE") else "IMAGE16"
         image = pb.get_input_tensor_by_name(request, name).as_numpy()
-        task_id, stride, keep = (number(request, key) for key in ("TASK_ID", "STRIDE", "KEEP"))
-        if task_id not in self.tasks:
-            raise ValueError(f"TASK_ID {task_id} is not served")
-        task = self.tasks[task_id]
+        stride, keep = (number(request, key) for key in ("STRIDE", "KEEP"))
+        ids = pb.get_input_tensor_by_name(request, "TASK_ID").as_numpy().tolist()
+        if not set(ids) <= self.tasks.keys():
+            raise ValueError(f"TASK_ID {ids} is not served")
+        chain = [self.tasks[number] for number in ids]
+        task = chain[0]
         pixels = image.shape[0] * image.shape[1]
-        if pixels > self.max_input_pixels or pixels * task["scale"] ** 2 > self.max_output_pixels:
-            raise ValueError(f"{pixels} pixels are too many")
+        for stage in chain:
+            after = pixels * stage["scale"] ** 2
+            if pixels > self.max_input_pixels or after > self.max_output_pixels:
+                raise ValueError(f"{pixels} pixels are too many")
+            pixels = after
         first_sample = int(image.flat[0])
         if task["name"] == "busy" and first_sample:
             self.refusals += 1
@@ -49,11 +54,17 @@ class TritonPythonModel:
             time.sleep(first_sample / 10)
         if task["name"] == "crash" and first_sample:
             raise RuntimeError("the network is broken") if first_sample == 1 else ValueError("this photo is refused")
-        tiler = tiling.Tiler(image, task["scale"], 48, stride or tiling.STRIDE, keep or tiling.KEEP)
-        network = fake_network.stamp if task["name"] == "stamp" else fake_network.enlarge
-        for first, last in tiler.batches(8):
-            tiler.add(network(tiler.patches(first, last), task["scale"]))
-        return pb.InferenceResponse([pb.Tensor(name.replace("IMAGE", "RESTORED"), tiler.result())])
+        output, kind = name.replace("IMAGE", "RESTORED"), image.dtype.name
+        if output not in request.requested_output_names():
+            output, kind = "RESTORED32", "float32"
+        for place, stage in enumerate(chain, 1):
+            made = kind if place == len(chain) else "float32"
+            tiler = tiling.Tiler(image, stage["scale"], 48, stride or tiling.STRIDE, keep or tiling.KEEP, made)
+            network = fake_network.stamp if stage["name"] == "stamp" else fake_network.enlarge
+            for first, last in tiler.batches(8):
+                tiler.add(network(tiler.patches(first, last), stage["scale"]).astype("float32"))
+            image = tiler.result()
+        return pb.InferenceResponse([pb.Tensor(output, image)])
 
 
 def number(request, name):

@@ -18,7 +18,7 @@ INFO = ServerInfo(OFFICIAL_TASKS, 48, 40, 46, 10**6, 10**6, 10**4, "0" * 64, "op
 class Here:
     """A client whose server gives every image back."""
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         self.url = "here"
 
     def __enter__(self) -> Here:
@@ -33,7 +33,7 @@ class Here:
     def info(self) -> ServerInfo:
         return INFO
 
-    def restore(self, image: NDArray[Any], *_: object) -> NDArray[Any]:
+    def restore(self, image: NDArray[Any], *_: object, **__: object) -> NDArray[Any]:
         return image
 
 

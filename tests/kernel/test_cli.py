@@ -52,7 +52,7 @@ def test_a_sub_command_gets_the_arguments_behind_it(monkeypatch: pytest.MonkeyPa
     ("command", "package", "wanted"),
     [
         ("restore", "tqdm", "ipt-restore needs the package tqdm: pip install ipt-triton\n"),
-        ("web", "gradio", "ipt-web needs the package gradio: pip install 'ipt-triton[web]'\n"),
+        ("gateway", "fastapi", "ipt-gateway needs the package fastapi: pip install 'ipt-triton[gateway]'\n"),
         ("serve", "tritonclient", "ipt-serve needs the package tritonclient: pip install 'ipt-triton[serve]'\n"),
         ("train", "torch", "ipt-train needs the package torch: pip install 'ipt-triton[train]'\n"),
         ("export", "onnx", "ipt-export needs the package onnx: pip install 'ipt-triton[export]'\n"),

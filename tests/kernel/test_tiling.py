@@ -168,7 +168,7 @@ def test_any_answers_are_joined_as_the_slow_way_joins_them(
     together = data.draw(st.sampled_from([1, 3000, 1 << 21]), label="bytes joined at a time")
     with pytest.MonkeyPatch.context() as patcher:
         patcher.setattr(ipt_triton.tiling, "_TOGETHER", together)
-        tiler = Tiler(np.zeros((height, width, 3), dtype), scale, patch, stride, keep, floating=dtype == "float32")
+        tiler = Tiler(np.zeros((height, width, 3), dtype), scale, patch, stride, keep, dtype)
     answers = rng.uniform(-30, 290, (tiler.count, 3, patch * scale, patch * scale)).astype(answered)
     first = 0
     while first < tiler.count:
@@ -383,3 +383,42 @@ def test_the_module_runs_in_python_3_9_with_numpy_alone() -> None:
             assert node.level == 0
             imported.add((node.module or "").split(".")[0])
     assert imported - set(sys.stdlib_module_names) == {"numpy"}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), rules(), st.sampled_from(["uint8", "uint16"]), st.lists(st.integers(1, 2), min_size=2, max_size=3))
+def test_the_stages_of_a_chain_hand_on_what_no_rounding_has_touched(
+    data: st.DataObject, rule: tuple[int, int, int], dtype: str, scales: list[int]
+) -> None:
+    patch, stride, keep = rule = thinned(rule)
+    height, width = (data.draw(st.integers(1, 40), label=side) for side in ("height", "width"))
+    unit = 1 if dtype == "uint8" else 257
+    image = picture(height, width, dtype)
+    slow = image.astype(np.float64) / unit
+    patches = 0
+    for stage, scale in enumerate(scales):
+        last = stage == len(scales) - 1
+        tiler = Tiler(image, scale, patch, stride, keep, dtype if last else "float32")
+        network = stamp(scale, patch)
+        answers = network(tiler.patches(0, tiler.count))
+        patches += tiler.count
+        tiler.add(answers)
+        slow = weighted_mean(answers, *slow.shape[:2], scale, rule)
+        image = tiler.result()
+        if not last:
+            np.testing.assert_allclose(image, slow, rtol=1e-6, atol=1e-4)
+    assert image.dtype == dtype
+    differs = np.abs(image - np.clip(np.rint(slow * unit), 0, 255 * unit))
+    assert differs.max() <= 1 and np.count_nonzero(differs) <= 2 + differs.size * (1e-4 if unit == 1 else 1e-2)
+    assert patches == count_patches(height, width, patch, stride, scales)
+
+
+def test_a_floating_image_is_taken_only_where_the_type_of_the_result_is_named() -> None:
+    image = np.array([[[0.4, 254.6, 300.0]]], np.float32)
+    with pytest.raises(ValueError, match=r"type float32 is not allowed: it must be uint8 or uint16$"):
+        Tiler(image, 1)
+    with pytest.raises(ValueError, match="a result of type float64 is not allowed: it must be uint8 or uint16 or flo"):
+        Tiler(image, 1, dtype="float64")
+    rounded = restore(Tiler(image, 1, dtype="uint8"), identity(1), 1)
+    assert rounded.tolist() == [[[0, 255, 255]]]
+    np.testing.assert_array_equal(restore(Tiler(image, 1, dtype="float32"), identity(1), 1), image)

@@ -51,8 +51,7 @@ def restore_image(
     """
     found = model.task(task)
     device = next(model.parameters()).device
-    floating = image.dtype == np.float32
-    tiler = Tiler(image, found.scale, model.config.patch_size, stride, keep, floating)
+    tiler = Tiler(image, found.scale, model.config.patch_size, stride, keep, image.dtype.name)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for first, last in tiler.batches(batch):
             patches = torch.from_numpy(tiler.patches(first, last)).to(device)

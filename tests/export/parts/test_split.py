@@ -28,6 +28,7 @@ from ipt_triton.export.parts.typed import fp16_ports
 from ipt_triton.export.repository.write import RepositoryError, ServingOptions, write_repository
 from ipt_triton.manifest import SAMPLES, Manifest, read_manifest
 from ipt_triton.seal import SEAL
+from ipt_triton.service import ROUTERS
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash, load_checkpoint, save_checkpoint
 from ipt_triton.train.model.ipt import IPT, OFFICIAL_TASKS
 
@@ -176,7 +177,7 @@ def test_repository_replaces_its_own_folders_and_never_touches_others(tmp_path: 
 
     second = export_parts([one_task(0)], tmp_path / "second")
     names = write_repository(tmp_path / "second", second, models, ServingOptions())
-    assert sorted(names) == ["body", "heads", "ipt_sr_x2", "restore", "tails"]
+    assert sorted(names) == ["body", "heads", "ipt_sr_x2", "restore", "restore_stream", "tails"]
     assert sorted(p.name for p in models.iterdir()) == sorted([*names, "my_model", "notes.txt"])
     assert (mine / "config.pbtxt").read_text() == 'name: "my_model"\n'
     assert {p.name for p in (models / "restore" / "1").iterdir()} == {"model.py", "tiling.py", "board.py", "seal.py"}
@@ -205,7 +206,7 @@ def test_every_configuration_is_a_valid_protobuf_with_the_tensors_of_its_part(se
             }
             assert [(i.name, list(i.dims)) for i in config.input] == [("IMAGE", [3, 48, 48])]
             assert not config.model_warmup
-        elif folder.name != "restore":
+        elif folder.name not in ROUTERS:
             inputs, outputs = [], [SEAL]
             for ending, part in json.loads(config.parameters["parts"].string_value).items():
                 graph = onnx.load(folder / "1" / f"{part}.onnx").graph

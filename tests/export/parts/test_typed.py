@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from ipt_triton.export.parts.checks import TENSORRT_OPERATORS, check_operators, check_types
 from ipt_triton.export.parts.graph import GraphError, count_weights, layer_precision, list_layers, tensor_types
 from ipt_triton.export.parts.parity import OpByOp, ParityError, chain, check_image, compare, real_tiles
-from ipt_triton.export.parts.split import to_onnx
+from ipt_triton.export.parts.tracing import Tracer
 from ipt_triton.export.parts.typed import (
     INNER_PORTS,
     Peak,
@@ -53,7 +53,7 @@ class Parts:
         for kind, module, (read, written) in zip(KINDS, modules, ports, strict=True):
             self.inputs[kind] = {name: tensors[name] for name in read}
             self.outputs[kind] = {name: tensors[name] for name in written}
-            self.graphs[kind] = to_onnx(module, self.inputs[kind], written, kind)
+            self.graphs[kind] = Tracer().graph(module, self.inputs[kind], written, kind)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_residual_sums_are_fp32_and_biases_are_not(parts: Parts):
 
 
 def test_the_same_weights_give_the_same_bytes_or_engines_would_not_fit_their_parts(parts: Parts):
-    again = to_onnx(MODEL.body, parts.inputs["body"], list(parts.outputs["body"]), "body")
+    again = Tracer().graph(MODEL.body, parts.inputs["body"], list(parts.outputs["body"]), "body")
     assert again.SerializeToString() == parts.graphs["body"].SerializeToString()
     for options in (TypedOptions(), TypedOptions("bf16", "low")):
         typed = typed_graph(parts.graphs["body"], options).SerializeToString()

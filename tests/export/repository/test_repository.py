@@ -115,7 +115,7 @@ def test_what_clients_see_is_the_same_on_gpus_and_on_cpus(
 
 def test_on_cpus_heads_and_tails_are_one_model_each_and_no_embedding_travels(parts: TypedParts, for_cpus: Path):
     configs = {folder.name: read(folder) for folder in for_cpus.iterdir()}
-    assert sorted(configs) == ["body", "heads", "ipt_derain", "restore", "tails"]
+    assert sorted(configs) == ["body", "heads", "ipt_derain", "restore", "restore_stream", "tails"]
     steps = {step.model_name: step for step in configs["ipt_derain"].ensemble_scheduling.step}
     assert list(steps) == ["heads", "body", "tails"]
     assert dict(steps["heads"].output_map) == {

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 import tritonclient.grpc as triton
 from google.protobuf import text_format
 from helpers.support import Served, read_image
@@ -22,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 from ipt_triton import RestorationClient, ServerUnavailable
 from ipt_triton.export.serving.errors import WarmUpError
 from ipt_triton.export.serving.server import TritonServer
+from ipt_triton.tiling import Tiler
 from ipt_triton.train.model.infer import restore_image
 from ipt_triton.train.model.ipt import OFFICIAL_TASKS
 
@@ -138,6 +140,40 @@ def test_task_may_be_named_by_id_name_or_both(served: Served):
     np.testing.assert_array_equal(by_id, by_both)
 
 
+def oracle(served: Served, photo: np.ndarray, chain: list[str]) -> np.ndarray:
+    """A chain by PyTorch, without rounding in between."""
+    for task in chain[:-1]:
+        photo = restore_image(served.checkpoint.model, photo.astype(np.float32), task)
+    tiler = Tiler(photo, served.checkpoint.model.task(chain[-1]).scale, dtype="uint8")
+    with torch.no_grad():
+        tiler.add(served.checkpoint.model(torch.from_numpy(tiler.patches(0, tiler.count)), chain[-1]).numpy())
+    return tiler.result()
+
+
+@pytest.mark.parametrize("chain", [["derain", "sr_x2"], ["denoise_50", "derain", "sr_x3"]])
+def test_a_chain_is_within_one_grey_level_of_pytorch_and_may_be_named_in_three_ways(
+    served: Served, chain: list[str]
+) -> None:
+    photo = image(70, 90)
+    ids = np.array([TASKS.index(task) for task in chain], np.int32)
+    for asked in (
+        {"TASK": (np.array([",".join(chain).encode()], object), "BYTES")},
+        {"TASK": (np.array([task.encode() for task in chain], object), "BYTES")},
+        {"TASK_ID": (ids, "INT32")},
+    ):
+        restored = ask(served, IMAGE=(photo, "UINT8"), **asked).as_numpy("RESTORED")
+        difference = np.abs(restored.astype(int) - oracle(served, photo, chain))
+        assert difference.max() <= 1 and (difference > 0).mean() < 2e-3
+
+
+def test_a_floating_result_is_what_pytorch_computes_neither_rounded_nor_clipped(served: Served) -> None:
+    photo = np.random.default_rng(0).integers(0, 2, (60, 50, 3), np.uint8) * 255
+    expected = restore_image(served.checkpoint.model, photo.astype(np.float32), "sr_x2")
+    assert expected.max() > 255.5
+    restored = ask(served, ("RESTORED32",), IMAGE=(photo, "UINT8"), TASK_ID=(np.array([0], np.int32), "INT32"))
+    np.testing.assert_allclose(restored.as_numpy("RESTORED32"), expected, atol=1e-2)
+
+
 IMAGE = (np.zeros((50, 50, 3), np.uint8), "UINT8")
 IMAGE16 = (np.zeros((50, 50, 3), np.uint16), "UINT16")
 DERAIN = (np.array([3], np.int32), "INT32")
@@ -145,6 +181,10 @@ DERAIN = (np.array([3], np.int32), "INT32")
 
 def number(value: int) -> tuple[np.ndarray, str]:
     return np.array([value], np.int32), "INT32"
+
+
+def names(value: str) -> tuple[np.ndarray, str]:
+    return np.array([value.encode()], object), "BYTES"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +200,11 @@ def number(value: int) -> tuple[np.ndarray, str]:
         ),
         ((), {"TASK_ID": DERAIN}, "no image given; give one of IMAGE and IMAGE16"),
         ((), {"IMAGE": IMAGE, "IMAGE16": IMAGE16, "TASK_ID": DERAIN}, "IMAGE and IMAGE16 given; give one"),
-        (("RESTORED16",), {"IMAGE": IMAGE, "TASK_ID": DERAIN}, "ask for RESTORED"),
+        (
+            ("RESTORED16",),
+            {"IMAGE": IMAGE, "TASK_ID": DERAIN},
+            "IMAGE is restored to RESTORED or RESTORED32, but RESTORED16",
+        ),
         (("RESTORED",), {"IMAGE16": IMAGE16, "TASK_ID": DERAIN}, "ask for RESTORED16"),
         (
             (),
@@ -194,6 +238,41 @@ def number(value: int) -> tuple[np.ndarray, str]:
             },
             "an image of 1000x1000 makes 908209 patches at STRIDE 1; at most 6944 are allowed; use a higher STRIDE (by "
             "default it is 40), send it in parts, or export with a higher --max-patches",
+        ),
+        ((), {"IMAGE": IMAGE, "TASK": names("derain,sharpen,sr_x2")}, "stage 2 of 3: TASK 'sharpen' is not a task"),
+        (
+            (),
+            {"IMAGE": IMAGE, "TASK": names(",".join(9 * ["derain"]))},
+            "a chain with TASK of 9 is not allowed; give 1",
+        ),
+        (
+            (),
+            {"IMAGE": IMAGE, "TASK": names("derain,sr_x2"), "TASK_ID": DERAIN},
+            "TASK_ID of 1 and TASK of 2 is not all",
+        ),
+        (
+            (),
+            {"IMAGE": (np.zeros((500, 500, 3), np.uint8), "UINT8"), "TASK": names("derain,sr_x2,sr_x2")},
+            "stage 3 of 3: an image of 1000x1000 restored by sr_x2 has 4000000 pixels; at most 2000000 are allowed",
+        ),
+        (
+            (),
+            {"IMAGE": (np.zeros((500, 600, 3), np.uint8), "UINT8"), "TASK": names("sr_x2,derain")},
+            "stage 2 of 2: an image of 1200x1000 has 1200000 pixels; at most 1000000 are allowed",
+        ),
+        (
+            (),
+            {
+                "IMAGE": (np.zeros((400, 400, 3), np.uint8), "UINT8"),
+                "TASK": names("derain,derain"),
+                "STRIDE": number(6),
+            },
+            "makes 7200 patches at STRIDE 6 over 2 stages; at most 6944 are allowed",
+        ),
+        (
+            ("RESTORED32",),
+            {"IMAGE": (np.zeros((600, 600, 3), np.uint8), "UINT8"), "TASK": names("sr_x2")},
+            "restored by sr_x2 has 1440000 pixels; at most 1000000 are allowed",
         ),
         (
             (),

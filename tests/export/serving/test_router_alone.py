@@ -31,6 +31,9 @@ PARAMETERS = {
     "max_input_pixels": 10**6,
     "max_output_pixels": 10**7,
     "max_patches": 1000,
+    "longest_chain": 8,
+    "slots": 8,
+    "first_slot": 0,
     "sealed": 1,
 }
 

@@ -2,8 +2,9 @@
 
 It cuts the image into patches (`tiling.py` beside this file, copied there by `ipt-export`), sends them in bounded
 chunks, several at a time, to the ensemble `ipt_<task>` and joins the answers. An answer that does not belong to the
-patches that were sent, as its seal tells (`seal.py`, copied too), is refused. The tasks and limits are parameters of
-its configuration. Python backend with asynchronous BLS; Python 3.9 syntax; imports only numpy and what is copied.
+patches that were sent, as its seal tells (`seal.py`, copied too), is refused. Several tasks are a chain: one after the
+other, and only the last result is rounded. The tasks and limits are parameters of its configuration. Python backend
+with asynchronous BLS; Python 3.9 syntax; imports only numpy and what is copied.
 
 Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
 `ipt-serve` names its private folder in IPT_SERVER_FOLDER. Told to stop, it makes the file `stopping` there: from then
@@ -22,9 +23,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from board import BOARD, Board, Busy
 from seal import SEAL, BrokenSeal, check_seal, fingerprint
-from tiling import Tiler, check_rule, count_patches
+from tiling import FLOAT, Tiler, check_rule, count_patches, factors
 
 OUTPUTS = {"IMAGE": "RESTORED", "IMAGE16": "RESTORED16"}
+FLOAT_OUTPUT = "RESTORED32"
 
 LOOK_S, PATIENCE_S = (0.005, 0.05), 5.0
 """A photograph whose turn it is not looks again so soon, then after twice as long, at most the second time; it sends a
@@ -50,6 +52,7 @@ class TritonPythonModel:
             self._max_input = int(parameters["max_input_pixels"])
             self._max_output = int(parameters["max_output_pixels"])
             self._max_patches = int(parameters["max_patches"])
+            self._longest_chain = int(parameters["longest_chain"])
             self._sealed = parameters["sealed"] == "1"
         except KeyError as error:
             raise pb_utils.TritonModelException(
@@ -57,20 +60,28 @@ class TritonPythonModel:
             ) from None
         folder = os.environ.get("IPT_SERVER_FOLDER")  # private to `ipt-serve`; none without it
         self._stop_file = Path(folder, "stopping") if folder else None
-        slot = int(args["model_instance_name"].rpartition("_")[2])
-        routers = sum(group["count"] for group in config["instance_group"])
-        self._board = Board(Path(folder, BOARD), slot, routers) if folder else None
+        number = int(args["model_instance_name"].rpartition("_")[2])
+        alike = sum(group["count"] for group in config["instance_group"])
+        first = int(parameters["first_slot"])
+        slots = range(first, first + alike)
+        self._board = Board(Path(folder, BOARD), slots[number], int(parameters["slots"]), slots) if folder else None
         self._family, self._under_way = _gauge(args["model_instance_name"])
 
     async def execute(self, requests):
-        return await asyncio.gather(*[self._answer(request) for request in requests])
+        return await asyncio.gather(*[self._answer(request, request.is_cancelled) for request in requests])
 
-    async def _answer(self, request):
+    async def _answer(self, request, is_cancelled, tell=None):
+        """The response to a request.
+
+        Args:
+            is_cancelled: whether the caller has left.
+            tell: called with the patches that are answered and all that are due, from the beginning on.
+        """
         if self._stop_file is not None and self._stop_file.exists():
             return _error("the server is stopping; ask another one, or again", pb_utils.TritonError.UNAVAILABLE)
         self._count(1)
         try:
-            output, restored = await self._restore(request)
+            output, restored = await self._restore(request, is_cancelled, tell)
         except InvalidRequest as error:
             return _error(str(error), pb_utils.TritonError.INVALID_ARG)
         except Busy as error:
@@ -95,48 +106,65 @@ class TritonPythonModel:
         if self._under_way is not None:
             self._under_way.increment(change)
 
-    async def _restore(self, request):
+    async def _restore(self, request, is_cancelled, tell):
+        """The name of the output and the restored image; see `_answer`."""
         name, image = self._image(request)
-        output = OUTPUTS[name]
-        asked = request.requested_output_names()  # all outputs, if the caller names none
-        if output not in asked:
-            raise InvalidRequest(
-                f"{name} is restored to {output}, but {', '.join(asked)} was asked for; ask for {output}"
-            )
-        task = self._task(request)
+        output = _output_name(request, name)
+        chain = self._chain(request)
         stride = _number(request, "STRIDE", self._stride)
         keep = _number(request, "KEEP", self._keep)
         try:
             check_rule(stride, keep, self._patch)
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
-        self._check_size(image, task)
-        patches = self._check_work(image, stride)
+        self._check_size(image, chain, output)
+        patches = self._check_work(image, chain, stride)
         within = _within(request)
+        kind = FLOAT if output == FLOAT_OUTPUT else image.dtype.name
+
+        def note(left):
+            if self._board is not None:
+                self._board.write(left)
+            if tell is not None:
+                tell(patches - left, patches)
+
         try:
             if self._board is not None:
-                self._board.begin(task["id"], patches, self._chunk, within)
-            tiler = Tiler(image, task["scale"], self._patch, stride, keep)
-            await self._run(tiler, "ipt_" + task["name"], self._patch * task["scale"], request)
-            return output, tiler.result()
+                self._board.begin(chain[0]["id"], patches, self._chunk, within)
+            if tell is not None:
+                tell(0, patches)
+            left = patches
+            for stage, task in enumerate(chain, 1):
+                if self._board is not None:
+                    self._board.turn_to(task["id"])
+                last = stage == len(chain)
+                tiler = Tiler(image, task["scale"], self._patch, stride, keep, kind if last else FLOAT)
+                try:
+                    await self._run(tiler, task, left, is_cancelled, note)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{_stage(chain, stage)}{error}") from error
+                left -= tiler.count
+                image = tiler.result()
+            return output, image
         finally:
             if self._board is not None:
                 self._board.end()
 
-    async def _run(self, tiler, ensemble, side, request):
-        """All patches through the ensemble, at most `requests_in_flight` chunks under way, joined in order.
+    async def _run(self, tiler, task, left, is_cancelled, note):
+        """All patches through a task's ensemble, at most `requests_in_flight` chunks under way, joined in order.
 
         As long as a smaller photograph is under way it is one chunk, and none while there are as many smaller ones as
-        bodies. Each answer is [3, side, side].
+        bodies. `left` patches of the whole chain are to be answered; `note` is told how many still are.
         """
-        pending, left = [], tiler.count
+        ensemble, side = "ipt_" + task["name"], self._patch * task["scale"]
+        pending = []
 
         async def take():
             nonlocal left
             answers = await pending.pop(0)
             tiler.add(answers)
             left -= len(answers)
-            self._write(left)
+            note(left)
 
         try:
             for first, last in tiler.batches(self._chunk, self._bodies):
@@ -146,8 +174,10 @@ class TritonPythonModel:
                 while self._before() >= self._bodies and time.monotonic() < waited_until:
                     await asyncio.sleep(look)
                     look = min(2 * look, LOOK_S[1])
-                    self._write(left)
-                if request.is_cancelled():
+                    note(left)
+                    if is_cancelled():
+                        raise Cancelled
+                if is_cancelled():
                     raise Cancelled
                 patches = tiler.patches(first, last)
                 pending.append(asyncio.ensure_future(self._restore_patches(ensemble, patches, side)))
@@ -155,10 +185,6 @@ class TritonPythonModel:
                 await take()
         finally:
             await asyncio.gather(*pending, return_exceptions=True)
-
-    def _write(self, left):
-        if self._board is not None:
-            self._board.write(left)
 
     def _before(self):
         return 0 if self._board is None else self._board.before()
@@ -208,50 +234,62 @@ class TritonPythonModel:
             )
         return given[0], image
 
-    def _task(self, request):
-        number = pb_utils.get_input_tensor_by_name(request, "TASK_ID")
-        name = pb_utils.get_input_tensor_by_name(request, "TASK")
+    def _chain(self, request):
+        """The tasks of a request, one after the other."""
+        numbers, names = (pb_utils.get_input_tensor_by_name(request, name) for name in ("TASK_ID", "TASK"))
         known = ", ".join(f"{t['id']} {t['name']}" for t in self._tasks)
-        if number is None and name is None:
+        given = {}
+        if numbers is not None:
+            given["TASK_ID"] = [int(number) for number in numbers.as_numpy()]
+        if names is not None:
+            texts = [text.decode("utf-8", "replace") for text in names.as_numpy()]
+            given["TASK"] = [name.strip() for text in texts for name in text.split(",")]
+        lengths = {name: len(values) for name, values in given.items()}
+        if not any(lengths.values()):
             raise InvalidRequest(f"no task given; give TASK_ID or TASK, one of: {known}")
-        found = self._tasks
-        asked = []
-        if number is not None:
-            value = int(number.as_numpy()[0])
-            found = [t for t in found if t["id"] == value]
-            asked.append(f"TASK_ID {value}")
-        if name is not None:
-            value = name.as_numpy()[0].decode("utf-8", "replace")
-            found = [t for t in found if t["name"] == value]
-            asked.append(f"TASK {value!r}")
-        if not found:
-            raise InvalidRequest(f"{' with '.join(asked)} is not a task of this server; there are: {known}")
-        return found[0]
-
-    def _check_size(self, image, task):
-        height, width = image.shape[:2]
-        output = height * width * task["scale"] ** 2
-        for what, pixels, limit, flag in (
-            (f"an image of {width}x{height}", height * width, self._max_input, "--max-input-pixels"),
-            (
-                f"an image of {width}x{height} restored by {task['name']}",
-                output,
-                self._max_output,
-                "--max-output-pixels",
-            ),
-        ):
-            if pixels > limit:
-                raise InvalidRequest(
-                    f"{what} has {pixels} pixels; at most {limit} are allowed; "
-                    f"send it in parts, or export with a higher {flag}"
-                )
-
-    def _check_work(self, image, stride):
-        height, width = image.shape[:2]
-        patches = count_patches(height, width, self._patch, stride)
-        if patches > self._max_patches:
+        if len(set(lengths.values())) > 1 or max(lengths.values()) > self._longest_chain:
+            many = " and ".join(f"{name} of {length}" for name, length in lengths.items())
             raise InvalidRequest(
-                f"an image of {width}x{height} makes {patches} patches at STRIDE {stride}; at most "
+                f"a chain with {many} is not allowed; give 1 to {self._longest_chain}, as many in TASK as in TASK_ID"
+            )
+        stages = [dict(zip(given, values)) for values in zip(*given.values())]
+        return [self._task(stage, _stage(stages, place), known) for place, stage in enumerate(stages, 1)]
+
+    def _task(self, asked, stage, known):
+        """The task with this TASK_ID and TASK, as far as they are given."""
+        for task in self._tasks:
+            own = {"TASK_ID": task["id"], "TASK": task["name"]}
+            if all(own[name] == value for name, value in asked.items()):
+                return task
+        values = " with ".join(f"{name} {value!r:.100}" for name, value in asked.items())
+        raise InvalidRequest(f"{stage}{values} is not a task of this server; there are: {known}")
+
+    def _check_size(self, image, chain, output):
+        """What a stage takes is bounded like an image, and what it makes like a result; a floating result is twice as
+        large in memory as the largest other one, so half as many pixels are allowed."""
+        height, width = image.shape[:2]
+        sides = factors([task["scale"] for task in chain])
+        for place, (task, before, after) in enumerate(zip(chain, sides, sides[1:]), 1):
+            what = f"{_stage(chain, place)}an image of {width * before}x{height * before}"
+            most = self._max_output // (2 if output == FLOAT_OUTPUT and place == len(chain) else 1)
+            for words, factor, limit, flag in (
+                ("", before, self._max_input, "--max-input-pixels"),
+                (f" restored by {task['name']}", after, most, "--max-output-pixels"),
+            ):
+                pixels = height * width * factor**2
+                if pixels > limit:
+                    raise InvalidRequest(
+                        f"{what}{words} has {pixels} pixels; at most {limit} are allowed; "
+                        f"send it in parts, or export with a higher {flag}"
+                    )
+
+    def _check_work(self, image, chain, stride):
+        height, width = image.shape[:2]
+        patches = count_patches(height, width, self._patch, stride, [task["scale"] for task in chain])
+        if patches > self._max_patches:
+            stages = f" over {len(chain)} stages" if len(chain) > 1 else ""
+            raise InvalidRequest(
+                f"an image of {width}x{height} makes {patches} patches at STRIDE {stride}{stages}; at most "
                 f"{self._max_patches} are allowed; use a higher STRIDE (by default it is {self._stride}), "
                 "send it in parts, or export with a higher --max-patches"
             )
@@ -271,6 +309,23 @@ class PartFailure(Exception):
 
 class UnfitAnswer(Exception):
     """An ensemble answered with something that does not belong to the patches it was given."""
+
+
+def _output_name(request, image):
+    """The output for an image of this name: its own, if that is asked for, or the floating one."""
+    asked = request.requested_output_names()  # all outputs, if the caller names none
+    for output in (OUTPUTS[image], FLOAT_OUTPUT):
+        if output in asked:
+            return output
+    raise InvalidRequest(
+        f"{image} is restored to {OUTPUTS[image]} or {FLOAT_OUTPUT}, but {', '.join(asked)} was asked for; "
+        f"ask for {OUTPUTS[image]}"
+    )
+
+
+def _stage(chain, place):
+    """Beginning of a message about one of several stages."""
+    return f"stage {place} of {len(chain)}: " if len(chain) > 1 else ""
 
 
 def _output(response, name):

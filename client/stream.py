@@ -1,0 +1,122 @@
+"""Restoring with progress: the same request to the model that tells how far it is, and what can be said of it.
+
+A stream carries one request, so ending it cancels that request alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from ipt_triton.client.errors import Cancelled
+from ipt_triton.client.failures import UNAVAILABLE
+from ipt_triton.client.protocol import Part, Restoration
+from ipt_triton.client.transport import AsyncConnection, Connection, message_of
+from ipt_triton.service import STREAM
+
+PROGRESS = "PROGRESS"
+CANCELLED = "the restoration was cancelled"
+_QUEUE_FULL = "maximum queue size"
+POLL_S = 0.1
+"""So often a caller is asked whether the work is still wanted."""
+
+
+class NoProgress(Exception):
+    """The server has no model that tells how far it is."""
+
+
+class Tally:
+    """Counts patches over all parts of a restoration and tells them, never less than before.
+
+    Args:
+        total: patches of all parts.
+        tell: called with the patches that are answered, and all.
+    """
+
+    def __init__(self, total: int, tell: Callable[[int, int], None] | None) -> None:
+        self._total, self._tell = total, tell
+        self._before = 0
+        self._told = -1
+        self.at(0)
+
+    def at(self, done: int) -> None:
+        """Patches of the current part are answered; a part that is asked for again begins anew."""
+        if self._tell is not None and self._before + done > self._told:
+            self._told = self._before + done
+            self._tell(self._told, self._total)
+
+    def finish(self, patches: int) -> None:
+        """The current part is answered."""
+        self._before += patches
+        self.at(0)
+
+
+def message(work: Restoration, part: Part, timeout: float | None) -> Any:
+    """The request for a part with its progress, a ModelInferRequest message."""
+    outputs = [triton.InferRequestedOutput(PROGRESS), *work.outputs()]
+    return message_of(STREAM, work.inputs(part), outputs, timeout)
+
+
+def infer(
+    connection: Connection, message: Any, tally: Tally, cancelled: Callable[[], bool] | None, timeout: float | None
+) -> triton.InferResult:
+    """The answer to a request of `message`; its progress goes to the tally.
+
+    Args:
+        cancelled: asked ten times a second whether to give up.
+        timeout: seconds that it may take.
+
+    Raises:
+        Cancelled: `cancelled` says so; the server computes what it has begun, a chunk of patches, and no more.
+        NoProgress: the server does not tell it.
+        InferenceServerException: as `Connection.infer`.
+    """
+    with _told_apart():
+        answers = connection.stream(message, timeout)
+        try:
+            while True:
+                if cancelled is not None and cancelled():
+                    raise Cancelled(CANCELLED)
+                answer = answers.get(POLL_S)
+                if answer is not None and _is_picture(answer, tally):
+                    return answer
+        finally:
+            answers.cancel()
+
+
+async def infer_async(
+    connection: AsyncConnection, message: Any, tally: Tally, timeout: float | None
+) -> triton.InferResult:
+    """`infer` for asyncio. Cancelled with the task that awaits it."""
+    with _told_apart():
+        async with aclosing(connection.stream(message, timeout)) as answers:
+            async for answer in answers:
+                if _is_picture(answer, tally):
+                    return answer
+    raise InferenceServerException("the stream ended without an answer", UNAVAILABLE)
+
+
+def _is_picture(answer: triton.InferResult, tally: Tally) -> bool:
+    """Whether an answer is the last one; progress goes to the tally."""
+    progress = answer.as_numpy(PROGRESS)
+    if progress is None:
+        return True
+    tally.at(int(progress[0]))
+    return False
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """What a failure is that says so in its words alone: a server without the model, or one with too much to do."""
+    try:
+        yield
+    except InferenceServerException as error:
+        if f"'{STREAM}'" in error.message():  # Triton names models that it does not have
+            raise NoProgress from error
+        if _QUEUE_FULL in error.message():  # of what it refuses before the model it tells no status in a stream
+            raise InferenceServerException(error.message(), UNAVAILABLE) from error
+        raise
