@@ -15,7 +15,7 @@ from typing import Any
 import simpy
 
 from ipt_triton.board import reserved_routers, wait_for
-from ipt_triton.client.protocol import retry_delays
+from ipt_triton.client.failures import retry_delays
 from ipt_triton.export.repository.configs import ServingOptions
 from ipt_triton.service import MAX_BATCH
 
