@@ -42,8 +42,8 @@ built before the start and kept in the repository; a large model's only with --b
 http://HOST:8003/readyz answers 200 while every task restores pictures, else 503. A server that fails is started again,
 on the same ports.
 
-Told to stop, it refuses new photographs and answers those under way, for {GRACE_S:.0f} seconds at most unless --grace
-says otherwise. Told twice, it ends at once.
+Told to stop, it refuses new photographs and answers those under way, for --grace seconds ({GRACE_S:.0f}) at most. Told
+twice, it ends at once.
 
 exit codes:
   0  stopped as asked (Ctrl-C, SIGTERM, SIGHUP); with --check: everything is there
