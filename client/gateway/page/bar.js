@@ -35,7 +35,7 @@ export function renderBar(photo, { task, due }) {
   element("restore-all").hidden = due < 2;
   element("restore-all").textContent = `Restore ${due} photos`;
   element("save").hidden = !photo.result;
-  element("download").classList.toggle("primary", !isDue);
+  element("download").className = isDue ? "plain" : "primary";
   element("bar").dataset.state = photo.state;
   return Boolean(focused?.closest("#bar")) && !focused.checkVisibility();
 }

@@ -78,6 +78,7 @@ const pixelsOf = ({ size }) => (size ? size.width * size.height : 0);
 function select(photo) {
   current = photo;
   render();
+  bringStageIntoSight();
 }
 
 function remove(photo) {
@@ -96,8 +97,12 @@ function restore(wanted) {
     if (pixels <= server.max_pixels) photo.restore(chosen);
     else photo.refuse(tooLarge(photo, megapixels(pixels), megapixels(server.max_pixels)));
   }
-  const isSeen = element("stage").getBoundingClientRect().top > -50;
-  if (!isSeen) element("stage").scrollIntoView();
+  bringStageIntoSight();
+}
+
+/** On a telephone it may be above what is seen. */
+function bringStageIntoSight() {
+  if (element("stage").getBoundingClientRect().top < -50) element("stage").scrollIntoView();
 }
 
 /** Save results in the chosen format, one after another. */
