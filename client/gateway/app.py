@@ -100,9 +100,10 @@ def build_app(settings: Settings, connect: Callable[[], AsyncRestorationClient],
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     problems.install(app)
-    problems.describe(app)
+    problems.describe(app, PhotoForm=restore_routes.PHOTO_FORM)
     app.include_router(restore_routes.router)
     app.include_router(job_routes.router)
     app.include_router(info_routes.router)

@@ -90,7 +90,7 @@ async def _served(gateway: Gateway, name: str) -> Task:
     response_class=Response,
     responses={**_answers("image/jpeg"), **documented(404, 502, 503, 504)},
 )
-async def before(request: Request, name: str) -> Response:
+async def example_before(request: Request, name: str) -> Response:
     """A photo as the task expects it."""
     task = await _served(gateway_of(request), name)
     path = example_of(task)
@@ -106,7 +106,7 @@ async def before(request: Request, name: str) -> Response:
     response_class=Response,
     responses={**_answers("image/jpeg"), **documented(404, 502, 503, 504)},
 )
-async def after(request: Request, name: str) -> Response:
+async def example_after(request: Request, name: str) -> Response:
     """The example, restored by this server."""
     gateway = gateway_of(request)
     task = await _served(gateway, name)

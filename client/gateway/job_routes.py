@@ -23,7 +23,7 @@ from ipt_triton.client.gateway.jobs import Jobs
 from ipt_triton.client.gateway.journal import request_id
 from ipt_triton.client.gateway.options import Options, check_format
 from ipt_triton.client.gateway.problems import documented
-from ipt_triton.client.gateway.restore_routes import UPLOAD_ERRORS, photo_body
+from ipt_triton.client.gateway.restore_routes import PHOTO_BODY, UPLOAD_ERRORS
 from ipt_triton.client.gateway.state import gateway_of
 from ipt_triton.client.gateway.upload import check_length, receive
 
@@ -48,9 +48,9 @@ class Download(BaseModel):
     summary="Make a job",
     response_model=JobDetails,
     responses=documented(*UPLOAD_ERRORS),
-    openapi_extra=photo_body(),
+    openapi_extra=PHOTO_BODY,
 )
-async def make(
+async def make_job(
     request: Request, response: Response, query: Annotated[Options, Query()], caller: KnownCaller
 ) -> JobDetails:
     """Takes what `/v1/restore` takes, and answers at once; `Location` is the job's address."""
@@ -96,13 +96,13 @@ def _job(request: Request, id: str, caller: KnownCaller) -> Job:
 
 
 @router.get("/{id}", summary="A job", responses=documented(401, 404, 410))
-async def show(request: Request, id: str, caller: KnownCaller) -> JobDetails:
+async def show_job(request: Request, id: str, caller: KnownCaller) -> JobDetails:
     """Its state, its place in the queue, and its progress in tiles."""
     return gateway_of(request).jobs.details(_job(request, id, caller))
 
 
 @router.delete("/{id}", status_code=204, summary="Cancel or remove a job", responses=documented(401, 403, 404, 410))
-async def cancel(request: Request, id: str, caller: KnownCaller) -> None:
+async def cancel_job(request: Request, id: str, caller: KnownCaller) -> None:
     """Stops the work within one chunk of tiles, and deletes the photo and all that was made of it."""
     await gateway_of(request).jobs.cancel(_job(request, id, caller))
 
@@ -116,7 +116,7 @@ async def cancel(request: Request, id: str, caller: KnownCaller) -> None:
         **documented(401, 404, 410),
     },
 )
-async def events(request: Request, id: str, caller: KnownCaller) -> StreamingResponse:
+async def job_events(request: Request, id: str, caller: KnownCaller) -> StreamingResponse:
     """Server-sent events `job`, whose data is the job: one at once, and one whenever something has changed."""
     job = _job(request, id, caller)
     headers = {"X-Accel-Buffering": "no"}  # for nginx
@@ -147,7 +147,7 @@ async def _events(jobs: Jobs, job: Job) -> AsyncIterator[str]:
     response_class=Response,
     responses={**image_answers("The restored photo."), **documented(401, 404, 409, 410, 413, 422)},
 )
-async def result(request: Request, id: str, query: Annotated[Download, Query()], caller: KnownCaller) -> Response:
+async def job_result(request: Request, id: str, query: Annotated[Download, Query()], caller: KnownCaller) -> Response:
     """The restored photo, in the format of the job or in another one, which is made from the same pixels."""
     gateway = gateway_of(request)
     job = _job(request, id, caller)
@@ -176,7 +176,7 @@ async def result(request: Request, id: str, query: Annotated[Download, Query()],
         **documented(401, 404, 410, 422),
     },
 )
-async def before(request: Request, id: str, caller: KnownCaller) -> Response:
+async def job_before(request: Request, id: str, caller: KnownCaller) -> Response:
     """The photo as it was sent, as a picture that every browser shows."""
     return await _picture(request, _job(request, id, caller), "before")
 
@@ -190,7 +190,7 @@ async def before(request: Request, id: str, caller: KnownCaller) -> Response:
         **documented(401, 404, 409, 410),
     },
 )
-async def after(request: Request, id: str, caller: KnownCaller) -> Response:
+async def job_after(request: Request, id: str, caller: KnownCaller) -> Response:
     """The restored photo, as a picture that every browser shows."""
     return await _picture(request, _job(request, id, caller), "after")
 

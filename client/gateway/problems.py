@@ -155,8 +155,12 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def describe(app: FastAPI) -> None:
-    """Let an application's OpenAPI description know problems, and not the errors that FastAPI would answer itself."""
+def describe(app: FastAPI, **schemas_of_ours: dict[str, Any]) -> None:
+    """Let an application's OpenAPI description know problems, and not the errors that FastAPI would answer itself.
+
+    Args:
+        schemas_of_ours: JSON schemas by name that routes refer to.
+    """
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -165,7 +169,7 @@ def describe(app: FastAPI) -> None:
             schemas = description["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
-            schemas["ProblemDetails"] = ProblemDetails.model_json_schema()
+            schemas.update(ProblemDetails=ProblemDetails.model_json_schema(), **schemas_of_ours)
             for methods in description["paths"].values():
                 for operation in methods.values():
                     if "application/json" in operation["responses"].get("422", {}).get("content", {}):

@@ -35,7 +35,7 @@ def reference_page(description: dict[str, Any]) -> str:
     """The page for an OpenAPI description."""
     info = description["info"]
     operations = [
-        _operation(method, path, operation)
+        _operation(method, path, operation, description["components"]["schemas"])
         for path, methods in description["paths"].items()
         for method, operation in methods.items()
     ]
@@ -47,12 +47,12 @@ def reference_page(description: dict[str, Any]) -> str:
     )
 
 
-def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
+def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
     parts = [f"<h2><code>{method.upper()} {escape(path)}</code> {escape(operation['summary'])}</h2>"]
     parts.append(_prose(operation.get("description", "")))
-    form = operation.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
-    rows = [(name, schema, "form") for name, schema in form.get("properties", {}).items() if name == "image"]
-    where = "form or query" if form else "query"
+    form = schemas["PhotoForm"] if "requestBody" in operation else {"properties": {}}
+    rows = [(name, form["properties"][name], "form") for name in form.get("required", ())]
+    where = "form or query" if rows else "query"
     rows += [
         (p["name"], {**p["schema"], "description": p.get("description", "")}, where if p["in"] == "query" else p["in"])
         for p in operation.get("parameters", [])

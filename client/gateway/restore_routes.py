@@ -26,21 +26,29 @@ router = APIRouter(tags=["restore"])
 UPLOAD_ERRORS = (400, 401, 403, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 
 
-def photo_body() -> dict[str, Any]:
-    """The part of an OpenAPI description that tells of a photo as the body: in a form, or bare."""
-    options = Options.model_json_schema()["properties"]
-    binary = {"type": "string", "format": "binary"}
-    photo = {**binary, "description": "PNG, JPEG, WebP, TIFF, BMP, AVIF, PPM, GIF or HEIC."}
-    form = {"type": "object", "properties": {FILE_FIELD: photo, **options}, "required": [FILE_FIELD]}
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {"schema": form},
-                "application/octet-stream": {"schema": binary},
-            },
-        }
+_FILE = {"type": "string", "format": "binary"}
+
+PHOTO_FORM: dict[str, Any] = {
+    "type": "object",
+    "title": "PhotoForm",
+    "properties": {
+        FILE_FIELD: {**_FILE, "description": "PNG, JPEG, WebP, TIFF, BMP, AVIF, PPM, GIF or HEIC."},
+        **Options.model_json_schema()["properties"],
+    },
+    "required": [FILE_FIELD],
+}
+"""JSON schema of a form with a photo."""
+
+PHOTO_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": {"$ref": "#/components/schemas/PhotoForm"}},
+            "application/octet-stream": {"schema": _FILE},
+        },
     }
+}
+"""The part of an OpenAPI description that tells of a photo as the body: in a form, or bare."""
 
 
 @router.post(
@@ -48,7 +56,7 @@ def photo_body() -> dict[str, Any]:
     summary="Restore a photo",
     response_class=Response,
     responses={**image_answers("The restored photo."), **documented(*UPLOAD_ERRORS)},
-    openapi_extra=photo_body(),
+    openapi_extra=PHOTO_BODY,
 )
 async def restore(request: Request, query: Annotated[Options, Query()], caller: KnownCaller) -> Response:
     """Send the photo as `image` of a form, or as the bare body with the options in the query.

@@ -20,10 +20,10 @@ REQUESTS = os.environ.get("GENERATED_REQUESTS", "5")
 CLIENT = """
 import io, sys
 from ipt_triton_client import Client
-from ipt_triton_client.api.restore import restore_v1_restore_post as restore
-from ipt_triton_client.models import BodyRestoreV1RestorePost as Body
+from ipt_triton_client.api.restore import restore
+from ipt_triton_client.models import PhotoForm
 from ipt_triton_client.types import File
-body = Body(image=File(io.BytesIO(open(sys.argv[2], "rb").read()), "photo.png", "image/png"), task="sr_x2")
+body = PhotoForm(image=File(io.BytesIO(open(sys.argv[2], "rb").read()), "photo.png", "image/png"), task="sr_x2")
 answer = restore.sync_detailed(client=Client(base_url=sys.argv[1]), body=body)
 assert answer.status_code == 200, answer
 open(sys.argv[3], "wb").write(answer.content)

@@ -31,6 +31,9 @@ def fronted(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield gateway
 
 
+CASES = ({"task": "sr_x2"}, {"task": "derain,sr_x2", "strength": 0.5}, {"task": "0", "width": 75})
+
+
 def photo(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(read_image("kitten")[:height, :width]).save(buffer, "PNG")
@@ -42,9 +45,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(
-    "options", [{"task": "sr_x2"}, {"task": "derain,sr_x2", "strength": 0.5}, {"task": "0", "width": 75}]
-)
+@pytest.mark.parametrize("options", CASES)
 def test_a_photo_comes_out_as_the_client_gets_it(
     fronted: Fronted, client: RestorationClient, options: dict[str, object]
 ) -> None:
@@ -75,9 +76,8 @@ def test_it_is_ready_with_a_server(fronted: Fronted) -> None:
 @pytest.mark.server
 def test_a_gateway_that_was_killed_goes_on_with_its_jobs(served: Served, tmp_path: Path) -> None:
     with Fronted(tmp_path, served.server.grpc_url) as gateway:
-        jobs = [
-            httpx2.post(f"{gateway.address}/v1/jobs?task=sr_x2", content=photo(300, 200 + n)).json() for n in range(3)
-        ]
+        address = f"{gateway.address}/v1/jobs?task=sr_x2"
+        jobs = [httpx2.post(address, content=photo(300, 200 + n), timeout=60).json() for n in range(3)]
         os.kill(gateway.process.pid, signal.SIGKILL)
         gateway.process.wait()
     with Fronted(tmp_path, served.server.grpc_url) as gateway:
