@@ -7,6 +7,8 @@ examples:
   ipt-gateway --host 0.0.0.0 --keys keys.txt   for other machines, with keys
   ipt-gateway --port 0                         any free port; the line 'page: ...' tells it
 
+Without --url the server is the one of IPT_URL; IPT_TLS, IPT_CA, IPT_CERT, IPT_KEY and IPT_TOKEN tell how it is reached.
+
 Keys come from --keys and from IPT_GATEWAY_KEYS, which holds such lines with ';' between. The file is read again when it
 changes. Without keys everybody who reaches the port may use the gateway, so it then listens on loopback alone, unless
 --without-keys is given. /metrics needs a key too, where there are any.
@@ -27,7 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from ipt_triton.cli import make_parser, run_command
-from ipt_triton.client.arguments import DEFAULT_URL
+from ipt_triton.client.address import DEFAULT_URL, from_environment, parse_addresses
 from ipt_triton.client.asynchronous import AsyncRestorationClient
 from ipt_triton.client.errors import RestorationError
 from ipt_triton.client.gateway.app import build_app
@@ -59,10 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     default = Settings()
     parser = make_parser("ipt-gateway", __doc__ or "")
     parser.add_argument(
-        "-u",
-        "--url",
-        default=DEFAULT_URL,
-        help="HOST:PORT of the server's gRPC port, several with commas (%(default)s)",
+        "-u", "--url", help=f"HOST:PORT of the server's gRPC port, or http(s)://…; several with commas ({DEFAULT_URL})"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8080, metavar="N", help="%(default)s; 0: any free one")
@@ -135,11 +134,13 @@ def _serve(args: argparse.Namespace) -> int:
         raise NotAllowed(
             f"--host {args.host} would let other machines in without keys; give --keys FILE, or say --without-keys"
         )
+    server_of = {**from_environment(), **({"url": args.url} if args.url else {})}
+    parse_addresses(server_of.get("url", DEFAULT_URL))
     log_json()
     with Spool(settings.folder, settings.disk_bytes) as spool, listen(args.host, args.port) as place:
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"page: http://{host}:{place.getsockname()[1]}/", flush=True)
-        server = make_server(build_app(settings, partial(AsyncRestorationClient, args.url), keys, spool))
+        server = make_server(build_app(settings, partial(AsyncRestorationClient, **server_of), keys, spool))
         server.run(sockets=[place])
         return 0 if server.started else 1
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ipt_triton.client import options as client_options
 from ipt_triton.client.gateway.problems import Problem, sentence_of
 from ipt_triton.client.photo import FORMATS
 from ipt_triton.client.photo.formats import format_named
@@ -13,8 +14,7 @@ from ipt_triton.reading import shown
 
 FORMAT_NAMES = ("same", *FORMATS)
 
-NOT_YET = frozenset({"width", "height", "scale", "strength", "tta"})
-"""Options that the client does not know yet; chains of tasks are another."""
+_FOR_CLIENT = ("stride", "keep", "width", "height", "scale", "strength", "tta")
 
 
 class Options(BaseModel):
@@ -30,7 +30,12 @@ class Options(BaseModel):
     )
     format: str = Field(default="same", description=f"Of the result: {', '.join(FORMAT_NAMES)}; `same` as the photo's.")
     quality: int | None = Field(default=None, ge=1, le=100, description="Of JPEG, WebP and AVIF.")
-    width: int | None = Field(default=None, ge=1, le=100_000, description="Of the result, in pixels.")
+    width: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Of the result, in pixels; with `height` it is the largest that fits.",
+    )
     height: int | None = Field(default=None, ge=1, le=100_000, description="Of the result, in pixels.")
     scale: float | None = Field(default=None, gt=0, le=16, description="Sides of the result over those of the photo.")
     strength: float | None = Field(default=None, ge=0, le=1, description="0 leaves the photo, 1 is the whole effect.")
@@ -65,20 +70,16 @@ class Options(BaseModel):
         return self.metadata == "keep"
 
     def for_client(self) -> dict[str, Any]:
-        """Arguments of the client's `restore` beside image and task.
+        """Arguments of the client's `restore` beside image and task."""
+        return {name: value for name in _FOR_CLIENT if (value := getattr(self, name)) is not None}
+
+    def of_client(self) -> client_options.Options:
+        """What the client calls options.
 
         Raises:
-            Problem: the client cannot do it.
+            InvalidRequest: they contradict each other.
         """
-        asked = {
-            name: value
-            for name in ("stride", "keep", "width", "height", "scale", "strength", "tta")
-            if (value := getattr(self, name)) is not None
-        }
-        if (later := NOT_YET & set(asked)) or "," in self.named_task:
-            what = ", ".join(sorted(later)) or "a chain of tasks"
-            raise Problem(400, f"{what} is not possible with this version; leave it out")
-        return asked
+        return client_options.Options(**{k: v for k, v in self.for_client().items() if k not in ("stride", "keep")})
 
     @classmethod
     def of(cls, query: Options, form: dict[str, str]) -> Options:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from anyio import to_thread
@@ -21,8 +21,8 @@ from ipt_triton.client.gateway.problems import BUSY_S, Problem
 from ipt_triton.client.gateway.settings import Settings
 from ipt_triton.client.gateway.turns import Turn, Turns
 from ipt_triton.client.gateway.workers import Workers
+from ipt_triton.client.options import large_enough
 from ipt_triton.client.protocol import ServerInfo
-from ipt_triton.tiling import count_patches
 
 Report = Callable[[int, int], None]
 """Is told how many tiles are done, of how many."""
@@ -80,16 +80,17 @@ class Restorer:
         return self._info
 
     async def describe(self, upload: Path, options: Options) -> Described:
-        """Look at an uploaded file and at what is asked for, before any work.
+        """Look at an uploaded file and at what is asked for, before any work; `options.task` becomes the tasks' names.
 
         Raises:
             Problem, RestorationError: it cannot be done.
         """
-        arguments = options.for_client()
-        task = (await self.info()).task(options.named_task)
-        (await self.info()).rule(arguments.get("stride"), arguments.get("keep"))
+        info = await self.info()
+        options.task = info.chain(options.named_task).name
+        info.rule(options.stride, options.keep)
+        options.of_client()
         described = await self._workers.run(0, codec.describe, upload, self._settings.max_pixels)
-        pixels = described.width * described.height * task.scale**2
+        pixels = await self._result_pixels(described, options)
         if pixels > self._settings.max_output_pixels:
             raise Problem(
                 413,
@@ -100,8 +101,18 @@ class Restorer:
 
     async def room_for(self, upload: Path, described: Described, options: Options) -> int:
         """Bytes on disk that a photo may take: the upload, its planes, the restored ones, the result."""
-        scale = (await self.info()).task(options.named_task).scale
-        return upload.stat().st_size + _BYTES_PER_PIXEL * described.width * described.height * (1 + 2 * scale**2)
+        pixels = described.width * described.height + 2 * await self._result_pixels(described, options)
+        return upload.stat().st_size + _BYTES_PER_PIXEL * pixels
+
+    async def _result_pixels(self, described: Described, options: Options) -> int:
+        """Of the result, or of what the networks make before it is reduced.
+
+        Raises:
+            RestorationError: there are no such tasks, or they do not reach the size.
+        """
+        info, wishes, size = await self.info(), options.of_client(), (described.width, described.height)
+        chain = large_enough(info.tasks, info.chain(options.named_task), wishes.factor(*size))
+        return max(math.prod(wishes.size(*size, chain)), math.prod(size) * chain.scale**2)
 
     def check_waiting(self) -> None:
         """Refuse a photo where many wait.
@@ -135,50 +146,39 @@ class Restorer:
         Raises:
             Problem, RestorationError: it cannot be done.
         """
-        arguments = options.for_client()
         name = options.named_task
         pixels = described.width * described.height
         queued = time.perf_counter()
         async with self._turns.turn(owner, pixels, entered):
             timings.seconds["queue"] = time.perf_counter() - queued
             self._measures.steps.labels("queue").observe(timings.seconds["queue"])
-            task = (await self.info()).task(name)
+            larger = await self._result_pixels(described, options)
             with timings.step("decode"):
                 planes = await self._workers.run(
                     pixels, codec.decode, upload, folder, self._settings.max_pixels, options.format
                 )
             with timings.step("restore"):
-                await self._restore_planes(folder, planes, name, arguments, report or _nobody)
+                await self._restore_planes(folder, planes, options, report)
             for number in range(planes):
                 (folder / f"plane{number}.npy").unlink()
             with timings.step("encode"):
                 written = await self._workers.run(
-                    pixels * task.scale**2,
+                    larger,
                     codec.encode,
-                    *(folder, folder / "result", options.format, options.quality, options.keeps_metadata, task.name),
+                    *(folder, folder / "result", options.format, options.quality, options.keeps_metadata, name),
                 )
-        self._measures.pixels.labels(task.name).inc(pixels)
+        self._measures.pixels.labels("several" if "," in name else name).inc(pixels)
         return written
 
-    async def _restore_planes(
-        self, folder: Path, planes: int, task: str, arguments: dict[str, Any], report: Report
-    ) -> None:
+    async def _restore_planes(self, folder: Path, planes: int, options: Options, report: Report | None) -> None:
+        """Restore the planes one after the other; the alpha of a photo is a second one, of as many tiles."""
+        arguments = options.for_client()
         for number in range(planes):
+            if report is not None:
+                arguments["progress"] = lambda done, total, before=number: report(before * total + done, planes * total)
             image = await to_thread.run_sync(_load, folder / f"plane{number}.npy")
-            patches = await self._patches(image, arguments)
-            report(number * patches, planes * patches)
-            restored = await self._client.restore(image, task, **arguments)
-            report((number + 1) * patches, planes * patches)
+            restored = await self._client.restore(image, options.named_task, **arguments)
             await to_thread.run_sync(_save, folder / f"restored{number}.npy", restored)
-
-    async def _patches(self, image: np.ndarray, arguments: dict[str, Any]) -> int:
-        info = await self.info()
-        stride, _ = info.rule(arguments.get("stride"), arguments.get("keep"))
-        return count_patches(image.shape[0], image.shape[1], info.patch_size, stride)
-
-
-def _nobody(done: int, total: int) -> None:
-    pass
 
 
 def _load(path: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ import asyncio
 import io
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,7 @@ class Repeating:
         held: pictures wait until this is set.
         failure: is raised instead of an answer.
         cancelled: pictures whose caller left.
+        options: of the last picture.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,7 @@ class Repeating:
         self.held: asyncio.Event | None = None
         self.failure: RestorationError | None = None
         self.cancelled = 0
+        self.options: dict[str, Any] = {}
 
     async def __aenter__(self) -> Repeating:
         return self
@@ -57,18 +59,25 @@ class Repeating:
     async def tasks(self) -> tuple[Task, ...]:
         return INFO.tasks
 
-    async def restore(self, image: np.ndarray, task: int | str, **_: Any) -> np.ndarray:
+    async def restore(
+        self, image: np.ndarray, task: int | str, progress: Callable[[int, int], None] | None = None, **asked: Any
+    ) -> np.ndarray:
         if self.failure is not None:
             raise self.failure
         if image.shape[:2] != (16, 16):
             self.asked.append(image.shape)
+            self.options = asked
+            if progress is not None:
+                progress(0, 4)
             try:
                 if self.held is not None:
                     await self.held.wait()
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-        scale = INFO.task(task).scale
+        if progress is not None:
+            progress(4, 4)
+        scale = INFO.chain(task).scale
         return image.repeat(scale, 0).repeat(scale, 1)
 
 

@@ -23,13 +23,17 @@ LARGE_PIXELS = 10**6
 
 
 class Halting(Repeating):
-    """Stands still with a large photo until `going` is set."""
+    """Stands still with a large photo, half done, until `going` is set."""
 
     def __init__(self, going: threading.Event) -> None:
         super().__init__()
         self._going = going
 
-    async def restore(self, image: np.ndarray, task: int | str, **options: Any) -> np.ndarray:
+    async def restore(self, image: np.ndarray, task: int | str, progress: Any = None, **options: Any) -> np.ndarray:
+        if progress is not None:
+            progress(0, 40)
+            await asyncio.sleep(0.1)
+            progress(20, 40)
         while image.shape[0] * image.shape[1] > LARGE_PIXELS and not self._going.is_set():
             await asyncio.sleep(0.02)
         return await super().restore(image, task, **options)

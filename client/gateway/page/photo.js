@@ -63,7 +63,7 @@ export class Photo extends EventTarget {
   /** The share that is done, 0 to 1; null where it is not known. */
   get progress() {
     if (this.state === "uploading") return this.sent < 1 ? this.sent : null;
-    if (this.state === "running" && this.job.tiles) return this.job.tiles_done / this.job.tiles;
+    if (this.state === "running" && this.job.tiles_done) return this.job.tiles_done / this.job.tiles;
     return null;
   }
 

@@ -63,7 +63,8 @@ export function statusOf(photo) {
   if (state === "done") {
     const { output, task, seconds } = result;
     const reduced = Math.max(output.width, output.height) > SHOWN ? "; shown reduced, the download is whole" : "";
-    return `${sides(photo.size)} → ${sides(output)}, ${task.title}, ${duration(seconds)}${reduced}`;
+    const [before, after] = [sides(photo.size), sides(output)];
+    return `${before === after ? after : `${before} → ${after}`}, ${task.title}, ${duration(seconds)}${reduced}`;
   }
   return [photo.size && sides(photo.size), bytes(photo.file.size)].filter(Boolean).join(", ");
 }

@@ -62,7 +62,7 @@ def test_a_job_gives_what_a_direct_restore_gives(http: TestClient, server: Repea
     done = ended(http, job)
     assert done["state"] == "done" and done["error"] is None and done["name"] == "cat.png"
     assert (done["input"], done["output"]["width"]) == ({"width": 60, "height": 40}, 120)
-    assert done["tiles_done"] == done["tiles"] == 2
+    assert done["tiles_done"] == done["tiles"] == 4
     result = http.get(job["links"]["result"])
     assert result.content == http.post("/v1/restore", files=files, data=data).content
     assert len(result.content) == done["output"]["bytes"]

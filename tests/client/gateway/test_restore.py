@@ -90,6 +90,15 @@ def test_what_is_wrong_is_told_in_a_sentence(http: TestClient, status: int, quer
     assert words in problem["detail"] and "/" + "tmp" not in problem["detail"]
 
 
+def test_options_and_chains_go_to_the_client(http: TestClient, server: Repeating):
+    query = "task=derain,0&strength=0.5&tta=yes&stride=36&keep=36&width=120"
+    answer = http.post(f"/v1/restore?{query}", content=picture())
+    assert answer.status_code == 200 and answer.headers["Ipt-Task"] == "derain,sr_x2"
+    assert server.options == {"strength": 0.5, "tta": True, "stride": 36, "keep": 36, "width": 120}
+    for wrong in ("scale=2&width=9", "scale=99", "strength=2"):
+        assert http.post(f"/v1/restore?task=derain&{wrong}", content=picture()).status_code == 422
+
+
 def test_a_body_of_another_kind_and_a_form_without_a_file_are_told_apart(http: TestClient):
     assert http.post("/v1/restore?task=derain", json={"image": "?"}).status_code == 415
     assert http.post("/v1/restore", files={"photo": picture()}, data={"task": "derain"}).status_code == 400
