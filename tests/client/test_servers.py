@@ -20,6 +20,7 @@ from ipt_triton import (
     AccessRefused,
     AsyncRestorationClient,
     Photo,
+    RequestTimeout,
     RestorationClient,
     ServerError,
     ServerUnavailable,
@@ -28,7 +29,7 @@ from ipt_triton import (
 )
 from ipt_triton.client import servers
 from ipt_triton.client.restore import main
-from ipt_triton.client.servers import FIRST_REST_S, LONGEST_REST_S, Servers
+from ipt_triton.client.servers import FIRST_REST_S, LONGEST_REST_S, MOST_CUT_OFF, Servers
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
 STOPPING = Refusal(grpc.StatusCode.UNAVAILABLE, "Server is stopping")
@@ -143,6 +144,19 @@ def test_a_failed_request_goes_elsewhere_at_once_and_waits_when_all_have_failed(
         errand.ask(),
     ):
         raise GONE
+
+
+def test_a_request_whose_answer_is_cut_off_each_time_is_given_up_and_a_proxys_settings_are_named(clock: Clock) -> None:
+    errand = named("a", "b").errand(100, None)
+    cut_off = InferenceServerException("Received RST_STREAM with error code 2", "StatusCode.INTERNAL")
+    for _ in range(MOST_CUT_OFF - 1):
+        with errand.ask():
+            raise cut_off
+    with (
+        pytest.raises(RequestTimeout, match=r"was cut off .*time limits of a proxy .*nginx: grpc_read_timeout"),
+        errand.ask(),
+    ):
+        raise cut_off
 
 
 # With connections

@@ -237,6 +237,6 @@ def test_ctrl_c_within_a_photo_ends_the_work_on_the_server(served: Served, tmp_p
     process.send_signal(signal.SIGINT)
     said = read_until(controller, lambda drawn: False)
     os.close(controller)
-    assert process.wait() == 130 and "1 not reached; interrupted" in said
+    assert "1 not reached; interrupted" in said and process.wait() == 130
     check_that_nothing_is_computed_any_more(served, before)
     assert not (tmp_path / "out").exists()

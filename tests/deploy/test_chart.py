@@ -251,6 +251,8 @@ def test_images_are_those_that_compose_builds() -> None:
     assert server_of(render(*INSTALLATIONS["gpu"]))["image"] == services["server"]["image"]
     (job,) = of_kind(render(*INSTALLATIONS["gpu"]), "Job")
     assert next(containers_of(job))["image"] == services["engines"]["image"]
+    (gateway,) = pod_of(named(render(*INSTALLATIONS["cpu"]), "Deployment", "-gateway"))["containers"]
+    assert gateway["image"] == services["gateway"]["image"]
 
 
 def test_scaling_leaves_the_number_of_replicas_to_the_scaler_and_both_scalers_ask_the_same() -> None:

@@ -19,7 +19,7 @@ INSTALLATIONS = (
     (*WATCHED, *GPU, "--set=autoscaling.engine=adapter,gateway.jobs.persistent=true"),
     (*WATCHED, *GPU, BUCKET, "--set=monitoring.gatewayKey.secret=s"),
     ("--set=gateway.keysSecret=keys",),
-    ("--set=gateway.withoutKeys=true",),
+    ("--set-json=gateway.withoutKeys=true",),
 )
 """In one of them each value shows."""
 OTHERS: dict[str, Any] = {

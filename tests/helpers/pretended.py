@@ -81,20 +81,24 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         self._told.asked += 1
-        context.add_callback(self._told.left.set)
+        gone = threading.Event()
+        for event in (gone, self._told.left):
+            context.add_callback(event.set)
         request = next(requests)
-        for _ in range(self._told.steps):
-            yield pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse())
+        for step in range(self._told.steps):
+            progress = pb.ModelInferResponse(raw_output_contents=[step.to_bytes(4, "little")])
+            progress.outputs.add(name="PROGRESS", datatype="INT32", shape=[1])
+            yield pb.ModelStreamInferResponse(infer_response=progress)
         self._enter(context)
         if self._told.waits:
-            self._told.left.wait()
+            gone.wait()
         yield pb.ModelStreamInferResponse(infer_response=_given_back(request))
 
 
 def _given_back(request: Any) -> Any:
     answer = pb.ModelInferResponse()
     (image,) = (tensor for tensor in request.inputs if tensor.name.startswith("IMAGE"))
-    answer.outputs.add(name=request.outputs[0].name, datatype=image.datatype, shape=image.shape)
+    answer.outputs.add(name=request.outputs[-1].name, datatype=image.datatype, shape=image.shape)
     answer.raw_output_contents.append(request.raw_input_contents[list(request.inputs).index(image)])
     return answer
 

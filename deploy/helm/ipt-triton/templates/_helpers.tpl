@@ -101,7 +101,7 @@ envFrom:
 {{/* Photographs in the servers and those that wait, in the servers and in the gateways: what replicas are counted by. */}}
 {{- define "ipt.demand" -}}
 sum(ipt_photographs_under_way{namespace="{{ .Release.Namespace }}",service="{{ include "ipt.name" . }}-server"})
-+ sum(nv_inference_pending_request_count{namespace="{{ .Release.Namespace }}",service="{{ include "ipt.name" . }}-server",model="restore"})
++ sum(nv_inference_pending_request_count{namespace="{{ .Release.Namespace }}",service="{{ include "ipt.name" . }}-server",model=~"restore.*"})
 + (sum(ipt_gateway_waiting{namespace="{{ .Release.Namespace }}",service="{{ include "ipt.name" . }}-gateway"}) or vector(0))
 {{- end }}
 
