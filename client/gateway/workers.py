@@ -15,8 +15,10 @@ from ipt_triton.client.gateway.settings import Settings
 
 T = TypeVar("T")
 
-_BASE_S, _PER_MEGAPIXEL_S = 15.0, 1.0
-"""Seconds for a call, and for each megapixel that it works on; AVIF of a camera's photo takes most."""
+_BASE_S, _PER_MEGAPIXEL_S = 40.0, 1.0
+"""Seconds for a call, and for each megapixel that it works on; AVIF of a camera's photo takes most, and a process that
+has to be started first on a busy machine."""
+_START_S = 300.0
 
 
 class Workers:
@@ -36,7 +38,7 @@ class Workers:
         """Start all processes, so that the first photos need not wait for them."""
         async with anyio.create_task_group() as group:
             for _ in range(self._settings.workers):
-                group.start_soon(self.run, 0, codec.give_back_memory)
+                group.start_soon(self._run, _START_S, codec.give_back_memory, ())
 
     async def run(self, pixels: int, work: Callable[..., T], *arguments: Any) -> T:
         """Run a function of `codec` in a process.
