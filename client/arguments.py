@@ -23,6 +23,7 @@ examples:
   without rain, then larger:      ipt-restore photo.jpg -t derain,sr_x2 --width 4000 -o restored
   what the server offers:         ipt-restore --list-tasks --url gpu-box:8001
   by several servers:             ipt-restore holiday/ -t derain -o restored --url gpu-1:8001,gpu-2:8001 --workers 8
+  a video:                        ipt-restore clip.mp4 -t denoise_30 -o out.mp4
   a folder with its sub-folders:  ipt-restore holiday/ -t denoise_30 -o restored --skip-existing
   between other commands:         convert a.png ppm:- | ipt-restore - -t derain -o - --format png > b.png
   official tiling, slower:        ipt-restore photo.png -t sr_x4 -o restored --stride 12 --keep 24
@@ -46,7 +47,9 @@ exit codes:
 
 def make_arguments() -> argparse.ArgumentParser:
     parser = make_parser("ipt-restore", _DESCRIPTION)
-    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="image files, folders of them, patterns; - is stdin")
+    parser.add_argument(
+        "photos", nargs="*", metavar="PHOTO", help="image files, videos, folders of images, patterns; - is stdin"
+    )
     parser.add_argument("-t", "--task", help="name or id of a task (see --list-tasks); several: derain,sr_x2")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PLACE", help="folder for the results, a file for one photo, - for stdout"

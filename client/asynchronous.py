@@ -50,6 +50,7 @@ class AsyncRestorationClient:
         self._retries = retries
         self._servers = Servers(addresses, lambda address: _connect(address, access))
         self._info: ServerInfo | None = None
+        self._tells_progress = True  # until a server has no model for it
 
     @classmethod
     def from_environment(cls) -> AsyncRestorationClient:
@@ -112,11 +113,15 @@ class AsyncRestorationClient:
 
     async def _infer_watched(self, work: Restoration, part: Part, tally: stream.Tally) -> triton.InferResult:
         """With progress, where the server tells it."""
-        message = stream.message(work, part, self._timeout)
-        try:
-            return await self._call(lambda connection: stream.infer_async(connection, message, tally, self._timeout))
-        except stream.NoProgress:
-            return await self._infer(work, part)
+        if self._tells_progress:
+            message = stream.message(work, part, self._timeout)
+            try:
+                return await self._call(
+                    lambda connection: stream.infer_async(connection, message, tally, self._timeout)
+                )
+            except stream.NoProgress:
+                self._tells_progress = False
+        return await self._infer(work, part)
 
     async def _call(self, send: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """See `RestorationClient._call`."""

@@ -27,6 +27,9 @@ Existing = Literal["refuse", "overwrite", "skip"]
 STREAM = Path("-")
 """As a source standard input, as a target standard output."""
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+"""Of files that are restored as videos, where they are given by name."""
+
 NO_FILE = "no file but a pipe, a socket, a device or a link to nothing"
 _STREAM_NAME = "stdin"
 _FIRST = 20
@@ -130,7 +133,7 @@ class Plan:
         Raises:
             PlanError: it cannot be one, because of what the inputs are.
         """
-        is_file = self.output.suffix.lower() in self.kinds and not self.output.is_dir()
+        is_file = self.output.suffix.lower() in self.kinds | VIDEO_SUFFIXES and not self.output.is_dir()
         if self.output != STREAM and not is_file:
             return None
         if self.listed or len(self.inputs) != 1 or glob.has_magic(self.inputs[0]) or Path(self.inputs[0]).is_dir():
@@ -259,7 +262,9 @@ class _Taken:
 
 
 def _result_suffix(source: Path, format: str) -> str:
-    """Suffix of a result; where the format stays, the source's own."""
+    """Suffix of a result; where the format stays, and of a video, the source's own."""
+    if source.suffix.lower() in VIDEO_SUFFIXES:
+        return source.suffix
     if format != "same":
         return f".{format}"
     kept = source.suffix.lower() in WRITTEN_SUFFIXES

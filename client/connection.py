@@ -65,6 +65,7 @@ class RestorationClient:
         self._servers = Servers(addresses, lambda address: _connect(address, access))
         self._closed = threading.Event()
         self._info: ServerInfo | None = None
+        self._tells_progress = True  # until a server has no model for it
 
     @classmethod
     def from_environment(cls) -> RestorationClient:
@@ -171,11 +172,13 @@ class RestorationClient:
         self, work: Restoration, part: Part, tally: stream.Tally, cancelled: Callable[[], bool] | None
     ) -> triton.InferResult:
         """With progress, where the server tells it."""
-        message = stream.message(work, part, self._timeout)
-        try:
-            return self._call(lambda connection: stream.infer(connection, message, tally, cancelled, self._timeout))
-        except stream.NoProgress:
-            return self._infer(work, part)
+        if self._tells_progress:
+            message = stream.message(work, part, self._timeout)
+            try:
+                return self._call(lambda connection: stream.infer(connection, message, tally, cancelled, self._timeout))
+            except stream.NoProgress:
+                self._tells_progress = False
+        return self._infer(work, part)
 
     def _call(self, send: Callable[[Connection], T]) -> T:
         """What `send` makes of the connection to a server that works.

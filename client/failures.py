@@ -42,11 +42,12 @@ _HTTP_STATUSES = {
     504: TIMED_OUT,
 }
 _NO_MEMORY, _DEAD = "shared memory pool", "is not healthy"  # in Triton's own words
-_LOST = ("RST_STREAM", "Stream removed", "Connection reset", "Socket closed")
+_CUT_OFF, _LOST = ("RST_STREAM", "Stream removed"), ("Connection reset", "Socket closed")
 _ANSWER_OF_A_PROXY = re.compile(r"(?:Received http2 header with status|HTTP status): (\d{3})")
 _TLS = re.compile(
     r"CERTIFICATE|WRONG_VERSION|PROTOCOL_FAILURE|verification check|\[SSL(?!: UNEXPECTED_EOF)", re.IGNORECASE
 )
+_TIME_LIMITS = "nginx: grpc_read_timeout or proxy_read_timeout, Envoy: the route's timeout, HAProxy: timeout server"
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 8.0
 
 
@@ -87,7 +88,12 @@ def remedy(error: InferenceServerException, was_there: bool = True) -> Remedy:
         return Remedy.LATER if was_there else Remedy.ELSEWHERE
     if status in (*_REFUSED, UNIMPLEMENTED):
         return Remedy.ELSEWHERE
-    return Remedy.LATER if any(words in message for words in (_DEAD, _NO_MEMORY, *_LOST)) else Remedy.NONE
+    return Remedy.LATER if any(words in message for words in (_DEAD, _NO_MEMORY, *_CUT_OFF, *_LOST)) else Remedy.NONE
+
+
+def was_cut_off(error: InferenceServerException) -> bool:
+    """Whether an answer had begun and was broken off: by a server that died, or by a proxy that waits no longer."""
+    return any(words in error.message() for words in _CUT_OFF)
 
 
 def retry_delays(retries: int) -> Iterator[float]:
@@ -114,11 +120,16 @@ def explain(error: InferenceServerException, url: str, timeout: float | None) ->
         )
     if _is_proxys_timeout(error):
         return RequestTimeout(
-            f"a proxy before the server at {url} did not wait for the answer; raise its time limit for reading (nginx: "
-            "grpc_read_timeout or proxy_read_timeout, Envoy: the route's timeout, HAProxy: timeout server)"
+            f"a proxy before the server at {url} did not wait for the answer; raise its time limit for reading "
+            f"({_TIME_LIMITS})"
         )
     if answer := _ANSWER_OF_A_PROXY.search(message):
         return _explain_answer(int(answer[1]), url)
+    if was_cut_off(error):
+        return RequestTimeout(
+            f"the answer of the server at {url} was cut off ({line}); look at its log, and raise the time limits of a "
+            f"proxy before it ({_TIME_LIMITS})"
+        )
     if status in _REFUSED:
         return AccessRefused(f"the server at {url} refuses access ({line}); check the token and the headers")
     if status == UNAVAILABLE and _TLS.search(message):
@@ -152,6 +163,8 @@ def _explain_answer(code: int, url: str) -> RestorationError:
     said = f"a proxy at {url} answered with HTTP status {code}"
     if code == 413:
         return InvalidRequest(f"{said}: the image is too large for it; raise its limit (nginx: client_max_body_size)")
+    if code == 408:
+        return RequestTimeout(f"{said}: the image came too slowly for it; raise its limit (nginx: client_body_timeout)")
     if code in (401, 403, 407):
         return AccessRefused(f"{said}: it refuses access; check the token, the headers and the client's certificate")
     if code == 400:

@@ -24,12 +24,15 @@ from tritonclient.utils import InferenceServerException
 
 from ipt_triton.board import wait_of
 from ipt_triton.client.errors import InvalidRequest, RestorationError
-from ipt_triton.client.failures import Remedy, explain, pause, remedy, retry_delays
+from ipt_triton.client.failures import Remedy, explain, pause, remedy, retry_delays, was_cut_off
 
 logger = logging.getLogger(__name__)
 
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
 """A server that failed is left alone so long, after each failure in a row for twice as long."""
+
+MOST_CUT_OFF = 3
+"""A request whose answer was cut off so often is given up: a proxy's time limit would cut it off each time."""
 
 SILENCE_S = 1.0
 """Whoever waits longer for a server is told."""
@@ -158,6 +161,7 @@ class Errand(Generic[C]):
         self._failed: set[Server[C]] = set()
         self._passing: list[InferenceServerException] = []
         self._since: float | None = None
+        self._cut_off = 0
 
     @contextmanager
     def ask(self) -> Iterator[C]:
@@ -182,7 +186,8 @@ class Errand(Generic[C]):
             self._servers.answered(server)
         else:
             self._servers.rest(server, error)
-        if what_helps is Remedy.NONE:
+        self._cut_off += was_cut_off(error)
+        if what_helps is Remedy.NONE or self._cut_off == MOST_CUT_OFF:
             raise trouble from error
         self._since = self._since or time.monotonic()
         self._failed.add(server)

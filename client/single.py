@@ -7,15 +7,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from ipt_triton.client.batch import STREAM, Job
+from ipt_triton.client.batch import STREAM, VIDEO_SUFFIXES, Job
 from ipt_triton.client.compare import figures, reference_of, side_by_side
 from ipt_triton.client.connection import RestorationClient
-from ipt_triton.client.errors import ImageError, RestorationError, ServerUnavailable
+from ipt_triton.client.errors import Cancelled, ImageError, InvalidRequest, RestorationError, ServerUnavailable
 from ipt_triton.client.noise import denoising_warning
-from ipt_triton.client.photo import Photo, check_format, read_photo, write_photo
+from ipt_triton.client.options import Options
+from ipt_triton.client.photo import Frames, check_frames, read_frames, write_frames, write_photo
+from ipt_triton.client.photo.samples import Samples
 from ipt_triton.client.work import Outcome, Progress
 from ipt_triton.metrics import border_of
 from ipt_triton.tasks import Chain
@@ -54,7 +56,8 @@ class Restorer:
         """
         started = time.perf_counter()
         try:
-            details = self._restore(job)
+            is_video = job.source.suffix.lower() in VIDEO_SUFFIXES
+            details = self._restore_video(job) if is_video else self._restore(job)
         except (ServerUnavailable, BrokenPipeError):
             raise
         except ImageError as error:  # names the file
@@ -67,12 +70,14 @@ class Restorer:
 
     def _restore(self, job: Job) -> dict[str, Any]:
         args, chain = self._args, self._chain
-        photo = read_photo(sys.stdin.buffer if job.source == STREAM else job.source)
+        frames = read_frames(sys.stdin.buffer if job.source == STREAM else job.source)
+        photo = frames.photos[0]
         form = args.format if job.target == STREAM else None  # else the target's suffix tells
-        check_format(photo, job.target, form, flatten=args.flatten, depth=args.depth)
+        check_frames(frames, job.target, form, flatten=args.flatten, depth=args.depth)
         reference = reference_of(job.source, args.reference) if args.reference else None
-        restored = self._restored(photo, job)
-        self._write(restored, job, form)
+        made = self._restored(frames, job)
+        restored = made.photos[0]
+        self._write(made, job, form)
         if args.compare and job.target != STREAM:
             write_photo(side_by_side(photo, restored), job.target.with_name(f"{job.target.stem}_compare.png"))
         width, height = restored.size
@@ -84,42 +89,73 @@ class Restorer:
             "figures": figures(restored, reference, border_of(chain)) if reference else {},
         }
 
-    def _restored(self, photo: Photo, job: Job) -> Photo:
-        """The photo with all its planes restored; if there is somebody to see it, with progress."""
-        args, planes = self._args, photo.planes()
-        options = asdict(args.options)
-        if not self._progress.is_drawn or not self._watched.acquire(blocking=False):
-            made = [self._client.restore(plane, args.task, args.stride, args.keep, **options) for plane in planes]
-            return photo.with_planes(made)
-        width, height = args.options.size(*photo.size, self._chain)
-        made = []
+    def _restore_video(self, job: Job) -> dict[str, Any]:
+        from ipt_triton.client.video import restore_video  # PyAV, of an extra, and heavy
+
+        args = self._args
+        if args.options != Options() or job.target == STREAM:
+            raise InvalidRequest(
+                "--scale, --width, --height, --tta and --strength are for photos, and a video is written to a file"
+            )
+
+        def tell(done: int, total: int | None, _: float) -> None:
+            if self._cancelled():
+                raise Cancelled("the rest was not restored; the same command goes on from there")
+            self._progress.within(job, min(1.0, done / total) if total else 0.0, 0)
+
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        report = restore_video(
+            self._client,
+            job.source,
+            job.target,
+            args.task,
+            stride=args.stride,
+            keep=args.keep,
+            workers=args.workers,
+            progress=tell,
+        )
+        return {"width": report.width, "height": report.height}
+
+    def _restored(self, frames: Frames, job: Job) -> Frames:
+        """All frames with all their planes restored; if there is somebody to see it, with progress."""
+        watch = self._progress.is_drawn and self._watched.acquire(blocking=False)
         try:
-            for plane in planes:
-
-                def tell(done: int, due: int, before: int = len(made)) -> None:
-                    self._progress.within(job, (before + done / due) / len(planes), width * height)
-
-                made.append(
-                    self._client.restore(
-                        plane,
-                        args.task,
-                        args.stride,
-                        args.keep,
-                        **options,
-                        progress=tell,
-                        cancelled=self._cancelled,
-                    )
-                )
+            planes = [photo.planes() for photo in frames.photos]
+            due = sum(map(len, planes))
+            restored, done = [], 0
+            for photo, each in zip(frames.photos, planes, strict=True):
+                made = []
+                for plane in each:
+                    made.append(self._restore_plane(plane, job, (done / due, (done + 1) / due) if watch else None))
+                    done += 1
+                restored.append(photo.with_planes(made))
+            return replace(frames, photos=tuple(restored))
         finally:
-            self._watched.release()
-        return photo.with_planes(made)
+            if watch:
+                self._watched.release()
 
-    def _write(self, photo: Photo, job: Job, form: str | None) -> None:
+    def _restore_plane(self, plane: Samples, job: Job, shares: tuple[float, float] | None) -> Samples:
+        """One plane; with progress from the one share of the whole to the other."""
+        args = self._args
+        options = asdict(args.options)
+        if shares is None:
+            return self._client.restore(plane, args.task, args.stride, args.keep, **options)
+        low, high = shares
+        width, height = args.options.size(plane.shape[1], plane.shape[0], self._chain)
+
+        def tell(done: int, due: int) -> None:
+            self._progress.within(job, low + (high - low) * done / due, width * height)
+
+        return self._client.restore(
+            plane, args.task, args.stride, args.keep, **options, progress=tell, cancelled=self._cancelled
+        )
+
+    def _write(self, frames: Frames, job: Job, form: str | None) -> None:
         args, kept = self._args, not self._args.strip_metadata
         if job.target != STREAM:
             job.target.parent.mkdir(parents=True, exist_ok=True)
-        write_photo(
-            photo,
+        write_frames(
+            frames,
             sys.stdout.buffer if job.target == STREAM else job.target,
             format=form,
             quality=args.quality,

@@ -20,6 +20,7 @@ from ipt_triton.service import STREAM
 
 PROGRESS = "PROGRESS"
 CANCELLED = "the restoration was cancelled"
+_QUEUE_FULL = "maximum queue size"
 POLL_S = 0.1
 """So often a caller is asked whether the work is still wanted."""
 
@@ -110,10 +111,12 @@ def _is_picture(answer: triton.InferResult, tally: Tally) -> bool:
 
 @contextmanager
 def _told_apart() -> Iterator[None]:
-    """A server without the model is told apart from other failures."""
+    """What a failure is that says so in its words alone: a server without the model, or one with too much to do."""
     try:
         yield
     except InferenceServerException as error:
         if f"'{STREAM}'" in error.message():  # Triton names models that it does not have
             raise NoProgress from error
+        if _QUEUE_FULL in error.message():  # of what it refuses before the model it tells no status in a stream
+            raise InferenceServerException(error.message(), UNAVAILABLE) from error
         raise

@@ -120,10 +120,10 @@ class Progress:
             self._draw()
 
     def photo(self, outcome: Outcome) -> None:
-        """A photo is done, whatever became of it."""
+        """A photo is done or given up."""
         with self._lock:
             self._under_way.pop(outcome.input, None)
-            self._done += 1
+            self._done += outcome.status != "not reached"
             self._pixels += outcome.width * outcome.height
             self._draw()
 

@@ -18,6 +18,7 @@ PATTERNS = (
     "SECURITY.md",
     "benchmarks/results/*.*",
     "weights/*/*.md",
+    "deploy/*/*.conf",
     "examples/*.py",
 )
 

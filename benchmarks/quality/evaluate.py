@@ -38,6 +38,7 @@ from ipt_triton.benchmarks.presentation import table
 from ipt_triton.benchmarks.quality.classical import baseline
 from ipt_triton.benchmarks.quality.pictures import side_by_side
 from ipt_triton.cli import make_parser, run_command
+from ipt_triton.client.options import views
 from ipt_triton.files import atomic_file
 from ipt_triton.metrics import border_of, figure_of, psnr, psnr_y, ssim_y, to_uint8
 from ipt_triton.tasks import Task
@@ -120,13 +121,8 @@ def self_ensemble(restorer: Restorer) -> Restorer:
     """Average over the image's 8 flips and rotations, in float (Timofte et al. 2016; EDSR+ in Lim et al. 2017)."""
 
     def restore(image: np.ndarray, task: Task) -> np.ndarray:
-        total: np.ndarray | float = 0.0
-        for turns in range(4):
-            turned = np.rot90(image, turns)
-            mirrored = restorer.restore(np.ascontiguousarray(turned[:, ::-1]), task)[:, ::-1]
-            for restored in (restorer.restore(np.ascontiguousarray(turned), task), mirrored):
-                total = total + np.rot90(restored, -turns).astype(np.float64)
-        return np.asarray(total / 8)
+        restored = (view.undo(restorer.restore(np.ascontiguousarray(view.of(image)), task)) for view in views())
+        return np.asarray(sum(each.astype(np.float64) for each in restored) / 8)
 
     return replace(restorer, restore=restore, how={**restorer.how, "tta": True})
 

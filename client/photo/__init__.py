@@ -9,6 +9,7 @@ from ipt_triton.client.photo.formats import (
     same_format,
     unread_kind,
 )
+from ipt_triton.client.photo.frames import Frames, check_frames, read_frames, write_frames
 from ipt_triton.client.photo.picture import Photo
 from ipt_triton.client.photo.reading import MAX_BYTES, MAX_PIXELS, Header, as_image, read_header, read_photo
 from ipt_triton.client.photo.writing import write_photo
@@ -20,13 +21,17 @@ __all__ = [
     "READ_SUFFIXES",
     "WRITTEN_SUFFIXES",
     "Format",
+    "Frames",
     "Header",
     "Photo",
     "as_image",
     "check_format",
+    "check_frames",
+    "read_frames",
     "read_header",
     "read_photo",
     "same_format",
     "unread_kind",
+    "write_frames",
     "write_photo",
 ]

@@ -71,8 +71,9 @@ def read_header(source: Source, max_pixels: int = MAX_PIXELS) -> Header:
     Raises:
         ImageError, NotAnImage, DamagedImage, ImageTooLarge, UnsupportedImage: as `read_photo`, as far as is seen so.
     """
-    name, data = _load(source)
-    with _told(name, max_pixels), _open(name, data, max_pixels) as image:
+    name, data = load(source)
+    with explained(name, max_pixels), open_image(name, data, max_pixels) as image:
+        _refuse_frames(name, image)
         _refuse_unsupported(name, image)
         width, height = image.size
         if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
@@ -95,14 +96,15 @@ def read_photo(source: Source, max_pixels: int = MAX_PIXELS) -> Photo:
         NotAnImage, DamagedImage, ImageTooLarge, UnsupportedImage: what is wrong with its contents. More than
             `max_pixels`, and what a file of its length cannot hold, is refused before there is memory for it.
     """
-    name, data = _load(source)
-    with _told(name, max_pixels):
-        return _decode(name, data, max_pixels)
+    name, data = load(source)
+    with explained(name, max_pixels), open_image(name, data, max_pixels) as image:
+        _refuse_frames(name, image)
+        return decode(name, image, data)
 
 
 @contextmanager
-def _told(name: str, max_pixels: int) -> Iterator[None]:
-    """Whatever goes wrong with a picture's contents in the block is one of our errors."""
+def explained(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """What decoders raise on broken files, as what `read_photo` raises."""
     try:
         yield
     except (RestorationError, MemoryError):
@@ -149,7 +151,7 @@ def _of_pillow(image: Image.Image) -> Photo:
     return read_photo(buffer.getvalue())
 
 
-def _load(source: Source) -> tuple[str, bytes]:
+def load(source: Source) -> tuple[str, bytes]:
     """The name of a source, for messages, and its bytes."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _bounded("the image", bytes(source))
@@ -182,7 +184,7 @@ def _too_large(name: str, max_pixels: int) -> str:
     return f"{name} claims more than the {max_pixels} pixels that are allowed; make it smaller or cut it into parts"
 
 
-def _open(name: str, data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+def open_image(name: str, data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Open by Pillow's readers themselves: `Image.open` has a lower limit of pixels, and warns before it.
 
     Raises:
@@ -222,26 +224,41 @@ def _check_size(name: str, image: Image.Image, held: int, max_pixels: int) -> No
         raise ImageTooLarge(f"{name} claims {pixels} pixels, more than its {held} bytes can hold; get a complete copy")
 
 
-def _decode(name: str, data: bytes, max_pixels: int) -> Photo:
-    with _open(name, data, max_pixels) as image:
-        _refuse_unsupported(name, image)
-        maximum = _stored_maximum(image)
-        is_gray = image.mode in _GRAY_MODES or "LA;16" in str(image.tile)  # Pillow calls the latter RGBA
-        image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)  # Pillow has applied a TIFF's already
-        icc = image.info.get("icc_profile")
-        metadata = metadata_of(name, image)
-        kind = _KINDS.get(image.format or "", image.format)
-        if maximum > 255:
-            pixels, alpha = _deep_samples(name, image, data, maximum)
+def count_frames(image: ImageFile.ImageFile) -> int:
+    """Pictures of a file; 1 for MPO, which is a photo and its previews."""
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+
+
+def _refuse_frames(name: str, image: ImageFile.ImageFile) -> None:
+    if (frames := count_frames(image)) > 1:
+        raise UnsupportedImage(f"{name} holds {frames} frames; only single pictures are allowed here")
+
+
+def decode(name: str, image: ImageFile.ImageFile, data: bytes, page: int = 0) -> Photo:
+    """The picture at which an opened file stands.
+
+    Args:
+        data: the file.
+        page: the number of that picture, from 0.
+    """
+    _refuse_unsupported(name, image)
+    maximum = _stored_maximum(image)
+    is_gray = image.mode in _GRAY_MODES or "LA;16" in str(image.tile)  # Pillow calls the latter RGBA
+    image.load()
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)  # Pillow has applied a TIFF's already
+    icc = image.info.get("icc_profile")
+    metadata = metadata_of(name, image)
+    kind = _KINDS.get(image.format or "", image.format)
+    if maximum > 255:
+        pixels, alpha = _deep_samples(name, image, data, maximum, page)
+    else:
+        has_alpha = image.has_transparency_data
+        if image.mode == "CMYK":
+            colours, icc = _cmyk_to_srgb(image, icc), None
         else:
-            has_alpha = image.has_transparency_data
-            if image.mode == "CMYK":
-                colours, icc = _cmyk_to_srgb(image, icc), None
-            else:
-                colours = image.convert("RGBA" if has_alpha else "RGB")
-            samples = np.asarray(colours)
-            pixels, alpha = samples[..., :3], samples[..., 3] if has_alpha else None
+            colours = image.convert("RGBA" if has_alpha else "RGB")
+        samples = np.asarray(colours)
+        pixels, alpha = samples[..., :3], samples[..., 3] if has_alpha else None
     return Photo(
         pixels=upright(pixels, orientation),
         alpha=None if alpha is None else upright(alpha, orientation),
@@ -253,9 +270,6 @@ def _decode(name: str, data: bytes, max_pixels: int) -> Photo:
 
 
 def _refuse_unsupported(name: str, image: ImageFile.ImageFile) -> None:
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo and its previews
-    if frames > 1:
-        raise UnsupportedImage(f"{name} holds {frames} frames; only single pictures are allowed: save each as a file")
     integer32 = image.mode == "I" and image.format == "TIFF"
     if image.mode not in (*_GRAY_MODES, *_COLOUR_MODES) or integer32:
         raise UnsupportedImage(
@@ -279,12 +293,15 @@ def _stored_maximum(image: ImageFile.ImageFile) -> int:
     return 65535 if ";16" in str(image.tile) else 255
 
 
-def _deep_samples(name: str, image: Image.Image, data: bytes, maximum: int) -> tuple[Samples, Samples | None]:
+def _deep_samples(
+    name: str, image: Image.Image, data: bytes, maximum: int, page: int
+) -> tuple[Samples, Samples | None]:
     alpha = None
     if image.mode in _GRAY_MODES:
         pixels = as_rgb(np.asarray(image).astype(np.uint16))
     else:
-        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+        samples = pages[0] if pages else None
         if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
             raise UnsupportedImage(f"{name} holds 16-bit colour that OpenCV cannot read; save it as a 16-bit RGB PNG")
         pixels = samples[..., 2::-1]

@@ -68,10 +68,9 @@ def write_photo(
     """
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality {quality} is not allowed; give 1 to 100")
-    path = Path(target) if isinstance(target, (str, Path)) else None
-    name = str(path) if path else str(getattr(target, "name", "the stream"))
+    name = str(target) if isinstance(target, (str, Path)) else str(getattr(target, "name", "the stream"))
     fmt = check_format(photo, name, format, flatten=flatten, depth=depth)
-    photo = _prepared(photo, flatten, depth, metadata, action if fmt.metadata else None)
+    photo = prepared(photo, flatten, depth, metadata, action if fmt.metadata else None)
     if not fmt.metadata and (photo.icc or photo.exif):
         log.warning("%s: %s holds no ICC profile and no EXIF; the photo's are dropped", name, fmt.pillow)
     try:
@@ -81,10 +80,20 @@ def write_photo(
         raise UnsupportedFormat(
             f"{name}: {width}x{height} pixels cannot be written as {fmt.pillow} ({error}); choose png or tiff"
         ) from error
+    store(data, target, name, mtime)
+
+
+def store(data: bytes, target: Path | str | BinaryIO, name: str, mtime: float | None) -> None:
+    """Put a file's bytes where they belong, see `write_photo`.
+
+    Raises:
+        ImageError: the file cannot be written.
+    """
     try:
-        if path is None:
-            target.write(data)  # type: ignore[union-attr]
+        if not isinstance(target, (str, Path)):
+            target.write(data)
             return
+        path = Path(target)
         (path.parent / ".").stat()  # the folder is not made here
         with atomic_file(path) as temporary:
             temporary.write_bytes(data)
@@ -96,7 +105,7 @@ def write_photo(
         raise ImageError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
-def _prepared(
+def prepared(
     photo: Photo, flatten: tuple[int, int, int] | None, depth: int | None, metadata: bool, action: str | None
 ) -> Photo:
     """The photo as it is to be stored: flattened, reduced, and stripped or with its provenance (None: without)."""
@@ -121,15 +130,19 @@ def _flattened(photo: Photo, colour: tuple[int, int, int]) -> Photo:
     return replace(photo, pixels=np.rint(mixed).astype(photo.pixels.dtype), alpha=None, is_gray=gray)
 
 
-def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes:
+def samples_of(photo: Photo, alpha: bool = True) -> Samples:
+    """What is stored of a photo, [height, width, 1 to 4]: gray or colours, then alpha, if there is one and wanted."""
     samples = photo.pixels[..., :1] if photo.is_gray else photo.pixels
-    if photo.alpha is not None and fmt.alpha:
-        samples = np.dstack([samples, photo.alpha])
+    return samples if photo.alpha is None or not alpha else np.dstack([samples, photo.alpha])
+
+
+def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes:
+    samples = samples_of(photo, fmt.alpha)
     if fmt.pillow == "TIFF":
-        return _tiff(samples, photo)
+        return b"II*\0" + struct.pack("<I", 8) + tiff_page(samples, photo, 8)
     if photo.bits == 16:
         return _png16(samples, photo) if fmt.pillow == "PNG" else _ppm16(samples, photo)
-    options = {**fmt.options, **_metadata_options(photo, fmt)}
+    options = {**fmt.options, **metadata_options(photo, fmt)}
     if quality is not None and "quality" in fmt.options:
         options["quality"] = quality
     buffer = io.BytesIO()
@@ -137,7 +150,7 @@ def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes:
     return buffer.getvalue()
 
 
-def _metadata_options(photo: Photo, fmt: Format) -> dict[str, Any]:
+def metadata_options(photo: Photo, fmt: Format) -> dict[str, Any]:
     """What Pillow's writer of the format takes of the photo's metadata."""
     options: dict[str, Any] = {}
     if photo.dpi and fmt.pillow in ("JPEG", "PNG", "BMP"):
@@ -196,8 +209,11 @@ def _png16(samples: Samples, photo: Photo) -> bytes:
     )
 
 
-def _tiff(samples: Samples, photo: Photo) -> bytes:
-    """TIFF of 1 to 4 channels, deflated with the horizontal predictor, with ICC profile and EXIF."""
+def tiff_page(samples: Samples, photo: Photo, offset: int) -> bytes:
+    """A page of a TIFF, which begins at `offset` in the file: a directory, and samples of 1 to 4 channels.
+
+    They are deflated with the horizontal predictor; the directory holds ICC profile and EXIF.
+    """
     if samples.shape[2] == 2 and photo.bits == 16:  # neither Pillow nor OpenCV reads gray and alpha of this depth
         samples = samples[..., [0, 0, 0, 1]]
     height, width, channels = samples.shape
@@ -233,7 +249,7 @@ def _tiff(samples: Samples, photo: Photo) -> bytes:
         tags[TiffImagePlugin.EXTRASAMPLES] = 2  # not premultiplied
     if photo.icc:
         tags[TiffImagePlugin.ICCPROFILE] = photo.icc
-    return b"II*\0" + struct.pack("<I", 8) + tags.tobytes(8) + body
+    return tags.tobytes(offset) + body
 
 
 def _ppm16(samples: Samples, photo: Photo) -> bytes:

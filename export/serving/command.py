@@ -6,11 +6,12 @@ ipt-serve --repository triton_models
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import math
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from types import FrameType
 
 from ipt_triton.export.serving import preflight
@@ -41,8 +42,8 @@ built before the start and kept in the repository; a large model's only with --b
 http://HOST:8003/readyz answers 200 while every task restores pictures, else 503. A server that fails is started again,
 on the same ports.
 
-Told to stop, it refuses new photographs and answers those under way, for {GRACE_S:.0f} seconds at most. Told twice, it
-ends at once.
+Told to stop, it refuses new photographs and answers those under way, for --grace seconds ({GRACE_S:.0f}) at most. Told
+twice, it ends at once.
 
 exit codes:
   0  stopped as asked (Ctrl-C, SIGTERM, SIGHUP); with --check: everything is there
@@ -61,12 +62,19 @@ def _port(text: str) -> int:
     return port
 
 
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give seconds, 0 or more")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ipt-serve",
         description="Serve a model repository with a real Triton server until it is told to stop.",
         usage="ipt-serve [--repository DIR] [--host HOST] [--grpc-port N] [--metrics-port N] [--health-port N] "
-        "[--http-port N] [--check] [--build | --no-build] [--timeout S] [-- TRITON_FLAG ...]",
+        "[--http-port N] [--check] [--build | --no-build] [--timeout S] [--grace S] [-- TRITON_FLAG ...]",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -96,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
         default=300,
         metavar="S",
         help="seconds until ready, with the warm-up, without the build of engines (%(default)s)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=_seconds,
+        default=GRACE_S,
+        metavar="S",
+        help="seconds that photographs under way get at a stop (%(default)s); what they take longer is lost",
     )
     return parser
 
@@ -147,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     keeper = Keeper(server, say)
     try:
-        with closing(_health(server, options.health_port, keeper)) as health:
+        with contextlib.closing(_health(server, options.health_port, keeper)) as health:
             try:
                 server.start(options.timeout, lambda line: say(f"building: {line}"))
                 if warning := server.faulty_http():
@@ -158,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"ready: {server.addresses}, health {server.url_of(health.port)}/readyz, {tasks}", flush=True)
                 keeper.keep(options.timeout)
             finally:
-                server.stop()
+                server.stop(options.grace)
     except CheckError as error:
         for problem in error.problems:
             print(f"ipt-serve: {problem}", file=sys.stderr)

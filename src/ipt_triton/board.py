@@ -44,6 +44,31 @@ def wait_of(message: str) -> Optional[float]:  # noqa: UP045  # read by Python 3
     return float(found[1]) if found else None
 
 
+def reserved_routers(routers: int) -> int:
+    """How many of the routers take a photograph alone that is done soon."""
+    return min(len(ROOM_S), routers // 4)
+
+
+def wait_for(
+    patches: int, before: int, waiting: int, free: int, reserved: int, rate: float, within: float = math.inf
+) -> float:
+    """Seconds after which a photograph that a router has got may be asked for again; 0 if it is taken on now.
+
+    Args:
+        patches: of the photograph.
+        before: patches left of those under way that go before it.
+        waiting: requests that wait for a router, taken as if each were like this one.
+        free: routers that have nothing to do beside this one.
+        reserved: see `reserved_routers`.
+        rate: patches a second of the server.
+        within: seconds after which its caller leaves.
+    """
+    waits = before + patches * waiting
+    too_long = free < reserved and (waits + patches) / rate > ROOM_S[free]
+    too_long = too_long or (before > 0 and (before + patches) / rate > within)
+    return min(max(waits / rate, 0.1), _LONGEST_HINT_S) if too_long else 0.0
+
+
 class Slot(NamedTuple):
     """What a router with a photograph under way says of it: patches left, turns taken so far, id of the task."""
 
@@ -72,7 +97,7 @@ class Board:
         self._rows = np.memmap(path, np.int64, "r+", shape=shape)
         self._slots, self._own, self._slot = self._rows[: routers or _SLOTS], self._rows[slot], slot
         self._alike = range(routers) if alike is None else alike
-        self._routers, self._reserved = routers, min(len(ROOM_S), len(self._alike) // 4)
+        self._routers, self._reserved = routers, reserved_routers(len(self._alike))
         self._since, self._done_then = 0.0, 0
 
     def begin(self, task: int, patches: int, chunk: int = 0, within: float = math.inf) -> None:
@@ -150,11 +175,8 @@ class Board:
         left = np.array(self._slots[:, _LEFT])
         left[self._slot] = 0
         before = int(left[self._goes_before(left, patches)].sum())
-        waits = before + patches * int(self._rows[_WAITING])  # as if those that wait were all like this one
         free = max(0, len(self._alike) - 1 - int((left[self._alike.start : self._alike.stop] > 0).sum()))
-        too_long = free < self._reserved and (waits + patches) / rate > ROOM_S[free]
-        too_long = too_long or (before > 0 and (before + patches) / rate > within)
-        return float(np.clip(waits / rate, 0.1, _LONGEST_HINT_S)) if too_long else 0.0
+        return wait_for(patches, before, int(self._rows[_WAITING]), free, self._reserved, rate, within)
 
     def _done(self) -> int:
         return int(self._slots[:, _DONE].sum())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.fake_repository import write_fake_repository
 from helpers.nginx import for_servers, free_port, needs_nginx, nginx
-from helpers.pretended import make_certificates, needs_openssl
+from helpers.pretended import make_certificates, needs_openssl, over_grpc
 from helpers.serve import until
 
 from ipt_triton import AccessRefused, InvalidRequest, RequestTimeout, RestorationClient, ServerUnavailable
@@ -100,6 +100,18 @@ def test_a_photograph_over_the_proxys_time_is_computed_once_and_the_setting_is_n
         client.restore(slow(15), "slow")
     until(lambda: len(proxy.log()) > 1, 10, "two requests")
     assert len(proxy.log()) == 2
+
+
+def test_an_answer_that_the_proxy_cuts_off_each_time_is_computed_three_times_and_the_setting_is_named(
+    proxy: Proxy, both: list[TritonServer]
+) -> None:
+    with over_grpc() as told:
+        told.steps, told.waits = 1, True
+        addresses = [server.grpc_url for server in both]
+        client = proxy(READ_TIMEOUT, *((f"server {address} ", f"server {told.address} ") for address in addresses))
+        with pytest.raises(RequestTimeout, match=r"was cut off .*raise the time limits .*nginx: grpc_read_timeout"):
+            client.restore(IMAGE, "derain", progress=lambda done, total: None)
+        assert told.asked == 3
 
 
 def test_a_photograph_over_the_proxys_size_is_refused_with_the_setting(proxy: Proxy) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -15,9 +16,20 @@ import pytest
 from helpers.pretended import Pretended, Refusal, over_grpc, over_http
 from tritonclient.utils import InferenceServerException
 
-from ipt_triton import AccessRefused, AsyncRestorationClient, RestorationClient, ServerError, ServerUnavailable
+from ipt_triton import (
+    AccessRefused,
+    AsyncRestorationClient,
+    Photo,
+    RequestTimeout,
+    RestorationClient,
+    ServerError,
+    ServerUnavailable,
+    read_photo,
+    write_photo,
+)
 from ipt_triton.client import servers
-from ipt_triton.client.servers import FIRST_REST_S, LONGEST_REST_S, Servers
+from ipt_triton.client.restore import main
+from ipt_triton.client.servers import FIRST_REST_S, LONGEST_REST_S, MOST_CUT_OFF, Servers
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
 STOPPING = Refusal(grpc.StatusCode.UNAVAILABLE, "Server is stopping")
@@ -134,6 +146,19 @@ def test_a_failed_request_goes_elsewhere_at_once_and_waits_when_all_have_failed(
         raise GONE
 
 
+def test_a_request_whose_answer_is_cut_off_each_time_is_given_up_and_a_proxys_settings_are_named(clock: Clock) -> None:
+    errand = named("a", "b").errand(100, None)
+    cut_off = InferenceServerException("Received RST_STREAM with error code 2", "StatusCode.INTERNAL")
+    for _ in range(MOST_CUT_OFF - 1):
+        with errand.ask():
+            raise cut_off
+    with (
+        pytest.raises(RequestTimeout, match=r"was cut off .*time limits of a proxy .*nginx: grpc_read_timeout"),
+        errand.ask(),
+    ):
+        raise cut_off
+
+
 # With connections
 
 
@@ -198,8 +223,48 @@ def test_who_waits_for_servers_that_worked_is_told_once(
 ) -> None:
     with RestorationClient(url_of(two), retries=4) as client:
         client.info()
-        two[0].failures = [STOPPING] * 4
-        two[1].failures = [Refusal(503, "Server is stopping")] * 4
+        two[0].failures = [STOPPING] * 3
+        two[1].failures = [Refusal(503, "Server is stopping")] * 3
         np.testing.assert_array_equal(client.restore(IMAGE, "derain"), IMAGE)
     told = [record for record in caplog.records if record.levelno == logging.WARNING and "client" in record.name]
     assert len(told) == 1 and "waiting: none of" in told[0].getMessage()
+
+
+# The command
+
+
+def test_the_command_takes_several_servers_headers_and_a_token(
+    two: tuple[Pretended, Pretended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photo(Photo(IMAGE), tmp_path / "photo.png")
+    monkeypatch.setenv("IPT_TOKEN", "secret")
+    words = ["-t", "derain", "-o", str(tmp_path / "out"), "--url", url_of(two), "--header", "X-Team: prints"]
+    assert main([str(tmp_path), *words]) == 0
+    np.testing.assert_array_equal(read_photo(tmp_path / "out" / "photo.png").pixels, IMAGE)
+    for each in two:  # one was asked for its tasks, the other one for the photo
+        assert (each.headers["x-team"], each.headers["authorization"]) == ("prints", "Bearer secret")
+
+
+def test_the_command_says_that_it_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-tasks", "--url", "localhost:1", "--retries", "3"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "ipt-restore: waiting for the server at localhost:1"
+    assert "the server at localhost:1 is away or too busy" in told[1] and len(told) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--header", "colourless"], "header 'colourless' is not allowed; give NAME:VALUE"),
+        (["--ca", "ca.crt"], "ca, cert and key are for TLS, and localhost:1 is without"),
+        (["--cert", "a.crt", "--tls"], "a client's certificate needs its key"),
+    ],
+)
+def test_the_command_names_what_cannot_be_used(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert main(["--list-tasks", "--url", "localhost:1", *words]) == 2
+    except SystemExit as end:
+        assert end.code == 2
+    assert sentence in capsys.readouterr().err

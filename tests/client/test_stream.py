@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +25,15 @@ import tritonclient.grpc as triton
 from helpers.fake_repository import write_fake_repository
 from helpers.support import Served, read_image
 
-from ipt_triton import AsyncRestorationClient, Cancelled, InvalidRequest, RequestTimeout, RestorationClient
+from ipt_triton import (
+    AsyncRestorationClient,
+    Cancelled,
+    InvalidRequest,
+    Photo,
+    RequestTimeout,
+    RestorationClient,
+    write_photo,
+)
 from ipt_triton.client.stream import Tally
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.tiling import count_patches
@@ -171,3 +190,53 @@ def test_what_is_told_never_falls_though_a_part_is_asked_for_again() -> None:
     for step in steps:
         step()
     assert [done for done, _ in heard.told] == [0, 5, 8, 10, 12, 30]
+
+
+def on_a_terminal(*arguments: object) -> tuple[subprocess.Popen[bytes], int]:
+    """The command with standard error on a terminal, and the terminal's other end."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ipt_triton.client.restore", *map(str, arguments)],
+        stderr=terminal,
+        stdout=subprocess.PIPE,
+    )
+    os.close(terminal)
+    return process, controller
+
+
+def read_until(controller: int, ended: Callable[[str], bool]) -> str:
+    """What is drawn until that is so, or the command ends."""
+    drawn = ""
+    with contextlib.suppress(OSError):  # it has ended
+        while not ended(drawn):
+            drawn += os.read(controller, 10_000).decode()
+    return drawn
+
+
+def test_the_bar_moves_within_a_photo(served: Served, tmp_path: Path) -> None:
+    write_photo(Photo(photo(420, 480)), tmp_path / "photo.png")
+    process, controller = on_a_terminal(
+        tmp_path / "photo.png", "-t", "derain,denoise_30", "-o", tmp_path / "out", "--url", served.server.grpc_url
+    )
+    drawn = read_until(controller, lambda drawn: False)
+    os.close(controller)
+    assert process.wait() == 0
+    shares = {int(share) for share in re.findall(r"MP/s, photo\.png (\d+)%", drawn)}
+    assert len(shares) > 3 and max(shares) <= 100
+    assert "1/1" in drawn
+
+
+def test_ctrl_c_within_a_photo_ends_the_work_on_the_server(served: Served, tmp_path: Path) -> None:
+    write_photo(Photo(LARGE), tmp_path / "photo.png")
+    before = computed(served)
+    process, controller = on_a_terminal(
+        tmp_path / "photo.png", "-t", "derain", "-o", tmp_path / "out", "--url", served.server.grpc_url
+    )
+    read_until(controller, lambda drawn: "MP/s, photo.png" in drawn)
+    process.send_signal(signal.SIGINT)
+    said = read_until(controller, lambda drawn: False)
+    os.close(controller)
+    assert "1 not reached; interrupted" in said and process.wait() == 130
+    check_that_nothing_is_computed_any_more(served, before)
+    assert not (tmp_path / "out").exists()

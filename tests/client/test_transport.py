@@ -205,6 +205,7 @@ PAGE = "<html><h1>nginx</h1></html>"
         (over_http, Refusal(401, "who are you?"), AccessRefused, "refuses access .who are you..; check the token"),
         (over_http, Refusal(403, PAGE), AccessRefused, "HTTP status 403: it refuses access; check the token"),
         (over_http, Refusal(413, PAGE), InvalidRequest, "HTTP status 413: the image is too .*client_max_body_size"),
+        (over_http, Refusal(408, PAGE), RequestTimeout, "came too slowly for it; .*client_body_timeout"),
         (over_http, Refusal(504, PAGE), RequestTimeout, "raise its time limit for reading .nginx: grpc_read_timeout"),
         (over_http, Refusal(418, PAGE), ServerError, "HTTP status 418, so no Triton is there; check the address"),
         (over_grpc, Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "upstream"), RequestTimeout, "raise its time limit"),

@@ -81,20 +81,24 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         self._told.asked += 1
-        context.add_callback(self._told.left.set)
+        gone = threading.Event()
+        for event in (gone, self._told.left):
+            context.add_callback(event.set)
         request = next(requests)
-        for _ in range(self._told.steps):
-            yield pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse())
+        for step in range(self._told.steps):
+            progress = pb.ModelInferResponse(raw_output_contents=[step.to_bytes(4, "little")])
+            progress.outputs.add(name="PROGRESS", datatype="INT32", shape=[1])
+            yield pb.ModelStreamInferResponse(infer_response=progress)
         self._enter(context)
         if self._told.waits:
-            self._told.left.wait()
+            gone.wait()
         yield pb.ModelStreamInferResponse(infer_response=_given_back(request))
 
 
 def _given_back(request: Any) -> Any:
     answer = pb.ModelInferResponse()
     (image,) = (tensor for tensor in request.inputs if tensor.name.startswith("IMAGE"))
-    answer.outputs.add(name=request.outputs[0].name, datatype=image.datatype, shape=image.shape)
+    answer.outputs.add(name=request.outputs[-1].name, datatype=image.datatype, shape=image.shape)
     answer.raw_output_contents.append(request.raw_input_contents[list(request.inputs).index(image)])
     return answer
 
@@ -207,14 +211,14 @@ def over_http(certificates: Path | None = None, clients: bool = False) -> Iterat
 
 def make_certificates(folder: Path) -> Path:
     """An authority, and certificates by it for localhost as server and for a client; another authority beside it."""
-    for authority in ("ca", "other"):
-        _openssl(folder, f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={authority} "
-                         f"-keyout {authority}.key -out {authority}.crt")  # fmt: skip
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    for name in ("ca", "other"):
+        _openssl(folder, f"req -x509 {key} -days 2 -subj /CN={name} -keyout {name}.key -out {name}.crt")
+    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
+    by = "-CA ca.crt -CAkey ca.key -CAcreateserial -extfile names"
     for name in ("server", "client"):
-        (folder / "names").write_text("subjectAltName=DNS:localhost\n")
-        _openssl(folder, f"req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr")
-        _openssl(folder, f"x509 -req -days 2 -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial "
-                         f"-extfile names -out {name}.crt")  # fmt: skip
+        _openssl(folder, f"req {key} -subj /CN={name} -keyout {name}.key -out {name}.csr")
+        _openssl(folder, f"x509 -req -days 2 -in {name}.csr {by} -out {name}.crt")
     return folder
 
 

@@ -110,13 +110,21 @@ def test_engines_that_a_container_builds_belong_to_who_asked_for_them(tmp_path: 
     assert words.split()[:6] == ["compose", "run", "--rm", "--user", f"{os.getuid()}:{os.getgid()}", "engines"]
 
 
-def test_compose_asks_for_no_variable_but_the_one_that_it_documents() -> None:
+def test_compose_asks_for_no_variable_but_those_that_it_documents() -> None:
     lines = (ROOT / "compose.yaml").read_text().splitlines()
     settings = "\n".join(line for line in lines if not line.startswith("#"))
-    assert set(re.findall(r"\$\{?(\w+)", settings)) == {"MODELS"}
+    assert set(re.findall(r"\$\{?(\w+)", settings)) == {"MODELS", "SERVER"}
 
 
-@pytest.mark.parametrize("name", ["server", "cpu", "engines"])
+MODULES = {
+    "server": "ipt_triton.export.serving.command",
+    "cpu": "ipt_triton.export.serving.command",
+    "engines": "ipt_triton.export.engines.build",
+    "gateway": "ipt_triton.client.gateway.command",
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_the_files_of_an_image_are_all_that_its_command_imports(
     stages: dict[str, Stage], tmp_path: Path, name: str
 ) -> None:
@@ -125,7 +133,7 @@ def test_the_files_of_an_image_are_all_that_its_command_imports(
         target = tmp_path / Path(folder).relative_to("/opt/ipt")
         target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / path.name)
-    module = "ipt_triton.export.engines.build" if name == "engines" else "ipt_triton.export.serving.command"
+    module = MODULES[name]
     code = f"""
 import runpy, sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
@@ -134,8 +142,8 @@ runpy.run_module({module!r}, run_name="__main__")
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout[:6]) == (0, "usage:"), result.stderr
-    if name != "engines":
-        assert "ipt_triton.export.serving.command" in stage.last("ENTRYPOINT") and "HEALTHCHECK" in dict(stage.lines)
+    assert module in stage.last("ENTRYPOINT")
+    assert ("HEALTHCHECK" in dict(stage.lines)) == (name != "engines")
 
 
 def test_the_build_context_holds_what_is_copied_and_little_else(stages: dict[str, Stage]) -> None:
@@ -159,7 +167,7 @@ def test_compose_publishes_on_loopback_alone_and_gives_gpus_to_those_that_need_t
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
         assert not service.get("privileged")
         has_gpu = "deploy" in service
-        assert has_gpu == (name != "cpu")
+        assert has_gpu == (name not in ("cpu", "gateway"))
     assert services["cpu"]["profiles"] == ["cpu"] and "profiles" not in services["server"]
     for name in ("server", "cpu"):
         (volume,) = services[name]["volumes"]

@@ -110,6 +110,26 @@ def test_what_its_caller_would_not_wait_for_is_refused_unless_nothing_goes_befor
     boards[2].begin(0, 300, within=5.1)
 
 
+def test_routers_that_take_other_requests_are_not_the_free_ones_but_their_work_goes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [range(8), range(8, 12)]
+    boards = [Board(tmp_path / "two", slot, 12, alike) for alike in groups for slot in alike]
+    measured(boards[0], monkeypatch, 100)
+    for board in boards[8:11]:
+        board.begin(0, 500)
+    with pytest.raises(Busy, match=r"^3 photographs are under way"):
+        boards[11].begin(0, int(100 * ROOM_S[0]) + 1)
+    boards[0].begin(0, 600)  # of eight alike seven are free
+    assert boards[0].before() == 3
+
+
+def test_a_chain_says_which_task_its_patches_go_to(boards: list[Board]) -> None:
+    boards[1].begin(3, 9)
+    boards[1].turn_to(0)
+    assert boards[0].under_way()[1].task == 0
+
+
 def test_a_slot_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1024 slots and none with number 1024"):
         Board(tmp_path / "board", 1024)

@@ -258,6 +258,22 @@ def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:
 
 
 @pytest.mark.server
+def test_photographs_under_way_get_as_long_as_the_command_was_told_when_it_stops(repository: Path) -> None:
+    slow = ROUTER_MODEL.replace(
+        "        scale =", "        if image[0, 0, 0]: import time; time.sleep(60)\n        scale ="
+    )
+    (repository / "restore" / "1" / "model.py").write_text(slow)
+    command = Command(repository, "--grace", "1")
+    command.ready()
+    with triton.InferenceServerClient(command.address("grpc")) as client:
+        client.async_infer("restore", inputs_of(np.full((3, 3, 3), 9, np.uint8), 3), lambda result, error: None)
+        time.sleep(0.3)
+        command.process.terminate()
+        assert command.process.wait(12) == 0, command.output  # unless told otherwise it would wait for 15 s
+    assert command.left() == []
+
+
+@pytest.mark.server
 def test_a_signal_during_the_start_stops_the_command_with_exit_0(repository: Path) -> None:
     (repository / "restore" / "1" / "model.py").write_text("import time; time.sleep(60)\n" + ROUTER_MODEL)
     command = Command(repository)
@@ -561,7 +577,14 @@ def test_one_port_for_two_and_a_foreign_host_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--grpc-port", "70000"], ["--nonsense"], ["stray"], ["--", "--model-control-mode=explicit"]],
+    [
+        ["--grpc-port", "70000"],
+        ["--grace", "-1"],
+        ["--grace", "inf"],
+        ["--nonsense"],
+        ["stray"],
+        ["--", "--model-control-mode=explicit"],
+    ],
 )
 def test_wrong_arguments_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

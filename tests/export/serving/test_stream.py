@@ -88,10 +88,10 @@ def test_progress_comes_before_the_picture_which_comes_last_and_once(served: Ser
         while told[-1][0] < due:
             told.append(asked.progress())
         result, _ = asked.messages.get(timeout=60)
+        assert asked.messages.empty()
     assert told[0] == (0, due) and told == sorted(told) and {of for _, of in told} == {due}
     assert result is not None and result.as_numpy("PROGRESS") is None
     np.testing.assert_array_equal(result.as_numpy("RESTORED"), client.restore(image, "derain,sr_x2"))
-    assert asked.messages.empty()
 
 
 def test_what_is_wrong_with_a_request_is_said_in_the_routers_words(served: Served) -> None:

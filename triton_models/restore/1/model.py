@@ -261,7 +261,7 @@ class TritonPythonModel:
             own = {"TASK_ID": task["id"], "TASK": task["name"]}
             if all(own[name] == value for name, value in asked.items()):
                 return task
-        values = " with ".join(f"{name} {value!r}" for name, value in asked.items())
+        values = " with ".join(f"{name} {value!r:.100}" for name, value in asked.items())
         raise InvalidRequest(f"{stage}{values} is not a task of this server; there are: {known}")
 
     def _check_size(self, image, chain, output):

@@ -1,0 +1,53 @@
+"""The command on videos: restored into a file of their own, with what cannot be done said in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import pytest
+from helpers.clips import Clip, moving, write_clip
+from helpers.here import Here, run
+
+from ipt_triton.client import restore
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "RestorationClient", Here)
+    monkeypatch.setenv("IPT_URL", "here")
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mp4", moving(6), Clip())
+
+
+def frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_a_video_becomes_a_video_where_it_is_asked_for(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(clip, "-t", "derain,denoise_30", "-o", tmp_path / "out.mp4") == 0
+    assert frames(tmp_path / "out.mp4") == 6
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'out.mp4'}  96x64  ")
+    assert run(clip, "-t", "derain", "-o", tmp_path / "folder", "--suffix", "_dry", "--format", "png") == 0
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["clip_dry.mp4"]
+
+
+@pytest.mark.parametrize("option", [("--scale", 2), ("--tta",), ("--strength", 0.5), ("--width", 90)])
+def test_what_is_for_photos_alone_is_refused(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[object, ...]
+) -> None:
+    assert run(clip, "-t", "derain", "-o", tmp_path / "out.mp4", *option) == 1
+    assert "--scale, --width, --height, --tta and --strength are for photos" in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_file_that_is_no_video_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"nothing" * 100)
+    assert run(tmp_path / "broken.mp4", "-t", "derain", "-o", tmp_path / "out.mp4") == 1
+    assert f"{tmp_path / 'broken.mp4'}" in capsys.readouterr().err
