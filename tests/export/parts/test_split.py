@@ -406,7 +406,7 @@ def test_command_with_parts_and_their_engines_writes_the_repository(
     engines = write_engines(tmp_path / "engines", TypedParts(checkpoint, folder, manifest))
     models = tmp_path / "models"
     assert main(["repository", "--parts", str(folder), "--engines", str(engines), "--repository", str(models)]) == 0
-    told = f"{models}: 8 models, tasks sr_x2, denoise_30, engines for compute capability 9.0\n"
+    told = f"{models}: 9 models, tasks sr_x2, denoise_30, engines for compute capability 9.0\n"
     assert capsys.readouterr().out == told
     for name in (part.name for part in manifest.parts):
         assert list((models / name / "1").glob("*.plan"))
