@@ -93,13 +93,14 @@ class AsyncRestorationClient:
         tta: bool = False,
         strength: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
+        request_id: str = "",
     ) -> NDArray[Any]:
         """See `RestorationClient.restore`; cancel the task that awaits it to give it up."""
         options = Options(scale, width, height, tta, strength)
         try:
-            work = Restoration(self._info or await self.info(), image, task, stride, keep, options)
+            work = Restoration(self._info or await self.info(), image, task, stride, keep, options, request_id)
         except UnknownTask:
-            work = Restoration(await self.info(), image, task, stride, keep, options)
+            work = Restoration(await self.info(), image, task, stride, keep, options, request_id)
         tally = stream.Tally(work.patches, progress)
         for part in work.parts:
             answer = await (self._infer(work, part) if progress is None else self._infer_watched(work, part, tally))
@@ -108,7 +109,7 @@ class AsyncRestorationClient:
         return work.result()
 
     async def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
-        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout)
+        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout, work.request_id)
         return await self._call(lambda connection: connection.infer(message, self._timeout))
 
     async def _infer_watched(self, work: Restoration, part: Part, tally: stream.Tally) -> triton.InferResult:

@@ -118,6 +118,7 @@ class RestorationClient:
         strength: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        request_id: str = "",
     ) -> NDArray[Any]:
         """Restore one image of any size.
 
@@ -137,6 +138,7 @@ class RestorationClient:
             strength: share of the result, 0 to 1; the rest is the image itself.
             progress: called with the patches that are answered and all that are due, from 0 on.
             cancelled: asked ten times a second whether to give up.
+            request_id: handed to the server, which names it in its log.
 
         Returns:
             The restored image in the same type and number of dimensions, sides multiplied by the scale of all tasks
@@ -149,9 +151,9 @@ class RestorationClient:
         """
         options = Options(scale, width, height, tta, strength)
         try:
-            work = Restoration(self._info or self.info(), image, task, stride, keep, options)
+            work = Restoration(self._info or self.info(), image, task, stride, keep, options, request_id)
         except UnknownTask:  # the server may have been restarted with other tasks
-            work = Restoration(self.info(), image, task, stride, keep, options)
+            work = Restoration(self.info(), image, task, stride, keep, options, request_id)
         tally = stream.Tally(work.patches, progress)
         for part in work.parts:
             if cancelled is not None and cancelled():
@@ -165,7 +167,7 @@ class RestorationClient:
         return work.result()
 
     def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
-        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout)
+        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout, work.request_id)
         return self._call(lambda connection: connection.infer(message, self._timeout))
 
     def _infer_watched(

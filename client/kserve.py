@@ -114,7 +114,8 @@ def _limits(timeout: float | None) -> httpx.Timeout:
 
 def _body(message: pb.ModelInferRequest) -> tuple[bytes, dict[str, str]]:
     """Body and headers of a request: what it holds as JSON, then the tensors' contents one after the other."""
-    header = {
+    header: dict[str, Any] = {"id": message.id} if message.id else {}
+    header |= {
         "inputs": [
             {
                 "name": tensor.name,

@@ -99,6 +99,7 @@ class Restoration:
         task: id, name, or a chain.
         stride, keep: the tiling rule, None for the server's default.
         options: how the result may differ from what the tasks make of the image.
+        request_id: that each request carries.
 
     Raises:
         UnknownTask: no such task.
@@ -114,7 +115,9 @@ class Restoration:
         stride: int | None,
         keep: int | None,
         options: Options = Options(),  # noqa: B008  # frozen
+        request_id: str = "",
     ) -> None:
+        self.request_id = request_id
         chain = info.chain(task)
         self._rule = info.rule(stride, keep)
         self._asked_rule = {"STRIDE": stride, "KEEP": keep}

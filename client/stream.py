@@ -58,7 +58,7 @@ class Tally:
 def message(work: Restoration, part: Part, timeout: float | None) -> Any:
     """The request for a part with its progress, a ModelInferRequest message."""
     outputs = [triton.InferRequestedOutput(PROGRESS), *work.outputs()]
-    return message_of(STREAM, work.inputs(part), outputs, timeout)
+    return message_of(STREAM, work.inputs(part), outputs, timeout, work.request_id)
 
 
 def infer(

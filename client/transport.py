@@ -75,9 +75,10 @@ def message_of(
     inputs: Sequence[triton.InferInput],
     outputs: Sequence[triton.InferRequestedOutput],
     timeout: float | None,
+    request_id: str = "",
 ) -> pb.ModelInferRequest:
     """The message of a request, which tells how many seconds its caller waits."""
-    message = pb.ModelInferRequest(model_name=model)
+    message = pb.ModelInferRequest(model_name=model, id=request_id)
     for tensor in inputs:  # tritonclient has no public way to their contents
         message.inputs.append(tensor._get_tensor())
         message.raw_input_contents.append(tensor._get_content())

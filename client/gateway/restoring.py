@@ -15,6 +15,7 @@ from anyio import to_thread
 from ipt_triton.client.asynchronous import AsyncRestorationClient
 from ipt_triton.client.gateway import codec
 from ipt_triton.client.gateway.codec import Described, Written
+from ipt_triton.client.gateway.journal import request_id
 from ipt_triton.client.gateway.measures import Measures
 from ipt_triton.client.gateway.options import Options
 from ipt_triton.client.gateway.problems import BUSY_S, Problem
@@ -177,7 +178,7 @@ class Restorer:
             if report is not None:
                 arguments["progress"] = lambda done, total, before=number: report(before * total + done, planes * total)
             image = await to_thread.run_sync(_load, folder / f"plane{number}.npy")
-            restored = await self._client.restore(image, options.named_task, **arguments)
+            restored = await self._client.restore(image, options.named_task, request_id=request_id.get(), **arguments)
             await to_thread.run_sync(_save, folder / f"restored{number}.npy", restored)
 
 

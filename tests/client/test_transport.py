@@ -183,6 +183,15 @@ def test_headers_and_a_token_go_with_each_request(serve: Server) -> None:
         assert (told.headers["x-team"], told.headers["authorization"]) == ("prints", "Bearer secret")
 
 
+@pytest.mark.parametrize("progress", [None, lambda done, total: None], ids=["alone", "with progress"])
+def test_an_id_goes_with_each_request_to_restore(serve: Server, progress: Any) -> None:
+    with serve() as told, RestorationClient(told.address) as client:
+        client.restore(IMAGE, "derain", progress=progress, request_id="photo-7")
+        assert told.request_id == "photo-7"
+        client.restore(IMAGE, "derain", progress=progress)
+        assert told.request_id == ""
+
+
 def test_http_requests_carry_their_length_and_are_not_compressed() -> None:
     with over_http() as told, RestorationClient(told.address) as client:
         client.restore(np.zeros((150, 150, 3), np.uint16), "derain")

@@ -38,6 +38,7 @@ class Repeating:
         failure: is raised instead of an answer.
         cancelled: pictures whose caller left.
         options: of the last picture.
+        request_id: of the last picture.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,7 @@ class Repeating:
         self.failure: RestorationError | None = None
         self.cancelled = 0
         self.options: dict[str, Any] = {}
+        self.request_id = ""
 
     async def __aenter__(self) -> Repeating:
         return self
@@ -60,13 +62,18 @@ class Repeating:
         return INFO.tasks
 
     async def restore(
-        self, image: np.ndarray, task: int | str, progress: Callable[[int, int], None] | None = None, **asked: Any
+        self,
+        image: np.ndarray,
+        task: int | str,
+        progress: Callable[[int, int], None] | None = None,
+        request_id: str = "",
+        **asked: Any,
     ) -> np.ndarray:
         if self.failure is not None:
             raise self.failure
         if image.shape[:2] != (16, 16):
             self.asked.append(image.shape)
-            self.options = asked
+            self.options, self.request_id = asked, request_id
             if progress is not None:
                 progress(0, 4)
             try:

@@ -40,6 +40,7 @@ class Pretended:
         failures: of the next requests, the first one first; the last one stays if `forever`.
         asked: how many requests to restore came.
         headers: of the last request, names in lower case.
+        request_id: of the last request to restore.
         steps: answers of a stream before the last one.
         waits: whether a stream answers only when its caller has left.
         left: a caller of a stream has.
@@ -50,6 +51,7 @@ class Pretended:
         self.forever = False
         self.asked = 0
         self.headers: dict[str, str] = {}
+        self.request_id = ""
         self.steps = 0
         self.waits = False
         self.address = ""
@@ -76,6 +78,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         self._told.asked += 1
+        self._told.request_id = request.id
         self._enter(context)
         return _given_back(request)
 
@@ -85,6 +88,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         for event in (gone, self._told.left):
             context.add_callback(event.set)
         request = next(requests)
+        self._told.request_id = request.id
         for step in range(self._told.steps):
             progress = pb.ModelInferResponse(raw_output_contents=[step.to_bytes(4, "little")])
             progress.outputs.add(name="PROGRESS", datatype="INT32", shape=[1])
@@ -169,6 +173,7 @@ def over_http(certificates: Path | None = None, clients: bool = False) -> Iterat
         def _infer(self, body: bytes) -> None:
             start = int(self.headers["Inference-Header-Content-Length"])
             asked = json.loads(body[:start])
+            told.request_id = asked.get("id", "")
             request = pb.ModelInferRequest()
             for tensor in asked["inputs"]:
                 size = tensor["parameters"]["binary_data_size"]

@@ -137,11 +137,13 @@ def test_failures_of_the_server_are_told_without_its_address(
     assert ("Retry-After" in answer.headers) == ("retry_after_s" in answer.json()) == (status == 503)
 
 
-def test_request_ids_are_taken_over_or_made(http: TestClient):
+def test_request_ids_are_taken_over_and_handed_on_or_made(http: TestClient, server: Repeating):
     own = {"X-Request-Id": "abc-123"}
     assert http.get("/healthz", headers=own).headers["X-Request-Id"] == "abc-123"
     odd = {"X-Request-Id": "a b\tc" * 50}
     assert len(http.get("/healthz", headers=odd).headers["X-Request-Id"]) == 16
+    answer = http.post("/v1/restore?task=sr_x2", content=picture(), headers=own)
+    assert answer.headers["X-Request-Id"] == server.request_id == "abc-123"
 
 
 def test_too_large_files_and_pictures_are_refused_early(tmp_path: Path):
