@@ -92,8 +92,9 @@ def remedy(error: InferenceServerException, was_there: bool = True) -> Remedy:
 
 
 def was_cut_off(error: InferenceServerException) -> bool:
-    """Whether an answer had begun and was broken off: by a server that died, or by a proxy that waits no longer."""
-    return any(words in error.message() for words in _CUT_OFF)
+    """Whether an answer had begun and was broken off while its connection stayed, as by an impatient proxy."""
+    message = error.message()
+    return any(words in message for words in _CUT_OFF) and not any(words in message for words in _LOST)
 
 
 def retry_delays(retries: int) -> Iterator[float]:

@@ -90,7 +90,7 @@ def test_start_up_is_timed_and_every_process_counted(checkpoint: Path, tmp_path:
     processes = record.figures["processes"]
     assert {kind: p["count"] for kind, p in processes.items()} == {
         "tritonserver": 1,
-        "routers": 10,
+        "routers": 14,
         "bodies": 2,
         "heads": 1,
         "tails": 1,

@@ -253,6 +253,21 @@ def test_what_passes_is_asked_again(serve: Server, refusal: Refusal) -> None:
         assert told.asked == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [("Stream removed", RequestTimeout), ("Stream removed (Socket closed)", ServerUnavailable)],
+    ids=["cut off by a proxy", "lost with its server"],
+)
+def test_an_answer_that_is_cut_off_is_told_from_a_server_that_died(words: str, kind: type[Exception]) -> None:
+    refusal = Refusal(grpc.StatusCode.UNAVAILABLE, words)
+    with over_grpc() as told, RestorationClient(told.address, retries=0) as client:
+        client.tasks()
+        told.failures, told.forever = [refusal], True
+        with pytest.raises(kind) as raised:
+            client.restore(IMAGE, "derain")
+        assert type(raised.value) is kind
+
+
 def test_a_page_of_a_proxy_is_not_repeated_after_the_last_retry() -> None:
     with over_http() as told, RestorationClient(told.address, retries=1) as client:
         told.failures, told.forever = [Refusal(502, PAGE)], True

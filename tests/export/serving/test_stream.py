@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from helpers.serve import Command, until
 from helpers.support import Served, read_image
 from tritonclient.utils import InferenceServerException
 
@@ -54,8 +56,8 @@ class Stream:
 
 
 @contextmanager
-def stream(server: TritonServer) -> Iterator[Stream]:
-    with triton.InferenceServerClient(server.grpc_url) as connection:
+def stream(url: str) -> Iterator[Stream]:
+    with triton.InferenceServerClient(url) as connection:
         made = Stream(connection)
         connection.start_stream(lambda result, error: made.messages.put((result, error)))
         yield made
@@ -66,15 +68,15 @@ def photo(height: int, width: int) -> np.ndarray:
     return read_image("parrot")[:height, :width]
 
 
-def under_way(server: TritonServer) -> float:
-    with urllib.request.urlopen(server.metrics_url) as page:
+def under_way(metrics_url: str) -> float:
+    with urllib.request.urlopen(metrics_url) as page:
         lines = page.read().decode().splitlines()
     return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith("ipt_photographs_under_way{"))
 
 
 def await_calm(server: TritonServer) -> None:
     deadline = time.monotonic() + 30
-    while under_way(server) or server.board.under_way():
+    while under_way(server.metrics_url) or server.board.under_way():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -82,7 +84,7 @@ def await_calm(server: TritonServer) -> None:
 def test_progress_comes_before_the_picture_which_comes_last_and_once(served: Served, client: RestorationClient) -> None:
     image = photo(200, 210)
     due = count_patches(200, 210, scales=(1, 2))
-    with stream(served.server) as asked:
+    with stream(served.server.grpc_url) as asked:
         asked.ask(image, "derain,sr_x2")
         told = [asked.progress()]
         while told[-1][0] < due:
@@ -95,33 +97,51 @@ def test_progress_comes_before_the_picture_which_comes_last_and_once(served: Ser
 
 
 def test_what_is_wrong_with_a_request_is_said_in_the_routers_words(served: Served) -> None:
-    with stream(served.server) as asked:
+    with stream(served.server.grpc_url) as asked:
         asked.ask(photo(9, 9), "derain,sharpen")
         assert "stage 2 of 2: TASK 'sharpen' is not a task of this server" in asked.error().message()
 
 
 def test_many_callers_who_close_their_streams_leave_nothing_behind_and_others_are_served(
-    served: Served, client: RestorationClient
+    served: Served, client: RestorationClient, tmp_path: Path
 ) -> None:
+    """A server of its own, which is healed: Triton 2.51 may die of a request that ends as its caller leaves."""
     large, small = np.zeros((960, 1000, 3), np.uint8), photo(100, 100)
     expected = client.restore(small, "derain")
+    server = Command(copytree(served.repository, tmp_path / "models"))
+    server.ready()
+    url = server.address("grpc")
 
     def leave(number: int) -> None:
-        with stream(served.server) as asked:
+        with suppress(InferenceServerException), stream(url) as asked:
             asked.ask(large, "derain")
             if number % 2:
                 with suppress(queue.Empty):
                     asked.messages.get(timeout=5)
 
-    with ThreadPoolExecutor(6) as pool:
-        leaving = [pool.submit(leave, number) for number in range(24)]
-        for _ in range(4):
-            np.testing.assert_array_equal(client.restore(small, "derain", progress=lambda done, due: None), expected)
-        for each in leaving:
-            each.result()
-    await_calm(served.server)
-    np.testing.assert_array_equal(client.restore(small, "derain", progress=lambda done, due: None), expected)
-    assert served.server.running
+    with RestorationClient(url, retries=40) as patient:
+
+        def is_right() -> None:
+            restored = patient.restore(small, "derain", progress=lambda done, due: None)
+            np.testing.assert_array_equal(restored, expected)
+
+        def is_calm() -> bool:
+            with suppress(OSError):  # while it is healed
+                return under_way(server.address("metrics")) == 0
+            return False
+
+        with ThreadPoolExecutor(6) as pool:
+            leaving = [pool.submit(leave, number) for number in range(24)]
+            for _ in range(4):
+                is_right()
+            for each in leaving:
+                each.result()
+        until(is_calm, 90, "nothing under way")
+        is_right()
+    server.refresh()
+    server.process.terminate()
+    assert server.process.wait(60) == 0, server.output
+    assert server.left() == []
 
 
 def test_a_server_that_is_told_to_stop_answers_the_streams_under_way_first(
@@ -135,7 +155,7 @@ def test_a_server_that_is_told_to_stop_answers_the_streams_under_way_first(
         RestorationClient(server.grpc_url, retries=0) as connection,
     ):
         answers = [pool.submit(connection.restore, image, "derain", progress=lambda done, due: None) for _ in range(3)]
-        while under_way(server) < len(answers):
+        while under_way(server.metrics_url) < len(answers):
             assert not any(answer.done() for answer in answers)
         stopping = pool.submit(server.stop, grace=60)
         while not (server._directory / "stopping").exists():
@@ -183,7 +203,7 @@ def test_a_full_queue_of_streams_refuses_as_unavailable_and_the_rest_is_right(
 
 def test_the_two_routers_share_a_board_and_each_has_a_row_of_its_own(served: Served, narrow: TritonServer) -> None:
     image = np.zeros((800, 800, 3), np.uint8)
-    with stream(narrow) as asked, ThreadPoolExecutor() as pool, RestorationClient(narrow.grpc_url) as plain:
+    with stream(narrow.grpc_url) as asked, ThreadPoolExecutor() as pool, RestorationClient(narrow.grpc_url) as plain:
         asked.ask(image, "derain")
         asked.progress()
         answer = pool.submit(plain.restore, image, "denoise_30")
