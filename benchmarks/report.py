@@ -35,6 +35,7 @@ HEADINGS = {
     "startup": "Start of the server",
     "large_image": "A large photograph",
     "overload": "Overload",
+    "gateway": "The gateway",
     "capacity": "Capacity, simulated",
     "soak": "Soak",
     "joiner": "Cutting and joining",
