@@ -88,7 +88,7 @@ class Command:
 
     def ready(self) -> str:
         """Wait for the ready line and return it; remember the processes."""
-        until(lambda: "ready: " in self.output or self.process.poll() is not None, 60, "ready")
+        until(lambda: "ready: " in self.output or self.process.poll() is not None, 180, "ready")
         assert self.process.poll() is None, self.output
         self.family = descendants(self.process.pid)
         return next(line for line in self.output.splitlines() if line.startswith("ready: "))
