@@ -45,10 +45,10 @@ class AsyncRestorationClient:
     ) -> None:
         addresses = parse_addresses(url)
         access = Access.of(addresses, tls=tls, ca=ca, cert=cert, key=key, headers=headers, token=token)
-        self.url = ",".join(addresses)
         self._timeout = timeout
         self._retries = retries
         self._servers = Servers(addresses, lambda address: _connect(address, access))
+        self.url = self._servers.url
         self._info: ServerInfo | None = None
         self._tells_progress = True  # until a server has no model for it
 

@@ -59,10 +59,10 @@ class RestorationClient:
     ) -> None:
         addresses = parse_addresses(url)
         access = Access.of(addresses, tls=tls, ca=ca, cert=cert, key=key, headers=headers, token=token)
-        self.url = ",".join(addresses)
         self._timeout = timeout
         self._retries = retries
         self._servers = Servers(addresses, lambda address: _connect(address, access))
+        self.url = self._servers.url
         self._closed = threading.Event()
         self._info: ServerInfo | None = None
         self._tells_progress = True  # until a server has no model for it

@@ -75,16 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, metavar="DIR", help=f"for jobs and their files ({default.folder})")
     limits = parser.add_argument_group("limits")
     for flag, name, unit, what in _LIMITS:
-        value = getattr(default, name)
-        shown = (
-            value // _GIB
-            if unit == "GiB"
-            else value / 1e6
-            if unit == "MP"
-            else value / 2**20
-            if unit == "MiB"
-            else value
-        )
+        shown = getattr(default, name) / _UNITS.get(unit, 1)
         limits.add_argument(flag, type=_positive, dest=name, metavar=unit, help=f"{what} ({shown:g})", default=None)
     return parser
 

@@ -76,6 +76,10 @@ def _too_long(most: int) -> Problem:
     return Problem(413, f"more than {most} bytes are not taken; send a smaller file", headers=_CLOSE)
 
 
+def _no_photo() -> Problem:
+    return Problem(400, f"there is no photo in the request; send it as {FILE_FIELD!r} of a form, or as the body")
+
+
 async def _pieces(request: Request, settings: Settings) -> AsyncIterator[bytes]:
     """The body, as it comes."""
     number, stream = 0, request.stream()
@@ -125,7 +129,7 @@ async def _receive_bare(pieces: AsyncIterator[bytes], path: Path) -> Upload:
             await writer.flush(_PIECE)
         await writer.flush()
     if not writer.number:
-        raise Problem(400, f"there is no photo in the request; send it as {FILE_FIELD!r} of a form, or as the body")
+        raise _no_photo()
     return Upload(path)
 
 
@@ -206,5 +210,5 @@ async def _receive_form(pieces: AsyncIterator[bytes], boundary: bytes, path: Pat
     if not form.ended:
         raise Problem(400, "the form ends before its last boundary")
     if not writer.number:
-        raise Problem(400, f"there is no photo in the request; send it as {FILE_FIELD!r} of a form, or as the body")
+        raise _no_photo()
     return Upload(path, form.file_name or "", form.fields)

@@ -21,7 +21,15 @@ from ipt_triton.client.photo.formats import Format, check_format
 from ipt_triton.client.photo.picture import Photo
 from ipt_triton.client.photo.reading import MAX_PIXELS, Source, count_frames, decode, explained, load, open_image
 from ipt_triton.client.photo.samples import Samples, as_rgb
-from ipt_triton.client.photo.writing import metadata_options, prepared, samples_of, store, tiff_page, write_photo
+from ipt_triton.client.photo.writing import (
+    metadata_options,
+    name_of,
+    prepared,
+    samples_of,
+    store,
+    tiff_page,
+    write_photo,
+)
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +137,7 @@ def write_frames(
         return
     fmt = check_frames(frames, target, format, flatten=flatten, depth=depth)
     photos = [prepared(photo, flatten, depth, metadata, action) for photo in frames.photos]
-    name = str(target) if isinstance(target, (str, Path)) else str(getattr(target, "name", "the stream"))
+    name = name_of(target)
     try:
         data = _pages(photos) if fmt.pillow in PAGED else _animation(photos, frames, fmt, quality)
     except (ValueError, OSError, struct.error) as error:
@@ -150,7 +158,7 @@ def check_frames(
     Raises:
         UnsupportedFormat: it cannot.
     """
-    name = str(target) if isinstance(target, (str, Path)) else str(getattr(target, "name", "the stream"))
+    name = name_of(target)
     for photo in frames.photos:
         fmt = check_format(photo, name, format, flatten=flatten, depth=depth)
     if frames.is_single:

@@ -68,7 +68,7 @@ def write_photo(
     """
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality {quality} is not allowed; give 1 to 100")
-    name = str(target) if isinstance(target, (str, Path)) else str(getattr(target, "name", "the stream"))
+    name = name_of(target)
     fmt = check_format(photo, name, format, flatten=flatten, depth=depth)
     photo = prepared(photo, flatten, depth, metadata, action if fmt.metadata else None)
     if not fmt.metadata and (photo.icc or photo.exif):
@@ -81,6 +81,11 @@ def write_photo(
             f"{name}: {width}x{height} pixels cannot be written as {fmt.pillow} ({error}); choose png or tiff"
         ) from error
     store(data, target, name, mtime)
+
+
+def name_of(target: Path | str | BinaryIO) -> str:
+    """What messages call the place that a photo is written to."""
+    return str(target) if isinstance(target, (str, Path)) else str(getattr(target, "name", "the stream"))
 
 
 def store(data: bytes, target: Path | str | BinaryIO, name: str, mtime: float | None) -> None:
