@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 GRACE_S = 15.0
 """Seconds that photographs under way get to be finished when the server is told to stop."""
 
-_POLL_S = 0.1
+_POLL_S, _DEAD_S = 0.1, 2.0
 _STOP_FILE = "stopping"  # in the server's private folder; the router looks for it at each request
 _FIXED_CHUNKED = (2, 60)  # the first release, 25.08, after the one with the mended HTTP port
 
@@ -416,8 +416,10 @@ class TritonServer:
         self._output = ServerOutput(self._supervisor.stdout, log)
 
     def _await_ready(self, deadline: float) -> None:
+        dead: dict[int, float] = {}
         while True:
             self._pause(deadline, _POLL_S)
+            self._check_models(dead)
             try:
                 # Triton opens its ports when its models are loaded. gRPC would back off from a closed port for seconds.
                 socket.create_connection((self._reachable_host, self._ports["--grpc-port"]), 1).close()
@@ -426,6 +428,24 @@ class TritonServer:
                         return
             except (OSError, triton.InferenceServerException) as error:
                 logger.debug("not ready yet: %s", error)
+
+    def _check_models(self, dead: dict[int, float]) -> None:
+        """Raise NotReadyError for a model's process that died: Triton would wait for it without end.
+
+        One that could not begin is cleared away by Triton, which ends by itself then and says why.
+
+        Args:
+            dead: when each was first seen so; kept from look to look.
+        """
+        now = time.monotonic()
+        for process, (name, _) in self.model_processes().items():
+            try:
+                supervise.state_of(process)
+            except OSError:
+                if now - dead.setdefault(process, now) > _DEAD_S:
+                    raise NotReadyError(
+                        f"the process of {name} died while tritonserver started: start it again"
+                    ) from None
 
     def _pause(self, deadline: float, seconds: float) -> None:
         self.rest(seconds)

@@ -85,7 +85,7 @@ def model_processes(session: int) -> dict[int, tuple[str, str]]:
             if name == _STUB_NAME:
                 words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
                 model = next((Path(word).parents[1].name for word in words[1:] if word.endswith(".py")), "")
-                found[process] = (f"the model {model}".strip(), fields[19])
+                found[process] = (f"the model {model}" if model else "a model", fields[19])
             elif name == "tritonserver":
                 found[process] = (name, fields[19])
     return found

@@ -22,7 +22,7 @@ from helpers.toy_repository import ROUTER_CONFIG, ROUTER_MODEL, write_model
 
 from ipt_triton import RestorationClient
 from ipt_triton.export.serving import keep, supervise
-from ipt_triton.export.serving.errors import GaveUpError
+from ipt_triton.export.serving.errors import GaveUpError, NotReadyError
 from ipt_triton.export.serving.keep import Keeper
 from ipt_triton.export.serving.server import TritonServer
 
@@ -229,6 +229,14 @@ class TestUnderLoad:
         assert all(status.startswith("StatusCode.UNAVAILABLE") for status in others), others
         assert statuses.count("right") > before  # those under way
         assert loaded.left() == []
+
+
+def test_a_process_that_dies_before_it_has_begun_ends_the_start(repository: Path) -> None:
+    stub = repository / "restore" / STUB  # Triton runs this one for the model
+    stub.write_text("#!/bin/sh\nkill -9 $$\n")
+    stub.chmod(0o755)
+    with pytest.raises(NotReadyError, match="a model died while tritonserver started: start it again"):
+        TritonServer(repository).start(60)
 
 
 @pytest.mark.slow
