@@ -15,6 +15,7 @@ BENCHMARKS = {
     "baselines": "compute.baselines",
     "training": "compute.training",
     "quality": "quality.tradeoff",
+    "noise": "quality.noise",
     "ablations": "ablations.run",
     "demo": "demo",
     "report": "report",

@@ -31,6 +31,7 @@ HEADINGS = {
     "baselines": "Served against other ways to run the same weights",
     "engines": "Parts against the machine's limit",
     "quality": "Quality against speed",
+    "noise": "What denoising does at every strength",
     "scaling": "How cost grows",
     "startup": "Start of the server",
     "large_image": "A large photograph",

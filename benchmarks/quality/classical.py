@@ -13,9 +13,9 @@ from ipt_triton.tasks import Task
 def baseline(degraded: np.ndarray, task: Task) -> tuple[str, np.ndarray]:
     """Name and result of a task's classical baseline.
 
-    Enlarging: bicubic upsampling. Denoising: non-local means (scikit-image's fast mode, h = 0.6 σ; where the task does
-    not tell σ, it is estimated). Others: the degraded picture itself, since the field's tables of deraining know no
-    classical method.
+    Enlarging: bicubic upsampling. Denoising and unknown cameras (`real`): non-local means (scikit-image's fast mode,
+    h = 0.6 σ; where the task does not tell σ, it is estimated), before they are enlarged. Others: the degraded picture
+    itself, since the field's tables of deraining know no classical method.
 
     Args:
         degraded: RGB [height, width, 3], uint8, or float32 on the 0..255 scale, which unclipped noise may exceed.
@@ -23,17 +23,24 @@ def baseline(degraded: np.ndarray, task: Task) -> tuple[str, np.ndarray]:
     Returns:
         The name, and uint8 RGB [height * scale, width * scale, 3].
     """
+    names, image = [], degraded
+    if task.kind in ("denoise", "real"):
+        names, image = ["non-local means"], _non_local_means(image / 255, task.sigma / 255) * 255
     if task.scale > 1:
-        return "bicubic", bicubic_up(degraded, task.scale)
-    if task.kind == "denoise":
-        from skimage.restoration import denoise_nl_means, estimate_sigma  # here: other tasks do without scikit-image
+        names, image = [*names, "bicubic"], bicubic_up(image, task.scale)
+    return ", ".join(names) or "input", to_uint8(image)
 
-        sigma = task.sigma / 255 or estimate_sigma(degraded / 255, average_sigmas=True, channel_axis=-1)
-        denoised = denoise_nl_means(
-            degraded / 255, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, fast_mode=True, channel_axis=-1
+
+def _non_local_means(image: np.ndarray, sigma: float) -> np.ndarray:
+    """RGB on the 0..1 scale, denoised; sigma 0: it is estimated."""
+    from skimage.restoration import denoise_nl_means, estimate_sigma  # here: other tasks do without scikit-image
+
+    sigma = sigma or estimate_sigma(image, average_sigmas=True, channel_axis=-1)
+    return np.asarray(
+        denoise_nl_means(
+            image, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, fast_mode=True, channel_axis=-1
         )
-        return "non-local means", to_uint8(denoised * 255)
-    return "input", to_uint8(degraded)
+    )
 
 
 def bicubic_up(image: np.ndarray, scale: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from PIL import Image
 import ipt_triton.train.__main__
 from ipt_triton import commands
 from ipt_triton.benchmarks.errors import ArgumentError, EvaluationError
+from ipt_triton.benchmarks.quality.classical import baseline as classical
 from ipt_triton.benchmarks.quality.classical import bicubic_up
 from ipt_triton.benchmarks.quality.evaluate import (
     Restorer,
@@ -101,6 +102,20 @@ def test_denoising_is_measured_as_float_and_as_8_bit(small_checkpoint: Path, pho
     assert row["psnr_rgb"] == pytest.approx(psnr(as_uint8, clean), abs=1e-3)
     assert row["float_psnr_rgb"] != pytest.approx(row["psnr_rgb"], abs=0.05)
     assert row["baseline"] == "non-local means" and row["float_baseline_psnr_y"] != row["baseline_psnr_y"]
+
+
+@pytest.mark.parametrize(
+    ("name", "baseline", "least"),
+    [("denoise", "non-local means", 1.0), ("real_x2", "non-local means, bicubic", 0.0)],
+)
+def test_a_baseline_of_unknown_noise_estimates_it(name: str, baseline: str, least: float) -> None:
+    clean = read_image("kitten")[:96, :96]
+    task = find_task(KNOWN_TASKS, name)
+    degraded = to_uint8(degrade_image(clean, task, 1))
+    words, result = classical(degraded, task)
+    assert (words, result.shape) == (baseline, clean.shape)
+    before = bicubic_up(degraded, task.scale) if task.scale > 1 else degraded
+    assert psnr(result, clean) >= psnr(before, clean) + least
 
 
 def test_rainy_pairs_are_read_as_they_are(small_checkpoint: Path, rainy: Path, tmp_path: Path):
