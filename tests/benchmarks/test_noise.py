@@ -46,12 +46,9 @@ def test_the_command_measures_every_strength_on_the_sky_and_on_photographs(
     assert list(rows) == [(name, sigma) for name in ("sky", "photos") for sigma in (0, 5)]
     assert record.figures["tasks"] == ["denoise_30", "denoise_50"]
     assert "input" not in rows["sky", 0] and rows["sky", 5]["input"] == pytest.approx(34.15, abs=0.2)
-    for sigma in (5, 40):
-        sky = rows["sky", sigma]
-        assert sky["non-local means"] > sky["input"] + 5
-        assert set(sky["denoise_30"]) == {"psnr", "tint", "step"} and set(rows["photos", sigma]["denoise_30"]) == {
-            "psnr"
-        }
+    assert rows["sky", 5]["non-local means"] > rows["sky", 5]["input"] + 5
+    assert set(rows["sky", 5]["denoise_30"]) == {"psnr", "tint", "step"}
+    assert set(rows["photos", 5]["denoise_30"]) == {"psnr"}
 
 
 @pytest.mark.parametrize(("argument", "value"), [("--sigma", "0"), ("--sigma", "256"), ("--images", "0")])
