@@ -38,6 +38,9 @@ PACKAGE = Path(ipt_triton.__file__).parent
 WEIGHTS = PACKAGE / "weights" / "ipt-tiny"
 """What comes with the package."""
 
+PACKED = "parts.zip"
+"""In a folder of weights: what an export made of them before, so that PyTorch is not needed."""
+
 START_S, STOP_S = 300.0, 30.0
 _LOOK_S = 0.2
 _PR_SET_PDEATHSIG = 1
@@ -117,7 +120,9 @@ def _join(path: Path, keep_minutes: float) -> tuple[IO[str], str] | None:
 def _export(weights: Path, precision: str, repository: Path, say: Callable[[str], None]) -> Path:
     if not (repository / "restore" / "config.pbtxt").is_file():
         say(f"exporting {weights.name} into {repository}, once")
-        arguments = [weights, "--precision", precision, "--repository", repository, "--parts", f"{repository}.parts"]
+        packed = weights / PACKED
+        source = ["repository", "--parts", packed] if packed.is_file() else [weights, "--parts", f"{repository}.parts"]
+        arguments = [*source, "--precision", precision, "--repository", repository]
         done = subprocess.run(_command("export", *arguments), capture_output=True, text=True, check=False)
         if done.returncode:
             raise ServerUnavailable(f"{weights} cannot be exported: {_last_line(done.stderr)}")

@@ -16,6 +16,12 @@ Runtimes: `openvino` (the default) runs on CPUs. `tensorrt` is Triton's TensorRT
 same engines in Triton's Python backend, `tensorrt-rtx` those of TensorRT for RTX. A repository for a GPU works without
 engines: `ipt-serve` builds them at its first start. `ipt-export engines` builds them beforehand, see its --help.
 
+    ipt-export parts weights/ipt-tiny --parts weights/ipt-tiny/parts.zip
+    ipt-export repository --parts weights/ipt-tiny/parts.zip --precision bf16
+
+A ZIP file beside the weights holds all of the parts for OpenVINO but the weights. With it a repository is written in a
+second, and without PyTorch.
+
 Exit status: 0 done; 1 refused, and what missed its tolerance is not written; 2 wrong arguments.
 """
 
@@ -26,8 +32,10 @@ import json
 import logging
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
+from contextlib import ExitStack
+from dataclasses import fields, replace
 from pathlib import Path
 
 from ipt_triton.cli import make_parser, run_command
@@ -35,17 +43,17 @@ from ipt_triton.cpu import cpu_flags, cpu_notes
 from ipt_triton.export.engines import build
 from ipt_triton.export.engines.metadata import plans_beside
 from ipt_triton.export.errors import ExportError
-from ipt_triton.export.parts.calibration import read_photos
-from ipt_triton.export.parts.split import check_batch, check_combination, export_parts
+from ipt_triton.export.repository import packed
 from ipt_triton.export.repository.write import PLAN_STEM, ServingOptions, write_repository
 from ipt_triton.images import PHOTOS
-from ipt_triton.manifest import PRECISIONS, RESIDUALS, read_manifest
-from ipt_triton.train.model.checkpoint import load_checkpoint
+from ipt_triton.manifest import PRECISIONS, RESIDUALS, Manifest, read_manifest
 
 logger = logging.getLogger(__name__)
 
 PARTS, REPOSITORY = STEPS = ("parts", "repository")
 ENGINES = "engines"
+ALIKE = ("fp32", "bf16")
+"""Precisions of OpenVINO whose graphs are the same."""
 USAGE = """\
 ipt-export CHECKPOINT [CHECKPOINT ...] [options of both steps, but --engines]
        ipt-export parts CHECKPOINT [CHECKPOINT ...] [--parts DIR] [options]
@@ -71,12 +79,20 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     if steps == (REPOSITORY,):
         help = "engines made by ipt-export engines"
         parser.add_argument("--engines", type=Path, nargs="+", metavar="DIR", help=help)
+        help = "of the arithmetic of parts for openvino in fp32 or bf16 (default: that in which they were checked)"
+        parser.add_argument("--precision", choices=ALIKE, help=help)
     arguments = parser.parse_args(words)
     for folder in arguments.engines:
         if not folder.is_dir():
             make = f"ipt-export engines {shlex.quote(str(arguments.parts))} --output {shlex.quote(str(folder))}"
             parser.error(f"--engines {folder} is not a folder; {make} makes one")
     if PARTS in steps:
+        from ipt_triton.export.parts.split import check_batch, check_combination  # with PyTorch, which others need not
+
+        if arguments.parts.suffix == packed.SUFFIX and arguments.checkpoints != [arguments.parts.parent]:
+            parser.error(
+                f"{arguments.parts} is packed beside its weights: give CHECKPOINT --parts CHECKPOINT/parts.zip"
+            )
         if arguments.calibration and arguments.precision != "int8":
             parser.error(f"--calibration is for --precision int8, not {arguments.precision}")
         try:
@@ -137,28 +153,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: export(arguments))
 
 
+def parts_of(arguments: argparse.Namespace, folder: Path) -> Manifest:
+    """Make the parts that are asked for in this folder, or find them there."""
+    pack = arguments.parts.suffix == packed.SUFFIX
+    if PARTS not in arguments.steps:
+        manifest = packed.unpack(arguments.parts, folder) if pack else read_manifest(folder)
+        if arguments.precision is None:
+            return manifest
+        if manifest.runtime != "openvino" or manifest.precision not in ALIKE:
+            raise ExportError(
+                f"--precision is for parts for openvino in {' or '.join(ALIKE)}; these are for {manifest.runtime} in "
+                f"{manifest.precision}: leave it out"
+            )
+        return replace(manifest, precision=arguments.precision)
+    from ipt_triton.export.parts.calibration import read_photos
+    from ipt_triton.export.parts.split import export_parts
+    from ipt_triton.train.model.checkpoint import load_checkpoint
+
+    manifest = export_parts(
+        [load_checkpoint(checkpoint) for checkpoint in arguments.checkpoints],
+        folder,
+        arguments.precision,
+        arguments.runtime,
+        arguments.residual,
+        arguments.fp32_io,
+        read_photos(arguments.calibration or PHOTOS) if arguments.precision == "int8" else [],
+        arguments.max_batch,
+        arguments.fp16_restored,
+    )
+    if pack:
+        packed.pack(folder, arguments.parts)
+    return manifest
+
+
 def export(arguments: argparse.Namespace) -> None:
     """Take the steps that are asked for."""
-    if PARTS in arguments.steps:
-        manifest = export_parts(
-            [load_checkpoint(folder) for folder in arguments.checkpoints],
-            arguments.parts,
-            arguments.precision,
-            arguments.runtime,
-            arguments.residual,
-            arguments.fp32_io,
-            read_photos(arguments.calibration or PHOTOS) if arguments.precision == "int8" else [],
-            arguments.max_batch,
-            arguments.fp16_restored,
-        )
-    else:
-        manifest = read_manifest(arguments.parts)
+    with ExitStack() as stack:
+        folder = arguments.parts
+        if folder.suffix == packed.SUFFIX:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "parts")
+        manifest = parts_of(arguments, folder)
+        models = []
+        if REPOSITORY in arguments.steps:
+            names = [option.name for option in fields(ServingOptions)]
+            options = ServingOptions(**{name: getattr(arguments, name) for name in names})
+            models = write_repository(folder, manifest, arguments.repository, options, arguments.engines)
     for note in cpu_notes(manifest.precision, cpu_flags()) if manifest.runtime == "openvino" else ():
         logger.warning("note: %s", note)
-    models = []
-    if REPOSITORY in arguments.steps:
-        options = ServingOptions(**{option.name: getattr(arguments, option.name) for option in fields(ServingOptions)})
-        models = write_repository(arguments.parts, manifest, arguments.repository, options, arguments.engines)
     engines = ""
     if models and manifest.runtime != "openvino":
         cards = plans_beside(arguments.repository / manifest.parts[0].name / "1" / PLAN_STEM)
