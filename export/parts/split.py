@@ -28,7 +28,7 @@ from ipt_triton.export.parts.flops import count_flops
 from ipt_triton.export.parts.graph import count_weights, layer_precision, list_layers
 from ipt_triton.export.parts.int8 import ParityTiles, quantize_body
 from ipt_triton.export.parts.parity import OpByOp, check_part, check_task, real_tiles
-from ipt_triton.export.parts.tracing import Tracer
+from ipt_triton.export.parts.tracing import TRACER
 from ipt_triton.export.parts.typed import fp16_ports, type_part
 from ipt_triton.files import atomic_directory
 from ipt_triton.manifest import (
@@ -148,12 +148,11 @@ def export_parts(
     with atomic_directory(folder) as temporary:
         parts: dict[str, Part] = {}
         networks: dict[str, OpByOp] = {}
-        tracer = Tracer()
         for name, (kind, tasks) in tasks_of_parts(routes).items():
             inputs, expected = (_deal_out(samples, tasks, names) for names in TENSORS[kind])
             sha256, module = modules[name]
             path = temporary / f"{name}.onnx"
-            graph = tracer.graph(module, inputs, list(expected), name)
+            graph = TRACER.graph(module, inputs, list(expected), name)
             flops = count_flops(graph)
             keep: tuple[str, ...] = ()
             int8: Int8 | None = None

@@ -63,6 +63,10 @@ class Tracer:
         return clean_graph(filled, name)
 
 
+TRACER = Tracer()
+"""What this process has traced."""
+
+
 def _weights(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, those included that no checkpoint holds."""
     return dict(chain(module.named_parameters(), module.named_buffers()))

@@ -14,7 +14,7 @@ import torch
 
 from ipt_triton.export.parts.graph import count_weights, layer_precision, list_layers
 from ipt_triton.export.parts.split import plan_routes
-from ipt_triton.export.parts.tracing import Tracer
+from ipt_triton.export.parts.tracing import TRACER
 from ipt_triton.export.parts.typed import type_part
 from ipt_triton.manifest import TENSORS, Manifest, Parity, Part, Port, tasks_of_parts
 from ipt_triton.reading import sha256_of
@@ -32,13 +32,13 @@ def quick_parts(checkpoint: Checkpoint, folder: Path, precision: str, only: Sequ
     folder.mkdir()
     routes, modules = plan_routes([checkpoint])
     torch.manual_seed(0)
-    tracer, parts = Tracer(), []
+    parts = []
     for name, (kind, (task, *_)) in tasks_of_parts(routes).items():
         if only and name not in only:
             continue
         inputs, outputs = TENSORS[kind]
         tensors = {port: x for port, x in _tensors(checkpoint, task, kind).items() if port in (*inputs, *outputs)}
-        graph = tracer.graph(modules[name][1], {port: tensors[port] for port in inputs}, list(outputs), name)
+        graph = TRACER.graph(modules[name][1], {port: tensors[port] for port in inputs}, list(outputs), name)
         if precision != "fp32":
             graph = type_part(graph, {port: tensors[port] for port in inputs}, precision, "fp32", LOW_PORTS).graph
         onnx.save(graph, folder / f"{name}.onnx")

@@ -37,7 +37,7 @@ from ipt_triton.export.parts.int8 import (
     with_fp32,
 )
 from ipt_triton.export.parts.layer_names import groups_of, layer_names, named, source_of
-from ipt_triton.export.parts.tracing import Tracer
+from ipt_triton.export.parts.tracing import TRACER
 from ipt_triton.images import PHOTOS
 from ipt_triton.manifest import IR_VERSION, OPSET, read_manifest
 from ipt_triton.parity import TOLERANCES, measure
@@ -61,7 +61,7 @@ MODEL = small_model(config=replace(SMALL, tasks=TASKS))
 
 def body_of(model: IPT, samples: list[dict[str, np.ndarray]]) -> onnx.ModelProto:
     two = {name: np.concatenate([s[name] for s in samples[:2]]) for name in samples[0]}
-    return Tracer().graph(model.body, two, ["BODY_FEATURES"], "body")
+    return TRACER.graph(model.body, two, ["BODY_FEATURES"], "body")
 
 
 def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:

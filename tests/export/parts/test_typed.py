@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from ipt_triton.export.parts.checks import TENSORRT_OPERATORS, check_operators, check_types
 from ipt_triton.export.parts.graph import GraphError, count_weights, layer_precision, list_layers, tensor_types
 from ipt_triton.export.parts.parity import OpByOp, ParityError, chain, check_image, compare, real_tiles
-from ipt_triton.export.parts.tracing import Tracer
+from ipt_triton.export.parts.tracing import TRACER, Tracer
 from ipt_triton.export.parts.typed import (
     INNER_PORTS,
     Peak,
@@ -53,7 +53,7 @@ class Parts:
         for kind, module, (read, written) in zip(KINDS, modules, ports, strict=True):
             self.inputs[kind] = {name: tensors[name] for name in read}
             self.outputs[kind] = {name: tensors[name] for name in written}
-            self.graphs[kind] = Tracer().graph(module, self.inputs[kind], written, kind)
+            self.graphs[kind] = TRACER.graph(module, self.inputs[kind], written, kind)
 
 
 @pytest.fixture(scope="module")
