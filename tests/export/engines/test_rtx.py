@@ -79,7 +79,7 @@ def test_the_command_builds_every_part_of_ipt_tiny_for_cards_that_are_not_here(
     manifest = read_manifest(fp16)
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"{rtx}, no GPU"
-    done = [line for line in told if f" for {capability}: " in line]  # beside them a build that takes long tells its steps
+    done = [line for line in told if f" for {capability}: " in line]  # the others tell the steps of a slow build
     assert len(done) == len(manifest.parts)
     for part in manifest.parts:
         plan = plan_path(tmp_path / part.name, capability)
