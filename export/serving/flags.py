@@ -29,6 +29,9 @@ _CLOSED_APIS = "model-repository,shared-memory,trace,logging"
 _CONNECTIONS = ("--grpc-max-connection-age=600000", "--grpc-keepalive-time=60000")
 """Milliseconds: a connection is ended so long after its start, once its calls are answered, and clients make another;
 a caller that is not there any more is noticed so soon, 20 s more for an answer."""
+_NEVER = 2**31 - 1
+"""Of so many requests Triton traces one that brings no trace along; with 0 it would trace none at all."""
+_TRACE_URL = re.compile(r"http://[^\s/?#,@]+")
 _RESERVED_FLAGS = {
     "--model-repository": "use --repository",
     "--model-store": "use --repository",
@@ -118,6 +121,29 @@ def server_flags(
         if flag in known and not is_given(flag, extra):
             flags.append(f"{flag}={_CLOSED_APIS}:launcher={key}")
     return [*flags, *extra]
+
+
+def check_trace_url(url: str | None) -> list[str]:
+    """Check the address of a collector of traces; a sentence if it is none."""
+    if url is None or _TRACE_URL.fullmatch(url):
+        return []
+    return [f"{url!r} is no collector of traces: give http://HOST:PORT, of its port for OTLP over HTTP"]
+
+
+def trace_flags(url: str | None) -> list[str]:
+    """Flags that let Triton send traces to a collector, of requests that belong to one.
+
+    What is not sent after a second is lost when the server ends.
+    """
+    settings = (
+        "mode=opentelemetry",
+        "level=TIMESTAMPS",
+        f"rate={_NEVER}",
+        "opentelemetry,resource=service.name=ipt-server",
+        "opentelemetry,bsp_schedule_delay=1000",
+        f"opentelemetry,url={url}/v1/traces",
+    )
+    return [f"--trace-config={setting}" for setting in settings] if url else []
 
 
 def is_given(flag: str, extra: Sequence[str]) -> bool:
