@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--http-port", type=_port, metavar="N", help="closed unless given; 0: any free one")
     parser.add_argument(
-        "--trace-url", metavar="URL", help="http://HOST:PORT of a collector: OTLP over HTTP, of requests with a traceparent"
+        "--trace-url", metavar="URL", help="http://HOST:PORT of a collector of traces, which takes OTLP over HTTP"
     )
     parser.add_argument("--check", action="store_true", help="only check, start nothing")
     parser.add_argument(

@@ -34,14 +34,7 @@ from ipt_triton.export.serving.errors import (
     ServeError,
     ServerEndedError,
 )
-from ipt_triton.export.serving.flags import (
-    check_flags,
-    check_trace_url,
-    is_off,
-    link_backends,
-    server_flags,
-    trace_flags,
-)
+from ipt_triton.export.serving.flags import check_flags, check_trace_url, is_off, link_backends, server_flags
 from ipt_triton.export.serving.output import ServerOutput
 from ipt_triton.export.serving.warm_up import warm_up
 from ipt_triton.service import ROUTER, ROUTERS
@@ -411,8 +404,16 @@ class TritonServer:
                 f"{error.filename} cannot be written ({error.strerror}): make room there or choose another place"
             ) from error
         self._output = None
-        extra = [*trace_flags(self._trace_url), *self._extra_args]
-        flags = server_flags(files, self.repository, address, self._ports, self._prefix, self._directory, extra)
+        flags = server_flags(
+            files,
+            self.repository,
+            address,
+            self._ports,
+            self._prefix,
+            self._directory,
+            self._extra_args,
+            self._trace_url,
+        )
         command = [str(files.executable), *flags]
         logger.info("starting %s", " ".join(command))
         try:
