@@ -12,6 +12,8 @@ from ipt_triton.client.gateway.journal import request_id
 
 _COLLECTOR = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _tracer: Any = None
+_QUIET = {"record_exception": False, "set_status_on_exception": False}
+"""Messages of errors may name files, and so jobs, whose addresses are their secrets."""
 
 
 class NoTelemetry(RestorationError):
@@ -52,7 +54,7 @@ def tracing() -> Iterator[None]:
 
 def span(name: str) -> AbstractContextManager[Any]:
     """A span for the block, within the current one."""
-    return nullcontext() if _tracer is None else _tracer.start_as_current_span(name)
+    return nullcontext() if _tracer is None else _tracer.start_as_current_span(name, **_QUIET)
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def request_span(headers: Mapping[str, str], silent: bool) -> Iterator[Callable[
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     caller = TraceContextTextMapPropagator().extract(headers)
-    with _tracer.start_as_current_span("request", caller, SpanKind.SERVER) as made:
+    with _tracer.start_as_current_span("request", caller, SpanKind.SERVER, **_QUIET) as made:
 
         def tell(method: str, route: str, status: int) -> None:
             made.update_name(f"{method} {route}")
