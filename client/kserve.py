@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from ipt_triton.client.address import Access
 from ipt_triton.client.errors import InvalidAddress
 from ipt_triton.client.failures import OVER_TIME, TIMED_OUT, UNAVAILABLE, UNIMPLEMENTED, http_error
+from ipt_triton.client.tracing import trace_headers
 from ipt_triton.client.transport import Answers, AsyncAnswers
 from ipt_triton.service import ROUTER
 
@@ -129,7 +130,7 @@ def _body(message: pb.ModelInferRequest) -> tuple[bytes, dict[str, str]]:
         "parameters": {name: value.int64_param for name, value in message.parameters.items()},
     }
     words = json.dumps(header).encode()
-    headers = {_HEADER_LENGTH: str(len(words)), "Content-Type": "application/octet-stream"}
+    headers = {_HEADER_LENGTH: str(len(words)), "Content-Type": "application/octet-stream", **dict(trace_headers())}
     return b"".join((words, *message.raw_input_contents)), headers
 
 

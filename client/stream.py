@@ -1,12 +1,14 @@
 """Restoring with progress: the same request to the model that tells how far it is, and what can be said of it.
 
-A stream carries one request, so ending it cancels that request alone.
+A stream carries one request, so ending it cancels that request alone. After the picture it ends by itself: of 25 that
+were ended at once, Triton 2.51 never finished the trace of two.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 import tritonclient.grpc as triton
@@ -23,6 +25,8 @@ CANCELLED = "the restoration was cancelled"
 _QUEUE_FULL = "maximum queue size"
 POLL_S = 0.1
 """So often a caller is asked whether the work is still wanted."""
+_END_S = 1.0
+"""So long a stream may take to end after the picture, before it is ended."""
 
 
 class NoProgress(Exception):
@@ -83,6 +87,8 @@ def infer(
                     raise Cancelled(CANCELLED)
                 answer = answers.get(POLL_S)
                 if answer is not None and _is_picture(answer, tally):
+                    with suppress(InferenceServerException):
+                        answers.get(_END_S)
                     return answer
         finally:
             answers.cancel()
@@ -96,6 +102,8 @@ async def infer_async(
         async with aclosing(connection.stream(message, timeout)) as answers:
             async for answer in answers:
                 if _is_picture(answer, tally):
+                    with suppress(InferenceServerException, asyncio.TimeoutError):
+                        await asyncio.wait_for(anext(answers, None), _END_S)
                     return answer
     raise InferenceServerException("the stream ended without an answer", UNAVAILABLE)
 

@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 from ipt_triton.client.address import Access
 from ipt_triton.client.failures import UNAVAILABLE
 from ipt_triton.client.protocol import GRPC_BYTES, parameters
+from ipt_triton.client.tracing import trace_headers
 from ipt_triton.service import ROUTER
 
 CHANNEL_ARGS: list[tuple[str, int]] = [
@@ -107,10 +108,11 @@ class GrpcConnection:
 
     def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
         with _as_triton():
-            return triton.InferResult(self._stub.ModelInfer(message, timeout=timeout, metadata=self._metadata))
+            metadata = (*self._metadata, *trace_headers())
+            return triton.InferResult(self._stub.ModelInfer(message, timeout=timeout, metadata=metadata))
 
     def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> Answers:
-        metadata = (*self._metadata, _STATUS_OF_STREAMS)
+        metadata = (*self._metadata, *trace_headers(), _STATUS_OF_STREAMS)
         return Answers(self._stub.ModelStreamInfer(iter([message]), timeout=timeout, metadata=metadata))
 
     def close(self) -> None:
@@ -171,10 +173,11 @@ class AsyncGrpcConnection:
 
     async def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
         with _as_triton():
-            return triton.InferResult(await self._stub.ModelInfer(message, timeout=timeout, metadata=self._metadata))
+            metadata = (*self._metadata, *trace_headers())
+            return triton.InferResult(await self._stub.ModelInfer(message, timeout=timeout, metadata=metadata))
 
     async def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> AsyncAnswers:
-        metadata = (*self._metadata, _STATUS_OF_STREAMS)
+        metadata = (*self._metadata, *trace_headers(), _STATUS_OF_STREAMS)
         call = self._stub.ModelStreamInfer(iter([message]), timeout=timeout, metadata=metadata)
         try:
             with _as_triton():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.collector import Collector, collecting
 from helpers.support import Served, small_model
 
 from ipt_triton import RestorationClient
@@ -55,13 +56,19 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def collector() -> Iterator[Collector]:
+    with collecting() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def served(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     checkpoint = load_checkpoint(small_checkpoint)
     manifest = export_parts([checkpoint], folder / "parts")
     options = ServingOptions(max_input_pixels=1_000_000, max_output_pixels=2_000_000)
     write_repository(folder / "parts", manifest, folder / "models", options)
-    with TritonServer(folder / "models", http_port=0) as server:
+    with TritonServer(folder / "models", http_port=0, trace_url=collector.url) as server:
         yield Served(checkpoint, manifest, folder / "models", server)
 
 

@@ -13,6 +13,9 @@ Keys come from --keys and from IPT_GATEWAY_KEYS, which holds such lines with ';'
 changes. Without keys everybody who reaches the port may use the gateway, so it then listens on loopback alone, unless
 --without-keys is given. /metrics needs a key too, where there are any.
 
+Traces go to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, such as http://localhost:4318, over HTTP, with the
+extra `telemetry`; OpenTelemetry's other variables hold too.
+
 exit codes:
   0  stopped as asked (Ctrl-C, SIGTERM)
   1  the gateway failed
@@ -37,6 +40,7 @@ from ipt_triton.client.gateway.journal import log_json
 from ipt_triton.client.gateway.keys import Keys, new_key
 from ipt_triton.client.gateway.serving import is_loopback, listen, make_server
 from ipt_triton.client.gateway.settings import Settings
+from ipt_triton.client.gateway.spans import tracing
 from ipt_triton.client.gateway.spool import Spool
 
 _GIB = 2**30
@@ -128,7 +132,7 @@ def _serve(args: argparse.Namespace) -> int:
     server_of = {**from_environment(), **({"url": args.url} if args.url else {})}
     parse_addresses(server_of.get("url", DEFAULT_URL))
     log_json()
-    with Spool(settings.folder, settings.disk_bytes) as spool, listen(args.host, args.port) as place:
+    with tracing(), Spool(settings.folder, settings.disk_bytes) as spool, listen(args.host, args.port) as place:
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"page: http://{host}:{place.getsockname()[1]}/", flush=True)
         server = make_server(build_app(settings, partial(AsyncRestorationClient, **server_of), keys, spool))

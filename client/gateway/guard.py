@@ -12,11 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ipt_triton.client.gateway.journal import id_for, request_id
 from ipt_triton.client.gateway.measures import Measures
 from ipt_triton.client.gateway.problems import Problem
+from ipt_triton.client.gateway.spans import request_span
 from ipt_triton.reading import shown
 
 log = logging.getLogger(__name__)
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_METHODS = _SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+_PROBES = ("/healthz", "/readyz", "/metrics")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
@@ -57,16 +60,19 @@ class Guard:
                 self._measures.seconds.labels(_route(scope)).observe(time.perf_counter() - started)
             await send(message)
 
-        try:
-            if self._is_foreign(scope, headers):
-                refusal = Problem(403, f"pages of {shown(headers['origin'])} may not call this gateway; see --cors")
-                await refusal.response()(scope, receive, answer)
-            else:
-                await self._app(scope, receive, answer)
-        finally:
-            self._measures.requests.labels(scope["method"], _route(scope), str(status)).inc()
-            self._log(scope, status, time.perf_counter() - started)
-            request_id.reset(mark)
+        with request_span(headers, scope["path"] in _PROBES) as tell:
+            try:
+                if self._is_foreign(scope, headers):
+                    refusal = Problem(403, f"pages of {shown(headers['origin'])} may not call this gateway; see --cors")
+                    await refusal.response()(scope, receive, answer)
+                else:
+                    await self._app(scope, receive, answer)
+            finally:
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._measures.requests.labels(method, _route(scope), str(status)).inc()
+                self._log(scope, status, time.perf_counter() - started)
+                tell(method, _route(scope), status)
+                request_id.reset(mark)
 
     def _is_foreign(self, scope: Scope, headers: Headers) -> bool:
         """Whether another site's page would change something here; browsers send forms anywhere without asking."""
@@ -77,7 +83,7 @@ class Guard:
 
     def _log(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)
-        if route in ("/healthz", "/readyz", "/metrics") and status < 400:
+        if route in _PROBES and status < 400:
             return
         fields = {
             "method": scope["method"],

@@ -9,6 +9,8 @@ import secrets
 from contextvars import ContextVar
 from datetime import datetime, timezone
 
+from ipt_triton.client.tracing import trace_id
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request or job that the running code works for; empty outside of any."""
 
@@ -32,6 +34,8 @@ class JsonLines(logging.Formatter):
         }
         if current := request_id.get():
             values["request_id"] = current
+        if trace := trace_id():
+            values["trace_id"] = trace
         if record.exc_info:
             values["traceback"] = self.formatException(record.exc_info)
         return json.dumps(values, default=str)

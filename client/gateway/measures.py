@@ -19,8 +19,12 @@ class Measures:
             "ipt_gateway_request_seconds", "Until the answer began.", ("route",), buckets=_SECONDS, registry=registry
         )
         self.steps = Histogram(
-            "ipt_gateway_step_seconds", "Of a restore: queue, decode, restore, encode.", ("step",), buckets=_SECONDS,
-            registry=registry,
+            "ipt_gateway_step_seconds", "Of a restore: queue, decode, restore, encode.", ("step", "task"),
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.photos = Counter(
+            "ipt_gateway_photos", "By how they ended: restored, invalid, unavailable, failed, cancelled.",
+            ("task", "outcome"), registry=registry,
         )  # fmt: skip
         self.pixels = Counter("ipt_gateway_pixels", "Of photos that were restored.", ("task",), registry=registry)
         self.ended_workers = Counter(

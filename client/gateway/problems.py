@@ -86,9 +86,18 @@ class Problem(Exception):
         return JSONResponse(self.to_dict(), self.status, headers, media_type=MEDIA_TYPE)
 
 
+def status_of(error: Exception) -> int:
+    """The status of HTTP for any error."""
+    if isinstance(error, Problem):
+        return error.status
+    if isinstance(error, errors.RestorationError):
+        return next((status for kind, status in _STATUS if isinstance(error, kind)), 502)
+    return 504 if isinstance(error, TimeoutError) else 500
+
+
 def problem_of(error: errors.RestorationError) -> Problem:
     """What callers are told of an error of the client."""
-    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 502)
+    status = status_of(error)
     if status not in _SERVER_SENTENCES:
         return Problem(status, printable(str(error)))
     log.warning("%s", error)
@@ -102,10 +111,11 @@ def problem_of_anything(error: Exception) -> Problem:
         return error
     if isinstance(error, errors.RestorationError):
         return problem_of(error)
-    if isinstance(error, TimeoutError):
-        return Problem(504, "the photo took longer than the gateway allows; send a smaller one, or make a job of it")
+    status = status_of(error)
+    if status == 504:
+        return Problem(status, "the photo took longer than the gateway allows; send a smaller one, or make a job of it")
     log.error("a request failed", exc_info=error)
-    return Problem(500, "the gateway failed; its operator finds the reason in the log under this X-Request-Id")
+    return Problem(status, "the gateway failed; its operator finds the reason in the log under this X-Request-Id")
 
 
 def sentence_of(failures: list[Any]) -> str:

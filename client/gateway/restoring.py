@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from ipt_triton.client.gateway.codec import Described, Written
 from ipt_triton.client.gateway.journal import request_id
 from ipt_triton.client.gateway.measures import Measures
 from ipt_triton.client.gateway.options import Options
-from ipt_triton.client.gateway.problems import BUSY_S, Problem
+from ipt_triton.client.gateway.problems import BUSY_S, Problem, status_of
 from ipt_triton.client.gateway.settings import Settings
+from ipt_triton.client.gateway.spans import span
 from ipt_triton.client.gateway.turns import Turn, Turns
 from ipt_triton.client.gateway.workers import Workers
 from ipt_triton.client.options import large_enough
@@ -40,14 +41,16 @@ class Timings:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def step(self, name: str, task: str) -> Iterator[None]:
+        """A step of a photo's way through a task: timed, counted and traced."""
         started = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             taken = time.perf_counter() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + taken
-            self.measures.steps.labels(name).observe(taken)
+            self.measures.steps.labels(name, task).observe(taken)
 
     def header(self) -> str:
         """As `Server-Timing` has it, in milliseconds."""
@@ -147,29 +150,53 @@ class Restorer:
         Raises:
             Problem, RestorationError: it cannot be done.
         """
-        name = options.named_task
+        task = "several" if "," in options.named_task else options.named_task
+        outcome = "cancelled"  # by its caller, or because its time is up
+        try:
+            written = await self._restore(upload, folder, described, options, owner, timings, report, entered, task)
+            outcome = "restored"
+        except Exception as error:
+            status = status_of(error)
+            outcome = "unavailable" if status == 503 else "invalid" if status < 500 else "failed"
+            raise
+        finally:
+            self._measures.photos.labels(task, outcome).inc()
+        self._measures.pixels.labels(task).inc(described.width * described.height)
+        return written
+
+    async def _restore(
+        self,
+        upload: Path,
+        folder: Path,
+        described: Described,
+        options: Options,
+        owner: str,
+        timings: Timings,
+        report: Report | None,
+        entered: Callable[[Turn], None] | None,
+        task: str,
+    ) -> Written:
+        """See `restore`; `task` is what its seconds are counted for."""
         pixels = described.width * described.height
-        queued = time.perf_counter()
-        async with self._turns.turn(owner, pixels, entered):
-            timings.seconds["queue"] = time.perf_counter() - queued
-            self._measures.steps.labels("queue").observe(timings.seconds["queue"])
+        async with AsyncExitStack() as turn:
+            with timings.step("queue", task):
+                await turn.enter_async_context(self._turns.turn(owner, pixels, entered))
             larger = await self._result_pixels(described, options)
-            with timings.step("decode"):
+            with timings.step("decode", task):
                 planes = await self._workers.run(
                     pixels, codec.decode, upload, folder, self._settings.max_pixels, options.format
                 )
-            with timings.step("restore"):
+            with timings.step("restore", task):
                 await self._restore_planes(folder, planes, options, report)
             for number in range(planes):
                 (folder / f"plane{number}.npy").unlink()
-            with timings.step("encode"):
-                written = await self._workers.run(
+            with timings.step("encode", task):
+                chain = options.named_task
+                return await self._workers.run(
                     larger,
                     codec.encode,
-                    *(folder, folder / "result", options.format, options.quality, options.keeps_metadata, name),
+                    *(folder, folder / "result", options.format, options.quality, options.keeps_metadata, chain),
                 )
-        self._measures.pixels.labels("several" if "," in name else name).inc(pixels)
-        return written
 
     async def _restore_planes(self, folder: Path, planes: int, options: Options, report: Report | None) -> None:
         """Restore the planes one after the other; the alpha of a photo is a second one, of as many tiles."""

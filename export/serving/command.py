@@ -30,6 +30,7 @@ examples:
   ipt-serve --build                               build engines for this machine's GPUs first, however long it takes
   ipt-serve --grpc-port 0 --metrics-port 0 --health-port 0     any free ports; the line 'ready: ...' tells them
   ipt-serve --http-port 8000                      open Triton's HTTP port too; read SECURITY.md before
+  ipt-serve --trace-url http://localhost:4318     send the traces that requests belong to, to a collector
   ipt-serve -- --log-info=true --log-verbose=1    what follows -- goes to tritonserver and wins
 
 The server is the tritonserver on PATH (an NGC container), else the one in the wheel nvidia-pytriton.
@@ -74,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="ipt-serve",
         description="Serve a model repository with a real Triton server until it is told to stop.",
         usage="ipt-serve [--repository DIR] [--host HOST] [--grpc-port N] [--metrics-port N] [--health-port N] "
-        "[--http-port N] [--check] [--build | --no-build] [--timeout S] [--grace S] [-- TRITON_FLAG ...]",
+        "[--http-port N] [--trace-url URL] [--check] [--build | --no-build] [--timeout S] [--grace S] "
+        "[-- TRITON_FLAG ...]",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -92,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         help="/readyz, /livez, /metrics; %(default)s; 0: any free one",
     )
     parser.add_argument("--http-port", type=_port, metavar="N", help="closed unless given; 0: any free one")
+    parser.add_argument(
+        "--trace-url", metavar="URL", help="http://HOST:PORT of a collector of traces, which takes OTLP over HTTP"
+    )
     parser.add_argument("--check", action="store_true", help="only check, start nothing")
     parser.add_argument(
         "--build",
@@ -133,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics_port=options.metrics_port,
         extra_args=words[split + 1 :],
         build=options.build,
+        trace_url=options.trace_url,
     )
     for note in server.notes():
         print(f"ipt-serve: note: {note}", file=sys.stderr)

@@ -29,6 +29,14 @@ _CLOSED_APIS = "model-repository,shared-memory,trace,logging"
 _CONNECTIONS = ("--grpc-max-connection-age=600000", "--grpc-keepalive-time=60000")
 """Milliseconds: a connection is ended so long after its start, once its calls are answered, and clients make another;
 a caller that is not there any more is noticed so soon, 20 s more for an answer."""
+_TRACES = (
+    "mode=opentelemetry",
+    "level=TIMESTAMPS",
+    f"rate={2**31 - 1}",  # of so many requests one that brings no trace along has a trace; with 0, none has any
+    "opentelemetry,resource=service.name=ipt-server",
+    "opentelemetry,bsp_schedule_delay=1000",  # milliseconds; what has not been sent is lost when the server ends
+)
+_TRACE_URL = re.compile(r"http://[^\s/?#,@]+")
 _RESERVED_FLAGS = {
     "--model-repository": "use --repository",
     "--model-store": "use --repository",
@@ -75,6 +83,7 @@ def server_flags(
     prefix: str,
     directory: Path,
     extra: Sequence[str],
+    trace_url: str | None = None,
 ) -> list[str]:
     """All flags of a server.
 
@@ -83,6 +92,7 @@ def server_flags(
         prefix: what the names of its shared-memory regions start with.
         directory: the server's private folder, see `link_backends`.
         extra: the user's own flags; they come last, so they win.
+        trace_url: of a collector, see `check_trace_url`.
     """
     flags = [
         f"--model-repository={repository.resolve()}",
@@ -117,7 +127,16 @@ def server_flags(
         # Triton refuses an API named in two groups, so the user's group stands alone.
         if flag in known and not is_given(flag, extra):
             flags.append(f"{flag}={_CLOSED_APIS}:launcher={key}")
+    if trace_url:
+        flags += [f"--trace-config={setting}" for setting in (*_TRACES, f"opentelemetry,url={trace_url}/v1/traces")]
     return [*flags, *extra]
+
+
+def check_trace_url(url: str | None) -> list[str]:
+    """Check the address of a collector of traces; a sentence if it is none."""
+    if url is None or _TRACE_URL.fullmatch(url):
+        return []
+    return [f"{url!r} is no collector of traces: give http://HOST:PORT, of its port for OTLP over HTTP"]
 
 
 def is_given(flag: str, extra: Sequence[str]) -> bool:

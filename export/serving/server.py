@@ -34,7 +34,7 @@ from ipt_triton.export.serving.errors import (
     ServeError,
     ServerEndedError,
 )
-from ipt_triton.export.serving.flags import check_flags, is_off, link_backends, server_flags
+from ipt_triton.export.serving.flags import check_flags, check_trace_url, is_off, link_backends, server_flags
 from ipt_triton.export.serving.output import ServerOutput
 from ipt_triton.export.serving.warm_up import warm_up
 from ipt_triton.service import ROUTER, ROUTERS
@@ -62,6 +62,7 @@ class TritonServer:
         log_path: file for what the server writes; without it each line goes to `output.output_logger`.
         build: whether to build engines that the repository lacks for this machine's GPUs; None: if it does not take
             long (`missing_engines.UNASKED_WEIGHTS`).
+        trace_url: `http://HOST:PORT` of a collector, which gets the traces of requests that bring one along.
 
     As a context manager it starts and stops; `keep.Keeper` heals it. `start` may be called again after `stop`; free
     ports are then looked up anew. Methods may be called from any thread, `interrupt` and `kill` from signal handlers.
@@ -77,6 +78,7 @@ class TritonServer:
         extra_args: Sequence[str] = (),
         log_path: str | Path | None = None,
         build: bool | None = None,
+        trace_url: str | None = None,
     ) -> None:
         self.repository = Path(repository)
         self.host = host
@@ -89,6 +91,7 @@ class TritonServer:
             "--metrics-port": metrics_port or 0,
         }
         self._ports = dict(self._wanted_ports)
+        self._trace_url = trace_url
         self._extra_args = tuple(extra_args)
         self._log_path = Path(log_path) if log_path else None
         self._build = build
@@ -185,7 +188,7 @@ class TritonServer:
         problems = preflight.check_server(files)
         problems += preflight.check_repository(self.repository, files, self._build)
         problems += preflight.check_address(self.host, self._wanted_ports)
-        return problems + check_flags(self._extra_args, files)
+        return problems + check_trace_url(self._trace_url) + check_flags(self._extra_args, files)
 
     def start(self, timeout: float = 300.0, report: Callable[[str], None] = logger.info) -> None:
         """Check, build missing engines, start, wait until every model is ready, and restore one small image per task.
@@ -402,7 +405,14 @@ class TritonServer:
             ) from error
         self._output = None
         flags = server_flags(
-            files, self.repository, address, self._ports, self._prefix, self._directory, self._extra_args
+            files,
+            self.repository,
+            address,
+            self._ports,
+            self._prefix,
+            self._directory,
+            self._extra_args,
+            self._trace_url,
         )
         command = [str(files.executable), *flags]
         logger.info("starting %s", " ".join(command))

@@ -104,8 +104,9 @@ def test_every_metric_of_the_gateway_that_is_asked_for_is_one_that_it_exports() 
     for metric, labels in {
         "requests": ("GET", "/", "200"),
         "seconds": ("/",),
-        "steps": ("decode",),
+        "steps": ("decode", "sr_x2"),
         "pixels": ("sr_x2",),
+        "photos": ("sr_x2", "restored"),
         "ended_workers": ("time",),
         "jobs": ("queued",),
         "worked": ("sr_x2",),

@@ -71,20 +71,41 @@ class Request:
     def parameters(self) -> str:
         return json.dumps(self.sent)
 
+    def request_id(self) -> str:
+        return "the request"
 
-class NoMetrics(Exception):
+    def trace(self) -> str:
+        return "its trace"
+
+
+class TritonModelException(Exception):
     pass
 
 
-def _no_metrics(**_: object) -> None:
-    raise NoMetrics
+class MetricFamily:
+    """Keeps what its metrics have counted in `counted`, by name and values of labels."""
+
+    GAUGE = COUNTER = 0
+    counted: dict[tuple[str, ...], float]
+
+    def __init__(self, name: str, **_: object) -> None:
+        self._name = name
+
+    def Metric(self, labels: dict[str, str]) -> SimpleNamespace:
+        key, counted = (self._name, *labels.values()), self.counted
+        counted[key] = 0
+
+        def increment(value: float) -> None:
+            counted[key] += value
+
+        return SimpleNamespace(increment=increment)
 
 
 Network = Callable[[dict[str, np.ndarray]], InferenceResponse]
 
 
 def load_model(source: Path, monkeypatch: pytest.MonkeyPatch, network: Network | None = None) -> ModuleType:
-    """A model's module, with what lies beside it in a repository.
+    """A model's module, with what lies beside it in a repository; its metrics are kept in `module.counted`.
 
     Args:
         network: answers to requests that the model sends on; they are kept in `module.asked`.
@@ -103,9 +124,9 @@ def load_model(source: Path, monkeypatch: pytest.MonkeyPatch, network: Network |
     utilities: Any = ModuleType("triton_python_backend_utils")
     utilities.Tensor, utilities.TritonError, utilities.InferenceResponse = Tensor, TritonError, InferenceResponse
     utilities.InferenceRequest = InferenceRequest
-    utilities.TritonModelException = NoMetrics
-    utilities.MetricFamily = _no_metrics
-    utilities.MetricFamily.GAUGE = 0
+    utilities.TritonModelException = TritonModelException
+    counted: dict[tuple[str, ...], float] = {}
+    utilities.MetricFamily = type("MetricFamily", (MetricFamily,), {"counted": counted})
     utilities.PreferredMemory = lambda kind, number: (kind, number)
     utilities.TRITONSERVER_MEMORY_CPU = "CPU"
     utilities.Logger = SimpleNamespace(log_warn=lambda message: None)
@@ -116,5 +137,5 @@ def load_model(source: Path, monkeypatch: pytest.MonkeyPatch, network: Network |
     assert spec is not None and spec.loader is not None
     found: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
-    found.asked = asked
+    found.asked, found.counted = asked, counted
     return found

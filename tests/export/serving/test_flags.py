@@ -8,7 +8,7 @@ import pytest
 
 from ipt_triton.export.engines.metadata import EngineError, Gpu
 from ipt_triton.export.serving import preflight, preflight_gpu
-from ipt_triton.export.serving.flags import server_flags
+from ipt_triton.export.serving.flags import check_trace_url, server_flags
 
 CHUNK = 16
 PATCH = 64 * 48 * 48 * 2 + 256 * 576 * 2 + 64 * 48 * 48 * 2  # features, task embedding, body features, FP16
@@ -94,3 +94,20 @@ def test_old_connections_are_ended_and_callers_that_are_gone_noticed(tmp_path: P
     flags = server_flags(files, repository, "127.0.0.1", {}, "prefix", repository, ["--grpc-keepalive-time=1"])
     assert "--grpc-max-connection-age=600000" in flags
     assert flags.index("--grpc-keepalive-time=60000") < flags.index("--grpc-keepalive-time=1")  # the last one wins
+
+
+def test_traces_go_to_the_collector_that_is_named_and_to_none_otherwise(tmp_path: Path) -> None:
+    files = preflight.find_server()
+    assert files is not None
+    repository = write_repository(tmp_path / "models", 'backend: "python"')
+    for url, settings in ((None, 0), ("http://collector:4318", 6)):
+        flags = server_flags(files, repository, "127.0.0.1", {}, "prefix", repository, ["--last"], url)
+        assert sum(flag.startswith("--trace-config=") for flag in flags) == settings and flags[-1] == "--last"
+    assert "--trace-config=opentelemetry,url=http://collector:4318/v1/traces" in flags
+
+
+@pytest.mark.parametrize("url", ["collector:4318", "https://collector:4318", "http://a,b=c", "http://a/v1/traces", ""])
+def test_what_is_no_address_of_a_collector_is_refused(url: str) -> None:
+    assert check_trace_url("http://127.0.0.1:4318") == check_trace_url(None) == []
+    (problem,) = check_trace_url(url)
+    assert repr(url) in problem and "give http://HOST:PORT" in problem

@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from ipt_triton import RestorationClient, ServerUnavailable
 from ipt_triton.export.serving.errors import WarmUpError
 from ipt_triton.export.serving.server import TritonServer
-from ipt_triton.tiling import Tiler
+from ipt_triton.tiling import Tiler, count_patches
 from ipt_triton.train.model.infer import restore_image
 from ipt_triton.train.model.ipt import OFFICIAL_TASKS
 
@@ -359,13 +359,48 @@ def test_wrong_type_rank_or_channels_are_refused_by_name(
     assert words in caught.value.message()
 
 
-def under_way(server: TritonServer) -> float:
-    """What the routers' metric says, over all instances."""
+def metrics(server: TritonServer) -> dict[str, float]:
+    """The routers' metrics, by name with labels."""
     with urllib.request.urlopen(server.metrics_url) as page:
         lines = page.read().decode().splitlines()
-    counts = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("ipt_photographs_under_way{")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith("ipt_")}
+
+
+def under_way(server: TritonServer) -> float:
+    """What the routers' metric says, over all instances."""
+    counts = [count for name, count in metrics(server).items() if name.startswith("ipt_photographs_under_way{")]
     assert len(counts) > 1
     return sum(counts)
+
+
+def test_all_instances_count_photographs_pixels_patches_seconds_and_failures_together(
+    served: Served, client: RestorationClient
+):
+    before = metrics(served.server)
+    photo = image(100, 90)
+    started = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: client.restore(photo, "sr_x2"), range(8)))
+    client.restore(photo, "derain,sr_x2", progress=lambda done, due: None)  # by the model that tells its progress
+    took = time.monotonic() - started
+    with pytest.raises(InferenceServerException):
+        ask(served, IMAGE=(photo, "UINT8"), TASK_ID=(np.array([99], np.int32), "INT32"))
+    after = metrics(served.server)
+    assert after.keys() == before.keys()  # nothing appears when it is first counted
+    counted = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    seconds = {name: counted.pop(name) for name in list(counted) if name.startswith("ipt_step_seconds_total")}
+    one = count_patches(100, 90)
+    assert counted == {
+        'ipt_photographs_total{task="sr_x2"}': 8,
+        'ipt_photographs_total{task="several"}': 1,
+        'ipt_pixels_total{task="sr_x2"}': 8 * 9000,
+        'ipt_pixels_total{task="several"}': 9000,
+        'ipt_patches_total{task="sr_x2"}': 9 * one,
+        'ipt_patches_total{task="derain"}': one,
+        'ipt_failures_total{kind="invalid"}': 1,
+    }
+    assert len(seconds) == 8 and all(second > 0 for second in seconds.values())
+    assert sum(seconds.values()) < 5 * took
 
 
 def test_a_server_that_is_told_to_stop_answers_the_photographs_under_way_first(

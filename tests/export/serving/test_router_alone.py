@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ipt_triton.board import BOARD, Board
 from ipt_triton.export.repository.write import ROUTER_SOURCE
 from ipt_triton.seal import SEAL, fingerprint, seal
+from ipt_triton.tiling import count_patches
 
 TASK = {"id": 3, "name": "derain", "scale": 2}
 PARAMETERS = {
@@ -70,6 +71,9 @@ class Network:
             restored, seals = restored[::-1], seals[::-1]
         elif word == "short":
             restored, seals = restored[:-1], seals[:-1]
+        elif word == "not finite":
+            restored[:, 1, 50, 50] = np.nan
+            seals = seal(fingerprint(patches), [restored])
         elif word == "nothing":
             restored, seals = restored * 0, seals * 0
         return InferenceResponse([Tensor("RESTORED", restored), Tensor(SEAL, seals)])
@@ -161,7 +165,7 @@ def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPat
     others = [Board(tmp_path / BOARD, slot) for slot in (5, 6)]
     asked = []
 
-    async def ask(ensemble: str, patches: np.ndarray, side: int) -> np.ndarray:
+    async def ask(ensemble: str, patches: np.ndarray, side: int, passed: object) -> np.ndarray:
         asked.append(time.monotonic())
         await asyncio.sleep(0.01)
         return answer(patches)[0]
@@ -230,6 +234,71 @@ def test_the_board_says_nothing_of_a_photograph_that_is_done_or_given_up(
     restore(model, picture())
     assert {slot.task for slot in seen} == {3}
     assert other.under_way() == {}
+
+
+def test_what_a_photograph_counts_is_told_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, model = router(monkeypatch, Network(["well", "late"]))
+    before = dict(module.counted)
+    assert len(before) == 1 + 2 + 2 + 1 + 4 + len(module.FAILURES) and not any(before.values())
+    restore(model, picture())
+    told = {key: value for key, value in module.counted.items() if value and "seconds" not in key[0]}
+    assert told == {
+        ("ipt_photographs_total", "derain"): 1,
+        ("ipt_pixels_total", "derain"): 90 * 130,
+        ("ipt_patches_total", "derain"): count_patches(90, 130, 48, 40, [1]),
+    }
+    assert {step for _, *labels in module.counted for step in labels[1:]} == set(module.STEPS)
+    assert all(module.counted["ipt_step_seconds_total", "derain", step] > 0 for step in module.STEPS)
+    assert module.counted.keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "parameters"),
+    [
+        ("not_finite", ["not finite"], {}),
+        ("part", 20 * ["error"], {}),
+        ("part", 20 * ["late"], {}),
+        ("invalid", [], {"within_ms": 0}),
+    ],
+)
+def test_a_photograph_that_is_not_restored_counts_as_a_failure_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch, kind: str, words: list[str], parameters: dict[str, object]
+) -> None:
+    module, model = router(monkeypatch, Network(words))
+    assert restore(model, picture(), **parameters).error() is not None
+    assert {key for key, value in module.counted.items() if value and "failures" in key[0]} == {
+        ("ipt_failures_total", kind)
+    }
+    assert not module.counted["ipt_photographs_total", "derain"]
+
+
+def test_a_photograph_is_refused_and_counted_while_the_server_stops(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
+    module, model = router(monkeypatch, Network([]))
+    (tmp_path / "stopping").touch()
+    assert restore(model, picture()).error() is not None
+    assert module.counted["ipt_failures_total", "stopping"] == 1
+
+
+def test_a_fault_of_the_router_counts_and_is_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(inputs: dict[str, np.ndarray]) -> InferenceResponse:
+        raise RuntimeError("broken")
+
+    module, model = router(monkeypatch, broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        restore(model, picture())
+    assert module.counted["ipt_failures_total", "fault"] == 1
+
+
+def test_the_first_chunks_of_a_photograph_carry_its_trace_and_all_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, model = router(monkeypatch, Network([]))
+    monkeypatch.setattr(module, "TRACED_CHUNKS", 2)
+    restore(model, picture())
+    carried = [request.get("trace") for request in module.asked]
+    assert carried == ["its trace"] * 2 + [None] * (len(carried) - 2) and len(carried) > 2
+    assert {request["request_id"] for request in module.asked} == {"the request"}
 
 
 @pytest.mark.parametrize("value", [0, -5, True, "soon", float("nan"), None])

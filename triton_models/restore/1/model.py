@@ -6,7 +6,8 @@ patches that were sent, as its seal tells (`seal.py`, copied too), is refused. S
 other, and only the last result is rounded. The tasks and limits are parameters of its configuration. Python backend
 with asynchronous BLS; Python 3.9 syntax; imports only numpy and what is copied.
 
-Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered.
+Its metric `ipt_photographs_under_way` counts, for each instance, the requests that it has begun and not yet answered;
+`Counters` has what all instances count together. A request that is traced takes its chunks along.
 `ipt-serve` names its private folder in IPT_SERVER_FOLDER. Told to stop, it makes the file `stopping` there: from then
 on the router refuses what is new, and the server is ended when the count has fallen to 0. In the same folder the
 routers keep their board (`board.py`), which says who goes first and what is refused.
@@ -17,6 +18,8 @@ import json
 import math
 import os
 import time
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,15 @@ FLOAT_OUTPUT = "RESTORED32"
 LOOK_S, PATIENCE_S = (0.005, 0.05), 5.0
 """A photograph whose turn it is not looks again so soon, then after twice as long, at most the second time; it sends a
 chunk in any case when it has waited so long."""
+
+TRACED_CHUNKS = 64
+"""Of one photograph; each is some eight spans, and Triton keeps them until the photograph is answered."""
+
+STEPS = ("turn", "cut", "wait", "join")
+"""Of a photograph: others go first, patches are cut, the ensemble is waited for, answers are joined."""
+FAILURES = ("invalid", "busy", "stopping", "no_memory", "not_finite", "part", "cancelled", "fault")
+SEVERAL = "several"
+"""As the task of a photograph that went through a chain."""
 
 NO_MEMORY = "the server has no shared memory left; enlarge its /dev/shm (docker: --shm-size), or send less at a time"
 
@@ -66,6 +78,7 @@ class TritonPythonModel:
         slots = range(first, first + alike)
         self._board = Board(Path(folder, BOARD), slots[number], int(parameters["slots"]), slots) if folder else None
         self._family, self._under_way = _gauge(args["model_instance_name"])
+        self._counters = Counters([task["name"] for task in self._tasks])
 
     async def execute(self, requests):
         return await asyncio.gather(*[self._answer(request, request.is_cancelled) for request in requests])
@@ -77,30 +90,46 @@ class TritonPythonModel:
             is_cancelled: whether the caller has left.
             tell: called with the patches that are answered and all that are due, from the beginning on.
         """
-        if self._stop_file is not None and self._stop_file.exists():
-            return _error("the server is stopping; ask another one, or again", pb_utils.TritonError.UNAVAILABLE)
-        self._count(1)
         try:
-            output, restored = await self._restore(request, is_cancelled, tell)
-        except InvalidRequest as error:
-            return _error(str(error), pb_utils.TritonError.INVALID_ARG)
-        except Busy as error:
-            return _error(str(error), pb_utils.TritonError.UNAVAILABLE)
-        except FloatingPointError as error:
-            return _error(str(error), pb_utils.TritonError.INTERNAL)
-        except PartFailure as error:
-            if "not healthy" in str(error):  # its process is gone; ipt-serve starts the server again
-                return _error(str(error), pb_utils.TritonError.UNAVAILABLE)
-            if "shared memory pool" in str(error):
-                if self._board is not None:
-                    self._board.tell_no_memory()
-                return _error(NO_MEMORY, pb_utils.TritonError.UNAVAILABLE)
-            return pb_utils.InferenceResponse(error=error.args[0])
-        except Cancelled:
-            return _error("the caller has left; the rest of the image was not computed", pb_utils.TritonError.CANCELLED)
+            if self._stop_file is not None and self._stop_file.exists():
+                raise Stopping("the server is stopping; ask another one, or again")
+            self._count(1)
+            try:
+                output, restored = await self._restore(request, is_cancelled, tell)
+            finally:
+                self._count(-1)
+        except Exception as error:
+            kind, told = self._failure(error)
+            self._counters.add("ipt_failures_total", kind)
+            if told is None:
+                raise
+            return pb_utils.InferenceResponse(error=told)
         finally:
-            self._count(-1)
+            self._counters.send()
         return pb_utils.InferenceResponse([pb_utils.Tensor(output, restored)])
+
+    def _failure(self, error):
+        """Which of FAILURES an error is, and the TritonError that the caller gets; None for what nobody expected."""
+        triton = pb_utils.TritonError
+        if isinstance(error, InvalidRequest):
+            return "invalid", triton(str(error), triton.INVALID_ARG)
+        if isinstance(error, Stopping):
+            return "stopping", triton(str(error), triton.UNAVAILABLE)
+        if isinstance(error, Busy):
+            return "busy", triton(str(error), triton.UNAVAILABLE)
+        if isinstance(error, FloatingPointError):
+            return "not_finite", triton(str(error), triton.INTERNAL)
+        if isinstance(error, Cancelled):
+            return "cancelled", triton("the caller has left; the rest of the image was not computed", triton.CANCELLED)
+        if not isinstance(error, PartFailure):
+            return "fault", None
+        if "not healthy" in str(error):  # its process is gone; ipt-serve starts the server again
+            return "part", triton(str(error), triton.UNAVAILABLE)
+        if "shared memory pool" in str(error):
+            if self._board is not None:
+                self._board.tell_no_memory()
+            return "no_memory", triton(NO_MEMORY, triton.UNAVAILABLE)
+        return "part", error.args[0]
 
     def _count(self, change):
         if self._under_way is not None:
@@ -119,6 +148,7 @@ class TritonPythonModel:
             raise InvalidRequest(str(error)) from None
         self._check_size(image, chain, output)
         patches = self._check_work(image, chain, stride)
+        pixels = image.shape[0] * image.shape[1]
         within = _within(request)
         kind = FLOAT if output == FLOAT_OUTPUT else image.dtype.name
 
@@ -128,6 +158,7 @@ class TritonPythonModel:
             if tell is not None:
                 tell(patches - left, patches)
 
+        passed = _passed(request)
         try:
             if self._board is not None:
                 self._board.begin(chain[0]["id"], patches, self._chunk, within)
@@ -138,31 +169,49 @@ class TritonPythonModel:
                 if self._board is not None:
                     self._board.turn_to(task["id"])
                 last = stage == len(chain)
-                tiler = Tiler(image, task["scale"], self._patch, stride, keep, kind if last else FLOAT)
+                with self._timed(task, "cut"):
+                    tiler = Tiler(image, task["scale"], self._patch, stride, keep, kind if last else FLOAT)
                 try:
-                    await self._run(tiler, task, left, is_cancelled, note)
+                    await self._run(tiler, task, left, is_cancelled, note, passed)
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{_stage(chain, stage)}{error}") from error
                 left -= tiler.count
-                image = tiler.result()
+                with self._timed(task, "join"):
+                    image = tiler.result()
+            whole = SEVERAL if len(chain) > 1 else chain[0]["name"]
+            self._counters.add("ipt_photographs_total", whole)
+            self._counters.add("ipt_pixels_total", whole, value=pixels)
             return output, image
         finally:
             if self._board is not None:
                 self._board.end()
 
-    async def _run(self, tiler, task, left, is_cancelled, note):
+    @contextmanager
+    def _timed(self, task, step):
+        """Counts the seconds of the block as one of STEPS of a task."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._counters.add("ipt_step_seconds_total", task["name"], step, value=time.perf_counter() - started)
+
+    async def _run(self, tiler, task, left, is_cancelled, note, passed):
         """All patches through a task's ensemble, at most `requests_in_flight` chunks under way, joined in order.
 
         As long as a smaller photograph is under way it is one chunk, and none while there are as many smaller ones as
         bodies. `left` patches of the whole chain are to be answered; `note` is told how many still are.
+        `passed` goes along with each chunk, see `_passed`.
         """
         ensemble, side = "ipt_" + task["name"], self._patch * task["scale"]
         pending = []
 
         async def take():
             nonlocal left
-            answers = await pending.pop(0)
-            tiler.add(answers)
+            with self._timed(task, "wait"):
+                answers = await pending.pop(0)
+            self._counters.add("ipt_patches_total", task["name"], value=len(answers))
+            with self._timed(task, "join"):
+                tiler.add(answers)
             left -= len(answers)
             note(left)
 
@@ -171,16 +220,20 @@ class TritonPythonModel:
                 while pending and len(pending) >= (1 if self._before() else self._in_flight):
                     await take()
                 waited_until, look = time.monotonic() + PATIENCE_S, LOOK_S[0]
-                while self._before() >= self._bodies and time.monotonic() < waited_until:
-                    await asyncio.sleep(look)
-                    look = min(2 * look, LOOK_S[1])
-                    note(left)
-                    if is_cancelled():
-                        raise Cancelled
+                with self._timed(task, "turn"):
+                    while self._before() >= self._bodies and time.monotonic() < waited_until:
+                        await asyncio.sleep(look)
+                        look = min(2 * look, LOOK_S[1])
+                        note(left)
+                        if is_cancelled():
+                            raise Cancelled
                 if is_cancelled():
                     raise Cancelled
-                patches = tiler.patches(first, last)
-                pending.append(asyncio.ensure_future(self._restore_patches(ensemble, patches, side)))
+                with self._timed(task, "cut"):
+                    patches = tiler.patches(first, last)
+                if first >= TRACED_CHUNKS * self._chunk:
+                    passed.pop("trace", None)
+                pending.append(asyncio.ensure_future(self._restore_patches(ensemble, patches, side, dict(passed))))
             while pending:
                 await take()
         finally:
@@ -189,24 +242,26 @@ class TritonPythonModel:
     def _before(self):
         return 0 if self._board is None else self._board.before()
 
-    async def _restore_patches(self, ensemble, patches, side):
+    async def _restore_patches(self, ensemble, patches, side, passed):
         """Answers [n, 3, side, side] for patches [n, 3, patch, patch]; a chunk that goes wrong is tried once more."""
         try:
-            return await self._ask(ensemble, patches, side)
+            return await self._ask(ensemble, patches, side, passed)
         except (PartFailure, UnfitAnswer) as error:
-            pb_utils.Logger.log_warn(f"{ensemble}: {error}; the chunk is sent again")
+            request = f"[request id: {passed['request_id'] or '<id_unknown>'}] "  # as Triton's own lines name it
+            pb_utils.Logger.log_warn(f"{request}{ensemble}: {error}; the chunk is sent again")
         try:
-            return await self._ask(ensemble, patches, side)
+            return await self._ask(ensemble, patches, side, passed)
         except UnfitAnswer as error:
             raise PartFailure(pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)) from error
 
-    async def _ask(self, ensemble, patches, side):
+    async def _ask(self, ensemble, patches, side, passed):
         request = pb_utils.InferenceRequest(
             model_name=ensemble,
             requested_output_names=["RESTORED", SEAL] if self._sealed else ["RESTORED"],
             inputs=[pb_utils.Tensor("IMAGE", patches)],
             # Left to itself, Triton hands on what TensorRT computed where it lies: on the GPU, out of numpy's reach.
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+            **passed,
         )
         response = await request.async_exec()
         if response.has_error():
@@ -296,6 +351,48 @@ class TritonPythonModel:
         return patches
 
 
+class Counters:
+    """What the routers of a server count together, for Prometheus; on a server without metrics, nothing.
+
+    All that may be counted is there from the beginning, as 0. Each change of a metric is a message to Triton, so counts
+    are kept until `send`.
+    """
+
+    def __init__(self, tasks):
+        self._metrics, self._families, self._kept = {}, [], Counter()
+        each = [{"task": name} for name in tasks]
+        whole = [*each, {"task": SEVERAL}]
+        steps = [{**task, "step": step} for task in each for step in STEPS]
+        kinds = [{"kind": kind} for kind in FAILURES]
+        try:
+            self._add_family("ipt_photographs_total", "Photographs that were restored", whole)
+            self._add_family("ipt_pixels_total", "Pixels of the photographs that were restored", whole)
+            self._add_family("ipt_patches_total", "Patches that were answered", each)
+            self._add_family("ipt_step_seconds_total", "Seconds that photographs spent in a step of the router", steps)
+            self._add_family("ipt_failures_total", "Photographs that were not restored", kinds)
+        except pb_utils.TritonModelException:
+            pass
+
+    def _add_family(self, name, description, labels):
+        family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+        self._families.append(family)  # must outlive its metrics
+        for each in labels:
+            self._metrics[(name, *each.values())] = family.Metric(labels=each)
+
+    def add(self, name, *labels, value=1):
+        self._kept[(name, *labels)] += value
+
+    def send(self):
+        for key, value in self._kept.items():
+            if key in self._metrics:
+                self._metrics[key].increment(value)
+        self._kept.clear()
+
+
+class Stopping(Exception):
+    """The server was told to stop."""
+
+
 class Cancelled(Exception):
     """The caller has cancelled, timed out or gone away."""
 
@@ -309,6 +406,11 @@ class PartFailure(Exception):
 
 class UnfitAnswer(Exception):
     """An ensemble answered with something that does not belong to the patches it was given."""
+
+
+def _passed(request):
+    """What requests to the ensembles take over from the caller's: the id, for logs, and the trace."""
+    return {"request_id": request.request_id(), "trace": request.trace()}
 
 
 def _output_name(request, image):
@@ -356,7 +458,3 @@ def _within(request):
 def _number(request, name, default):
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return default if tensor is None else int(np.asarray(tensor.as_numpy()).reshape(-1)[0])
-
-
-def _error(message, code):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
