@@ -437,7 +437,7 @@ def test_command_refuses_a_folder_that_holds_no_parts(
             "--engines nowhere is not a folder; ipt-export engines build/parts --output nowhere makes one",
         ),
         (["checkpoint", "--runtime", "tensorrt", "--residual", "float16"], "float16 needs precision fp16, not fp32"),
-        (["repository", "--precision", "bf16"], "unrecognized arguments: --precision bf16"),
+        (["repository", "--precision", "fp16"], "argument --precision: invalid choice: 'fp16'"),
         (["checkpoint", "--fp16-restored"], "openvino in fp32 gives FP32 alone; leave --fp16-restored out"),
         (["checkpoint", "--max-batch", "0"], "--max-batch 0 is not within 1 to 1024"),
         (["parts", "checkpoint", "--threads", "2"], "unrecognized arguments: --threads 2"),
