@@ -1,4 +1,4 @@
-"""The arguments of `ipt-restore`, and what is wrong with them."""
+"""The arguments of `ipt-restore`, those that other commands share with it, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -56,15 +56,18 @@ def make_arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list-tasks", action="store_true", help="print the server's tasks and stop")
     parser.add_argument("--version", action="version", version=f"ipt-restore {installed_version()}")
-    _add_server(parser.add_argument_group("server"))
+    add_server(parser)
     _add_choice(parser.add_argument_group("which photos"))
-    _add_making(parser.add_argument_group("how they are restored"))
-    _add_tiling(parser.add_argument_group("tiling (the server's own rule if not given)"))
-    _add_results(parser.add_argument_group("results"))
+    add_making(parser)
+    results = parser.add_argument_group("results")
+    add_files(results)
+    _add_results(results)
     return parser
 
 
-def _add_server(group: argparse._ArgumentGroup) -> None:
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Which server restores, and how it is reached."""
+    group = parser.add_argument_group("server")
     group.add_argument(
         "-u", "--url", help=f"HOST:PORT of the server's gRPC port, or http(s)://…; several with commas ({DEFAULT_URL})"
     )
@@ -91,20 +94,21 @@ def _add_choice(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-j", "--workers", type=int, default=2, metavar="N", help="photos in flight (%(default)s)")
 
 
-def _add_making(group: argparse._ArgumentGroup) -> None:
+def add_making(parser: argparse.ArgumentParser) -> None:
+    """How photos are restored."""
+    group = parser.add_argument_group("how they are restored")
     group.add_argument("--scale", type=float, metavar="F", help="so many times the size, such as 2.5 (the task's own)")
     group.add_argument("--width", type=int, metavar="N", help="of the result; with --height what fits into both")
     group.add_argument("--height", type=int, metavar="N", help="of the result")
     group.add_argument("--tta", action="store_true", help="mean of eight turned and mirrored views: 8 times the work")
     group.add_argument("--strength", type=float, default=1.0, metavar="S", help="share of the result, 0 to 1 (1)")
-
-
-def _add_tiling(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group("tiling (the server's own rule if not given)")
     group.add_argument("--stride", type=int, metavar="N", help="pixels between neighbouring tiles, 1 to KEEP")
     group.add_argument("--keep", type=int, metavar="N", help="side of each tile's centre that is used, even, 2 to 48")
 
 
-def _add_results(group: argparse._ArgumentGroup) -> None:
+def add_files(group: argparse._ArgumentGroup) -> None:
+    """How results are named and stored."""
     group.add_argument(
         "-f", "--format", choices=("same", *FORMATS), default="same", help="file format (%(default)s as the photo's)"
     )
@@ -113,12 +117,15 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--depth", type=int, choices=(8,), help="16-bit photos in 8 bit")
     group.add_argument("--strip-metadata", action="store_true", help="keep no EXIF, XMP, IPTC, comments and times")
     group.add_argument("--suffix", default="", help="added to each file's stem: --suffix _x2 writes photo_x2.jpg")
+    group.add_argument("--json", metavar="FILE", help="write a report as JSON, - for standard output")
+
+
+def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--compare", action="store_true", help="write photo_compare.png too: before and after")
     group.add_argument("--reference", type=Path, metavar="DIR", help="measure PSNR and SSIM against its images")
     there = group.add_mutually_exclusive_group()
     there.add_argument("--overwrite", action="store_true", help="replace results that exist")
     there.add_argument("--skip-existing", action="store_true", help="leave results that exist, restore the others")
-    group.add_argument("--json", metavar="FILE", help="write a report as JSON, - for standard output")
     group.add_argument("--log", metavar="FILE", help="append a line of JSON for each photo as soon as it is done")
 
 
@@ -131,7 +138,26 @@ def access(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the command with a sentence if arguments are wrong or do not fit together; read those of several parts.
+    """End the command with a sentence if arguments are wrong or do not fit together; read those of several parts."""
+    if not args.list_tasks:
+        given = {"PHOTO": args.photos or args.files_from, "--task": args.task, "--output": args.output}
+        if missing := ", ".join(name for name, value in given.items() if not value):
+            parser.error(f"{missing} missing; for example: ipt-restore photo.jpg --task sr_x2 --output restored")
+    check_shared(parser, args)
+    if args.limit is not None and args.limit < 1:
+        parser.error(f"--limit {args.limit} is not allowed; give 1 or more")
+    if args.reference and not args.reference.is_dir():
+        parser.error(f"--reference {args.reference} is no folder")
+    if list(args.photos).count("-") and args.files_from == "-":
+        parser.error("standard input is a photo or a list of photos; give one of PHOTO - and --files-from -")
+    _check_place(parser, "log", args.log)
+    if args.json == "-" and args.output == Path("-"):
+        parser.error("standard output takes the photo or the report; give --json FILE")
+    args.shard = _parse_shard(parser, args.shard)
+
+
+def check_shared(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """The same for the arguments of `add_server`, `add_making`, `add_files` and --workers.
 
     What was not given comes from the environment.
     """
@@ -142,15 +168,11 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         args.header = dict(map(short_header, args.header or ()))
     except InvalidAddress as error:
         parser.error(str(error))
-    if not args.list_tasks:
-        given = {"PHOTO": args.photos or args.files_from, "--task": args.task, "--output": args.output}
-        if missing := ", ".join(name for name, value in given.items() if not value):
-            parser.error(f"{missing} missing; for example: ipt-restore photo.jpg --task sr_x2 --output restored")
     if "/" in args.suffix or "\\" in args.suffix:
         parser.error(f"--suffix {args.suffix!r} is part of a file's name and must not hold a slash")
-    for name, lowest in (("workers", 1), ("retries", 0), ("limit", 1)):
+    for name, lowest in (("workers", 1), ("retries", 0)):
         value = getattr(args, name)
-        if value is not None and value < lowest:
+        if value < lowest:
             parser.error(f"--{name} {value} is not allowed; give {lowest} or more")
     if args.timeout is not None and not args.timeout > 0:
         parser.error(f"--timeout {args.timeout:g} is not allowed; give seconds above 0, or leave it out")
@@ -166,15 +188,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--weights is for a server of our own; leave --url and IPT_URL out")
     if args.url and args.keep_server:
         parser.error("--keep-server is for a server of our own; leave --url and IPT_URL out")
-    if args.reference and not args.reference.is_dir():
-        parser.error(f"--reference {args.reference} is no folder")
-    if list(args.photos).count("-") and args.files_from == "-":
-        parser.error("standard input is a photo or a list of photos; give one of PHOTO - and --files-from -")
-    for name in ("json", "log"):
-        _check_place(parser, name, getattr(args, name))
-    if args.json == "-" and args.output == Path("-"):
-        parser.error("standard output takes the photo or the report; give --json FILE")
-    args.shard = _parse_shard(parser, args.shard)
+    _check_place(parser, "json", args.json)
     args.flatten = _parse_colour(parser, args.flatten)
 
 

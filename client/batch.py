@@ -212,7 +212,7 @@ class Plan:
             if Path(os.path.realpath(here)) == results:
                 continue
             target = below / here.relative_to(folder)
-            for name, result, problem in self._images(here, names):
+            for name, result, problem in self.images(here, names):
                 found = True
                 relative = os.fspath((here / name).relative_to(folder))
                 yield _Found(here / name, target / result, relative, problem)
@@ -222,8 +222,8 @@ class Plan:
         if not found:
             raise PlanError(f"{folder} holds no image; allowed are files ending in {', '.join(sorted(self.kinds))}")
 
-    def _images(self, folder: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
-        """Names of images, names of their results, each another one, and what is wrong with an image."""
+    def images(self, folder: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
+        """Images among the sorted names of files, names of their results, each another one, and what is wrong with it."""
         for _, group in groupby(names, key=lambda name: name.partition(".")[0]):
             images: list[tuple[str, str, str]] = []
             for name in group:

@@ -9,6 +9,7 @@ held the lock for the minutes asked for. The weights are exported once, into the
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import hashlib
 import json
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import ipt_triton
+from ipt_triton.client.address import DEFAULT_URL
+from ipt_triton.client.arguments import access
 from ipt_triton.client.errors import ServerUnavailable
 from ipt_triton.cpu import cpu_flags, has_bf16
 from ipt_triton.reading import printable
@@ -56,6 +59,24 @@ def answers(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def chosen_server(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Arguments of a client for the server that a command names, else of one at the usual place, else of our own.
+
+    Args:
+        args: of a command, see `arguments`.
+        say: as for `own_server`.
+
+    Raises:
+        ServerUnavailable: see `own_server`.
+    """
+    if args.url or (not args.weights and answers(DEFAULT_URL)):
+        yield {"url": args.url or DEFAULT_URL, **access(args)}
+        return
+    with own_server(args.weights or WEIGHTS, args.keep_server, say) as url:
+        yield {"url": url, "timeout": args.timeout, "retries": args.retries}
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -26,12 +25,11 @@ if not __package__:  # run as a file: the packages beside this folder are meant,
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an import
 
 from ipt_triton.cli import CLOSED_PIPE, drop_output, escape_output, mute_libraries
-from ipt_triton.client.address import DEFAULT_URL
-from ipt_triton.client.arguments import access, check_arguments, make_arguments
+from ipt_triton.client.arguments import check_arguments, make_arguments
 from ipt_triton.client.batch import Plan, read_list
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import PlanError, RestorationError
-from ipt_triton.client.local import WEIGHTS, answers, own_server
+from ipt_triton.client.local import chosen_server
 from ipt_triton.client.protocol import ServerInfo
 from ipt_triton.client.servers import SILENCE_S
 from ipt_triton.client.single import Restorer
@@ -39,7 +37,9 @@ from ipt_triton.client.work import (
     Ahead,
     Progress,
     Record,
+    asked_for,
     complain,
+    deliver,
     is_plain_file,
     run_batch,
     write_report,
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # what makes a photo unusable is an error
     logging.basicConfig(handlers=[_Complaints(logging.WARNING)])
     try:
-        with _client(args) as client:
+        with chosen_server(args, complain) as server, RestorationClient(**server) as client:
             status = _run(args, client)
         sys.stdout.flush()
         return status
@@ -84,20 +84,6 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         complain(record.getMessage())
-
-
-@contextlib.contextmanager
-def _client(args: argparse.Namespace) -> Iterator[RestorationClient]:
-    """Of the server that is asked for, else of one at the usual place, else of one of our own."""
-    if args.url or (not args.weights and answers(DEFAULT_URL)):
-        with RestorationClient(args.url or DEFAULT_URL, **access(args)) as client:
-            yield client
-        return
-    with (
-        own_server(args.weights or WEIGHTS, args.keep_server, complain) as url,
-        RestorationClient(url, args.timeout, args.retries) as client,
-    ):
-        yield client
 
 
 def _run(args: argparse.Namespace, client: RestorationClient) -> int:
@@ -130,7 +116,7 @@ def _ask(client: RestorationClient) -> ServerInfo:
 
 
 def _list_tasks(info: ServerInfo, report: str | None) -> int:
-    written = not report or _deliver(report, [asdict(task) for task in info.tasks])
+    written = not report or deliver(report, [asdict(task) for task in info.tasks])
     if report != "-":
         for task in info.tasks:
             noise = f", sigma {task.sigma:g}" if task.sigma else ""
@@ -144,22 +130,14 @@ def _restore_all(
     """Restore the jobs, `args.workers` at a time; print, report and summarise what became of them."""
     chain = info.chain(args.task)
     giving_up = threading.Event()
-    stride, keep = info.rule(args.stride, args.keep)
+    asked = asked_for(client.url, info, chain, args.options, args.stride, args.keep)
     started = time.perf_counter()
     quiet = "-" in (args.json, str(args.output), args.log)
     record = Record(quiet, log, keep=bool(args.json))
 
     def report() -> dict[str, Any]:
         return {
-            "url": client.url,
-            "task": {"name": chain.name, "scale": chain.scale},
-            "tasks": [asdict(task) for task in chain.tasks],
-            "options": asdict(args.options),
-            "stride": stride,
-            "keep": keep,
-            "checkpoint_sha256": info.checkpoint_sha256,
-            "runtime": info.runtime,
-            "precision": info.precision,
+            **asked,
             "seconds": round(time.perf_counter() - started, 3),
             "counts": record.counts,
             "photos": [asdict(outcome) for outcome in record.kept or ()],
@@ -179,7 +157,7 @@ def _restore_all(
     with Progress(lambda: jobs.total) as progress:
         restorer = Restorer(client, chain, args, progress, giving_up.is_set)
         ended = run_batch(jobs, restorer.restore, record, progress, args.workers, close)
-    written = not args.json or (args.json == "-" and ended.lost is not None) or _deliver(args.json, report())
+    written = not args.json or (args.json == "-" and ended.lost is not None) or deliver(args.json, report())
     if ended.lost is not None:
         raise ended.lost
     if plan.passed_over.number:
@@ -204,19 +182,6 @@ def _open_log(place: str | None) -> IO[str]:
         return Path(place or os.devnull).open("a", encoding="utf-8")
     except OSError as error:
         raise PlanError(f"--log {place} cannot be written: {error.strerror}") from error
-
-
-def _deliver(destination: str, report: Any) -> bool:
-    """Write a report after the work, to standard error where its place takes none; False then."""
-    try:
-        write_report(destination, report)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        complain(f"--json {destination} cannot be written ({error.strerror}); this is the report:")
-        print(json.dumps(report, indent=2), file=sys.stderr)
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from itertools import count
 from typing import Any
 
 from ipt_triton.client.batch import STREAM, VIDEO_SUFFIXES, Job
@@ -24,6 +25,18 @@ from ipt_triton.tasks import Chain
 
 WATCHED = 2
 """Photos whose progress is asked for at a time: a server takes more photos at once than it tells the progress of."""
+
+FAILURES = (RestorationError, OSError, MemoryError)
+"""What may be wrong with one photo; of these `ServerUnavailable` and `BrokenPipeError` concern the others as well."""
+
+
+def reason(source: object, error: BaseException) -> str:
+    """One of `FAILURES` as a sentence that names the photo."""
+    if isinstance(error, ImageError):  # names it
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"{source} does not fit into memory; use fewer --workers"
+    return f"{source}: {error}"
 
 
 class Restorer:
@@ -60,12 +73,8 @@ class Restorer:
             details = self._restore_video(job) if is_video else self._restore(job)
         except (ServerUnavailable, BrokenPipeError):
             raise
-        except ImageError as error:  # names the file
-            return Outcome.of(job, "failed", error=str(error))
-        except (RestorationError, OSError) as error:
-            return Outcome.of(job, "failed", error=f"{job.source}: {error}")
-        except MemoryError:
-            return Outcome.of(job, "failed", error=f"{job.source} does not fit into memory; use fewer --workers")
+        except FAILURES as error:
+            return Outcome.of(job, "failed", error=reason(job.source, error))
         return Outcome.of(job, "restored", seconds=round(time.perf_counter() - started, 3), **details)
 
     def _restore(self, job: Job) -> dict[str, Any]:
@@ -120,16 +129,14 @@ class Restorer:
         """All frames with all their planes restored; if there is somebody to see it, with progress."""
         watch = self._progress.is_drawn and self._watched.acquire(blocking=False)
         try:
-            planes = [photo.planes() for photo in frames.photos]
-            due = sum(map(len, planes))
-            restored, done = [], 0
-            for photo, each in zip(frames.photos, planes, strict=True):
-                made = []
-                for plane in each:
-                    made.append(self._restore_plane(plane, job, (done / due, (done + 1) / due) if watch else None))
-                    done += 1
-                restored.append(photo.with_planes(made))
-            return replace(frames, photos=tuple(restored))
+            due = sum(1 + photo.has_alpha for photo in frames.photos)
+            numbers = count()
+
+            def restore(plane: Samples) -> Samples:
+                done = next(numbers)
+                return self._restore_plane(plane, job, (done / due, (done + 1) / due) if watch else None)
+
+            return frames.restored(restore)
         finally:
             if watch:
                 self._watched.release()

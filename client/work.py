@@ -20,8 +20,11 @@ from tqdm import tqdm
 
 from ipt_triton.client.batch import Job
 from ipt_triton.client.errors import PlanError, ServerUnavailable
+from ipt_triton.client.options import Options
+from ipt_triton.client.protocol import ServerInfo
 from ipt_triton.files import atomic_file
 from ipt_triton.reading import printable
+from ipt_triton.tasks import Chain
 
 Status = Literal["restored", "skipped", "failed", "not reached"]
 
@@ -29,9 +32,9 @@ AHEAD = 10_000
 """So many photos are planned before the first one is restored: what contradicts itself is told before any work."""
 
 
-def complain(text: str) -> None:
+def complain(text: str, command: str = "ipt-restore") -> None:
     """A line on standard error, between the lines of the progress."""
-    tqdm.write(f"ipt-restore: {printable(text)}", file=sys.stderr)
+    tqdm.write(f"{command}: {printable(text)}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,11 @@ class Record:
         quiet: print nothing to standard output.
         log: takes a line of JSON for each photo, as soon as it is done.
         keep: keep all outcomes for `report`; a million take half a gigabyte.
+        say: takes warnings and errors.
     """
 
-    def __init__(self, quiet: bool, log: IO[str], keep: bool) -> None:
-        self._quiet, self._log = quiet, log
+    def __init__(self, quiet: bool, log: IO[str], keep: bool, say: Callable[[str], None] = complain) -> None:
+        self._quiet, self._log, self._say = quiet, log, say
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
         self.kept: list[Outcome] | None = [] if keep else None
@@ -163,9 +167,9 @@ class Record:
                 self._log.write(json.dumps(asdict(outcome)) + "\n")
                 self._log.flush()
         if outcome.warning:
-            complain(outcome.warning)
+            self._say(outcome.warning)
         if outcome.status == "failed":
-            complain(outcome.error)
+            self._say(outcome.error)
         elif outcome.status == "restored" and not self._quiet:
             figures = "".join(f"  {name} {value:.4g}" for name, value in outcome.figures.items())
             line = f"{outcome.output}  {outcome.width}x{outcome.height}  {outcome.seconds:.2f} s{figures}"
@@ -173,6 +177,24 @@ class Record:
 
     def summary(self) -> str:
         return ", ".join(f"{self.counts[status]} {status}" for status in get_args(Status) if self.counts[status])
+
+
+def asked_for(
+    url: str, info: ServerInfo, chain: Chain, options: Options, stride: int | None, keep: int | None
+) -> dict[str, Any]:
+    """The beginning of a report: which server restores, by what, and how."""
+    stride, keep = info.rule(stride, keep)
+    return {
+        "url": url,
+        "task": {"name": chain.name, "scale": chain.scale},
+        "tasks": [asdict(task) for task in chain.tasks],
+        "options": asdict(options),
+        "stride": stride,
+        "keep": keep,
+        "checkpoint_sha256": info.checkpoint_sha256,
+        "runtime": info.runtime,
+        "precision": info.precision,
+    }
 
 
 @dataclass
@@ -263,6 +285,19 @@ def is_plain_file(destination: str) -> bool:
     """Whether a report is a file that can be written twice: no pipe and no device."""
     path = Path(destination)
     return destination != "-" and (not path.exists() or stat.S_ISREG(path.stat().st_mode))
+
+
+def deliver(destination: str, report: Any, say: Callable[[str], None] = complain) -> bool:
+    """Write a report after the work, to standard error where its place takes none; False then."""
+    try:
+        write_report(destination, report)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        say(f"--json {destination} cannot be written ({error.strerror}); this is the report:")
+        print(json.dumps(report, indent=2), file=sys.stderr)
+        return False
+    return True
 
 
 def write_report(destination: str, report: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,6 +58,11 @@ class Frames:
     def is_single(self) -> bool:
         """Whether there is one picture alone."""
         return len(self.photos) == 1
+
+    def restored(self, restore: Callable[[Samples], Samples]) -> Frames:
+        """The pictures with what `restore` makes of each of their planes, one after the other; see `Photo.planes`."""
+        made = (photo.with_planes([restore(plane) for plane in photo.planes()]) for photo in self.photos)
+        return replace(self, photos=tuple(made))
 
 
 def read_frames(source: Source) -> Frames:

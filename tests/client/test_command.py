@@ -143,7 +143,7 @@ def test_where_no_server_can_be_started_one_must_be_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("IPT_URL")
-    monkeypatch.setattr(restore, "answers", lambda url: False)
+    monkeypatch.setattr(local, "answers", lambda url: False)
     monkeypatch.setattr(local, "fcntl", None)
     assert run("--list-tasks") == 2
     assert "a server of our own needs Linux; name one that runs with --url" in capsys.readouterr().err
