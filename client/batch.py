@@ -223,7 +223,7 @@ class Plan:
             raise PlanError(f"{folder} holds no image; allowed are files ending in {', '.join(sorted(self.kinds))}")
 
     def images(self, folder: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
-        """Images among the sorted names of files, names of their results, each another one, and what is wrong with it."""
+        """Images among sorted names of files, names of their results, each another one, and what is wrong with it."""
         for _, group in groupby(names, key=lambda name: name.partition(".")[0]):
             images: list[tuple[str, str, str]] = []
             for name in group:

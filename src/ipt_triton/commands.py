@@ -29,6 +29,7 @@ def _command(name: str, module: str, extra: str, **arguments: object) -> Callabl
 
 
 restore = _command("ipt-restore", "client.restore", "")
+batch = _command("ipt-batch", "client.bulk.command", "batch")
 gateway = _command("ipt-gateway", "client.gateway.command", "gateway")
 serve = _command("ipt-serve", "export.serving.command", "serve")
 export = _command("ipt-export", "export.__main__", "export")

@@ -1,0 +1,99 @@
+"""What runs in Ray's processes: a photo from the source through a server to the target, and what kills its process."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import ray
+
+from ipt_triton.client.bulk.places import Named, Place
+from ipt_triton.client.connection import RestorationClient
+from ipt_triton.client.errors import ServerUnavailable
+from ipt_triton.client.noise import denoising_warning
+from ipt_triton.client.photo import check_frames, read_frames, write_frames
+from ipt_triton.client.single import FAILURES, reason
+from ipt_triton.tasks import Chain
+
+DEATHS = 2
+"""A photo that was in the works so often when its process died is set aside."""
+
+
+class Attempts:
+    """How often each photo was begun and not ended; lives in a process of its own."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, target: str) -> int:
+        """How often that happened before."""
+        self._begun[target] += 1
+        return self._begun[target] - 1
+
+    def end(self, target: str) -> None:
+        self._begun.pop(target, None)
+
+
+class Worker:
+    """Restores one photo after the other; what is wrong with one is told in its outcome.
+
+    Args:
+        source, target: addresses of the two places.
+        server: arguments of a client.
+        chain: tasks of the server.
+        args: of the command.
+        attempts: Ray's handle of an `Attempts`.
+    """
+
+    def __init__(
+        self, source: str, target: str, server: dict[str, Any], chain: Chain, args: argparse.Namespace, attempts: Any
+    ) -> None:
+        self._source, self._target = Place(source), Place(target)
+        self._client = RestorationClient(**server)
+        self._chain, self._args, self._attempts = chain, args, attempts
+
+    def __call__(self, photo: dict[str, Any]) -> dict[str, Any]:
+        """The outcome of a `plan.Photo`: the fields of an `Outcome` that are not known before.
+
+        Its status is "not reached" where the others cannot be restored either.
+        """
+        name, started = self._source.name(photo["source"]), time.perf_counter()
+        made: dict[str, Any] = {"status": "failed", "error": "", "warning": "", "width": 0, "height": 0}
+        if ray.get(self._attempts.begin.remote(photo["target"])) >= DEATHS:
+            made["error"] = f"{name}: the process that restored it died {DEATHS} times; is there enough memory?"
+        else:
+            try:
+                made |= {**self._restore(name, photo), "status": "restored"}
+            except ServerUnavailable as error:
+                made |= {"status": "not reached", "error": str(error)}
+            except FAILURES as error:
+                made["error"] = reason(name, error)
+            except Exception as error:  # a mistake of ours: one photo is no reason to end all
+                made["error"] = f"{name}: {type(error).__name__}: {error}"
+        self._attempts.end.remote(photo["target"])
+        return {"number": photo["number"], **made, "seconds": round(time.perf_counter() - started, 3)}
+
+    def _restore(self, name: str, photo: dict[str, Any]) -> dict[str, Any]:
+        args, chain = self._args, self._chain
+        options = asdict(args.options)
+        result = Named(self._target.name(photo["target"]))
+        frames = read_frames(self._source.read(photo["source"]))
+        check_frames(frames, result, flatten=args.flatten, depth=args.depth)
+        made = frames.restored(lambda plane: self._client.restore(plane, args.task, args.stride, args.keep, **options))
+        write_frames(
+            made,
+            result,
+            quality=args.quality,
+            flatten=args.flatten,
+            depth=args.depth,
+            metadata=not args.strip_metadata,
+            action=chain.name,
+        )
+        mtime = None if args.strip_metadata else photo["mtime"]
+        self._target.write(photo["target"], result.getvalue(), mtime)
+        width, height = made.photos[0].size
+        warning = denoising_warning(frames.photos[0].pixels, chain)
+        return {"width": width, "height": height, "warning": f"{name}: {warning}" if warning else ""}
