@@ -55,6 +55,19 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+class _SharedAttempts(Attempts):
+    """`Attempts` in a process of their own, which all the others ask."""
+
+    def __init__(self) -> None:
+        self._actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
+
+    def begin(self, target: str) -> int:
+        return int(ray.get(self._actor.begin.remote(target)))
+
+    def end(self, target: str) -> None:
+        self._actor.end.remote(target)
+
+
 def outcomes(
     photos: Sequence[Photo],
     source: str,
@@ -73,7 +86,7 @@ def outcomes(
     workers = min(args.workers, len(photos))
     together = max(1, min(_MOST_TOGETHER, len(photos) // (16 * workers)))
     rows = [{"number": number, **asdict(photo)} for number, photo in enumerate(photos)]
-    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
+    attempts = _SharedAttempts()
     made = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // together)).map(
         Worker,  # type: ignore[arg-type]  # a class is made once in each process
         fn_constructor_args=(source, target, server, chain, args, attempts),

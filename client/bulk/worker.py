@@ -1,4 +1,4 @@
-"""What runs in Ray's processes: a photo from the source through a server to the target, and what kills its process."""
+"""What each process does: a photo from the source through a server to the target; and what to do if it dies of one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
-
-import ray
 
 from ipt_triton.client.bulk.places import Named, Place
 from ipt_triton.client.connection import RestorationClient
@@ -23,7 +21,7 @@ DEATHS = 2
 
 
 class Attempts:
-    """How often each photo was begun and not ended; lives in a process of its own."""
+    """How often each photo was begun and not ended."""
 
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
@@ -45,11 +43,11 @@ class Worker:
         server: arguments of a client.
         chain: tasks of the server.
         args: of the command.
-        attempts: Ray's handle of an `Attempts`.
+        attempts: shared by all processes.
     """
 
     def __init__(
-        self, source: str, target: str, server: dict[str, Any], chain: Chain, args: argparse.Namespace, attempts: Any
+        self, source: str, target: str, server: dict[str, Any], chain: Chain, args: argparse.Namespace, attempts: Attempts
     ) -> None:
         self._source, self._target = Place(source), Place(target)
         self._client = RestorationClient(**server)
@@ -62,7 +60,7 @@ class Worker:
         """
         name, started = self._source.name(photo["source"]), time.perf_counter()
         made: dict[str, Any] = {"status": "failed", "error": "", "warning": "", "width": 0, "height": 0}
-        if ray.get(self._attempts.begin.remote(photo["target"])) >= DEATHS:
+        if self._attempts.begin(photo["target"]) >= DEATHS:
             made["error"] = f"{name}: the process that restored it died {DEATHS} times; is there enough memory?"
         else:
             try:
@@ -73,7 +71,7 @@ class Worker:
                 made["error"] = reason(name, error)
             except Exception as error:  # a mistake of ours: one photo is no reason to end all
                 made["error"] = f"{name}: {type(error).__name__}: {error}"
-        self._attempts.end.remote(photo["target"])
+        self._attempts.end(photo["target"])
         return {"number": photo["number"], **made, "seconds": round(time.perf_counter() - started, 3)}
 
     def _restore(self, name: str, photo: dict[str, Any]) -> dict[str, Any]:

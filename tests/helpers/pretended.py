@@ -44,6 +44,7 @@ class Pretended:
         steps: answers of a stream before the last one.
         waits: whether a stream answers only when its caller has left.
         left: a caller of a stream has.
+        before: called with each request to restore over gRPC, and its context, before it is answered.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,7 @@ class Pretended:
         self.waits = False
         self.address = ""
         self.left = threading.Event()
+        self.before: Callable[[Any, Any], None] = lambda request, context: None
 
     def failure(self) -> Refusal | None:
         if not self.failures:
@@ -79,6 +81,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request: Any, context: Any) -> Any:
         self._told.asked += 1
         self._told.request_id = request.id
+        self._told.before(request, context)
         self._enter(context)
         return _given_back(request)
 
