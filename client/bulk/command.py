@@ -26,7 +26,7 @@ from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import RestorationError
 from ipt_triton.client.local import chosen_server
 from ipt_triton.client.restore import DONE, INTERRUPTED, NOT_POSSIBLE, PHOTOS_FAILED
-from ipt_triton.client.work import Outcome, Progress, Record, asked_for, complain, deliver
+from ipt_triton.client.work import Ended, Outcome, Progress, Record, asked_for, complain, deliver
 from ipt_triton.reading import excerpt
 from ipt_triton.tasks import Chain
 from ipt_triton.version import installed_version
@@ -97,9 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RestorationError as error:
         say(str(error))
         return NOT_POSSIBLE
-    except RayError as error:
-        say(f"Ray failed: {excerpt(error)}")
-        return NOT_POSSIBLE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -117,7 +114,7 @@ def _run(args: argparse.Namespace, server: dict[str, Any], client: RestorationCl
         batch = _Batch(Place(args.source), Place(args.target), args, settings, Record(True, nowhere, False, say))
         left = batch.look(naming)
         with Progress(lambda: len(left)) as progress:
-            ended, interrupted = batch.restore(left, server, chain, progress)
+            ended = batch.restore(left, server, chain, progress)
     seconds = time.perf_counter() - batch.started
     rates = {"photos_per_s": batch.restored / seconds, "megapixels_per_s": batch.pixels / 1e6 / seconds}
     counts = batch.record.counts
@@ -134,11 +131,11 @@ def _run(args: argparse.Namespace, server: dict[str, Any], client: RestorationCl
     if naming.passed_over.number:
         say(f"{naming.passed_over}: no images")
     say(batch.summary())
-    if ended:
-        say(ended)
-    if interrupted:
+    if ended.reason:
+        say(ended.reason)
+    if ended.interrupted:
         return INTERRUPTED
-    return NOT_POSSIBLE if ended else PHOTOS_FAILED if counts["failed"] or not written else DONE
+    return NOT_POSSIBLE if ended.reason else PHOTOS_FAILED if counts["failed"] or not written else DONE
 
 
 def _settings(args: argparse.Namespace, asked: dict[str, Any]) -> str:
@@ -176,24 +173,26 @@ class _Batch:
         say(f"{len(left)} of {len(found)} photos to restore; the others are done or set aside")
         return left
 
-    def restore(self, left: list[Photo], server: dict[str, Any], chain: Chain, progress: Progress) -> tuple[str, bool]:
-        """Restore photos; returns why it ended before its time, empty if it did not, and whether by Ctrl-C."""
+    def restore(self, left: list[Photo], server: dict[str, Any], chain: Chain, progress: Progress) -> Ended:
+        """Restore photos, and record them."""
         self.started = time.perf_counter()
         try:
             with cluster(self._args.ray) if left else contextlib.nullcontext():
                 made = outcomes(left, self._args.source, self._args.target, server, chain, self._args) if left else ()
                 for outcome in made:
                     if outcome["status"] == "not reached":
-                        return str(outcome["error"]), False
+                        return Ended(outcome["error"])
                     written, told = self._take(left[outcome.pop("number")], outcome)
                     progress.photo(told)
                     if written and not progress.is_drawn:
                         say(f"of {len(left)} {self.summary()}")
         except KeyboardInterrupt:
-            return "interrupted", True
+            return Ended("interrupted", interrupted=True)
+        except RayError as error:
+            return Ended(f"Ray failed: {excerpt(error)}")
         finally:
             self._manifest.flush()
-        return "", False
+        return Ended()
 
     def summary(self) -> str:
         """What has been done, and how fast."""

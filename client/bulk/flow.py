@@ -44,7 +44,7 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ours = {} if address else {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    ours: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **ours)
     except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError

@@ -145,10 +145,10 @@ class Place:
                 self._fs.pipe_file(whole, data)
 
     def remove(self, path: str) -> None:
-        """Remove a file if it is there.
+        """Remove a file.
 
         Raises:
-            PlanError: it stays.
+            PlanError: it cannot be removed.
         """
         with _explained(PlanError, f"{self.name(path)} cannot be removed"):
             self._fs.rm_file(f"{self._root}/{path}")

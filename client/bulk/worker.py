@@ -47,7 +47,13 @@ class Worker:
     """
 
     def __init__(
-        self, source: str, target: str, server: dict[str, Any], chain: Chain, args: argparse.Namespace, attempts: Attempts
+        self,
+        source: str,
+        target: str,
+        server: dict[str, Any],
+        chain: Chain,
+        args: argparse.Namespace,
+        attempts: Attempts,
     ) -> None:
         self._source, self._target = Place(source), Place(target)
         self._client = RestorationClient(**server)

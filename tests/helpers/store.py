@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 @contextmanager
 def object_store() -> Iterator[s3fs.S3FileSystem]:
     """A store with the bucket `archive`, which this process and those that it starts find as s3://archive."""
-    server = ThreadedMotoServer("127.0.0.1", 0)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_DEFAULT_REGION": "us-east-1"}

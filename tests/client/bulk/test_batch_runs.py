@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import grpc
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import s3fs
-from helpers.pretended import Pretended, over_grpc
+from helpers.pretended import Pretended, Refusal, over_grpc
 from helpers.store import object_store
 
-from ipt_triton.client.bulk import command
+from ipt_triton.client.bulk import command, flow
 from ipt_triton.client.bulk.worker import Attempts, Worker
 from ipt_triton.client.photo import Photo, read_photo, write_photo
 
@@ -63,16 +65,11 @@ def add(path: Path, seed: int) -> None:
 def run(server: Pretended, source: object, target: object, *words: str) -> tuple[int, dict[str, int], int]:
     """Exit status, counts of the report, and how many photos the server was asked for."""
     asked = server.asked
-    report = Path(os.environ["PYTEST_REPORT"])
-    status = command.main(
-        [str(source), str(target), "-t", "derain", "--url", server.address, "--json", str(report), *words]
-    )
-    return status, json.loads(report.read_text())["counts"], server.asked - asked
-
-
-@pytest.fixture(autouse=True)
-def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTEST_REPORT", str(tmp_path / "report.json"))
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        options = ["-t", "derain", "--url", server.address, "--json", str(report), *words]
+        status = command.main([str(source), str(target), *options])
+        return status, json.loads(report.read_text())["counts"], server.asked - asked
 
 
 def names(folder: Path) -> set[str]:
@@ -135,9 +132,6 @@ def test_what_cannot_be_restored_is_set_aside_with_its_reason_until_it_is_change
 def test_a_server_that_goes_away_ends_the_run_and_the_next_one_does_the_rest(
     server: Pretended, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import grpc
-    from helpers.pretended import Refusal
-
     server.before = lambda *_: server.failures.append(Refusal(grpc.StatusCode.UNAVAILABLE, "stopping"))
     assert run(server, archive, tmp_path / "out", "--retries", "0") == (2, {}, 1)
     assert "stopping" in capsys.readouterr().err
@@ -208,6 +202,16 @@ def test_results_of_the_same_name_are_named_apart_and_a_format_may_be_asked_for(
     status, counts, _ = run(server, archive, tmp_path / "out", "--format", "png", "--suffix", "_dry")
     assert (status, counts) == (0, {"restored": 4})
     assert names(tmp_path / "out") == {"a_png_dry.png", "a_bmp_dry.png", "b_dry.png", "inner/c_dry.png"}
+
+
+def test_a_ray_of_our_own_tells_nobody_of_its_use_and_has_no_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(flow.ray, "init", lambda address, **options: asked.update(options, address=address))
+    monkeypatch.setattr(flow.ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    with flow.cluster(None):
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert asked["address"] == "local" and asked["include_dashboard"] is False
 
 
 @pytest.mark.parametrize(
