@@ -23,7 +23,7 @@ from ipt_triton.client.errors import ServerUnavailable
 from ipt_triton.reading import excerpt
 from ipt_triton.tasks import Chain
 
-_MOST_TOGETHER = 32
+_MOST_TOGETHER = 8
 """Photos that a process is given at once, and whose outcomes come at once."""
 _STORE_BYTES = 2**27
 """Of shared memory for a Ray of our own: names and outcomes alone pass through it."""

@@ -58,6 +58,7 @@ class Worker:
         self._source, self._target = Place(source), Place(target)
         self._client = RestorationClient(**server)
         self._chain, self._args, self._attempts = chain, args, attempts
+        self._lost = ""  # why the others cannot be restored either
 
     def __call__(self, photo: dict[str, Any]) -> dict[str, Any]:
         """The outcome of a `plan.Photo`: the fields of an `Outcome` that are not known before.
@@ -66,13 +67,16 @@ class Worker:
         """
         name, started = self._source.name(photo["source"]), time.perf_counter()
         made: dict[str, Any] = {"status": "failed", "error": "", "warning": "", "width": 0, "height": 0}
-        if self._attempts.begin(photo["target"]) >= DEATHS:
+        if self._lost:
+            made |= {"status": "not reached", "error": self._lost}
+        elif self._attempts.begin(photo["target"]) >= DEATHS:
             made["error"] = f"{name}: the process that restored it died {DEATHS} times; is there enough memory?"
         else:
             try:
                 made |= {**self._restore(name, photo), "status": "restored"}
             except ServerUnavailable as error:
-                made |= {"status": "not reached", "error": str(error)}
+                self._lost = str(error)
+                made |= {"status": "not reached", "error": self._lost}
             except FAILURES as error:
                 made["error"] = reason(name, error)
             except Exception as error:  # a mistake of ours: one photo is no reason to end all

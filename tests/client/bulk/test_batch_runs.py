@@ -21,7 +21,9 @@ from helpers.store import object_store
 
 from ipt_triton.client.bulk import command, flow
 from ipt_triton.client.bulk.worker import Attempts, Worker
+from ipt_triton.client.options import Options
 from ipt_triton.client.photo import Photo, read_photo, write_photo
+from ipt_triton.tasks import OFFICIAL_TASKS, Chain
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,18 @@ def test_a_server_that_goes_away_ends_the_run_and_the_next_one_does_the_rest(
     assert "stopping" in capsys.readouterr().err
     server.before = lambda *_: None
     assert run(server, archive, tmp_path / "out") == (0, {"restored": 3}, 3)
+
+
+def test_a_process_asks_a_server_that_is_away_once_for_all_photos_that_it_was_given(
+    server: Pretended, archive: Path, tmp_path: Path
+) -> None:
+    args = command.make_arguments().parse_args([str(archive), str(tmp_path / "out"), "-t", "derain"])
+    args.options = Options()
+    server.before = lambda *_: server.failures.append(Refusal(grpc.StatusCode.UNAVAILABLE, "stopping"))
+    arguments = {"url": server.address, "retries": 0}
+    worker = Worker(args.source, args.target, arguments, Chain(OFFICIAL_TASKS[:1]), args, Attempts())
+    row = {"number": 0, "source": "a.png", "target": "a.png", "mtime": None}
+    assert [worker(row)["status"] for _ in range(3)] == ["not reached"] * 3 and server.asked == 1
 
 
 def test_from_store_to_store_an_etag_tells_what_was_changed(

@@ -60,11 +60,11 @@ def picture(number: int) -> np.ndarray:
 
 
 def arguments(server: Pretended, source: object, target: object, report: Path) -> list[str]:
-    words = [source, target, "-t", "derain", "--url", server.address, "--workers", 2, "--every", 0, "--json", report]
+    words = [source, target, "-t", "derain", "--url", server.address, "--every", 0, "--json", report]
     return list(map(str, words))
 
 
-def wait_for(ready: Callable[[], Any], seconds: float = 60) -> None:
+def wait_for(ready: Callable[[], Any], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end
@@ -88,6 +88,7 @@ def test_after_a_killed_driver_the_next_one_does_the_rest_from_store_to_store(
     store.put(str(tmp_path / "in"), "archive/photos", recursive=True)
     server.before = lambda *_: time.sleep(0.2)
     words = arguments(server, "s3://archive/photos", "s3://archive/restored", tmp_path / "report.json")
+    words += ["--workers", "1"]
     with subprocess.Popen([*COMMAND, *words, "--ray", cluster], stderr=subprocess.PIPE) as driver:
         manifest = "archive/restored/_manifest"
         wait_for(lambda: driver.poll() is not None or (store.exists(manifest) and len(store.ls(manifest)) > 4))
@@ -129,7 +130,7 @@ def test_a_worker_that_is_killed_loses_nothing_and_a_photo_that_kills_workers_is
 
     server.before = before
     words = arguments(server, tmp_path / "in", tmp_path / "out", tmp_path / "report.json")
-    assert command.main(words) == 1
+    assert command.main([*words, "--workers", "2"]) == 1
     assert json.loads((tmp_path / "report.json").read_text())["counts"] == {"restored": 8, "failed": 2}
     told = capsys.readouterr().err
     assert "killer.png: the process that restored it died 2 times" in told and "bad.png is not an image" in told
