@@ -33,7 +33,7 @@ def store() -> Iterator[s3fs.S3FileSystem]:
 
 
 @pytest.fixture
-def server() -> Iterator[Pretended]:
+def pretended() -> Iterator[Pretended]:
     with over_grpc() as told:
         yield told
 
@@ -64,14 +64,14 @@ def add(path: Path, seed: int) -> None:
     os.utime(path, (1e9 + seed, 1e9 + seed))
 
 
-def run(server: Pretended, source: object, target: object, *words: str) -> tuple[int, dict[str, int], int]:
+def run(pretended: Pretended, source: object, target: object, *words: str) -> tuple[int, dict[str, int], int]:
     """Exit status, counts of the report, and how many photos the server was asked for."""
-    asked = server.asked
+    asked = pretended.asked
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        options = ["-t", "derain", "--url", server.address, "--json", str(report), *words]
+        options = ["-t", "derain", "--url", pretended.address, "--json", str(report), *words]
         status = command.main([str(source), str(target), *options])
-        return status, json.loads(report.read_text())["counts"], server.asked - asked
+        return status, json.loads(report.read_text())["counts"], pretended.asked - asked
 
 
 def names(folder: Path) -> set[str]:
@@ -80,9 +80,9 @@ def names(folder: Path) -> set[str]:
 
 
 def test_results_have_the_names_the_metadata_and_the_times_of_their_photos(
-    server: Pretended, archive: Path, tmp_path: Path
+    pretended: Pretended, archive: Path, tmp_path: Path
 ) -> None:
-    assert run(server, archive, tmp_path / "out") == (0, {"restored": 3}, 3)
+    assert run(pretended, archive, tmp_path / "out") == (0, {"restored": 3}, 3)
     assert names(tmp_path / "out") == {"a.png", "b.jpg", "inner/c.png"}
     made = read_photo(tmp_path / "out" / "inner" / "c.png")
     np.testing.assert_array_equal(made.pixels, read_photo(archive / "inner" / "c.png").pixels)
@@ -90,24 +90,24 @@ def test_results_have_the_names_the_metadata_and_the_times_of_their_photos(
 
 
 def test_the_next_run_does_what_is_new_or_changed_or_asked_for_otherwise(
-    server: Pretended, archive: Path, tmp_path: Path
+    pretended: Pretended, archive: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run(server, archive, out)
-    assert run(server, archive, out) == (0, {"skipped": 3}, 0)
+    run(pretended, archive, out)
+    assert run(pretended, archive, out) == (0, {"skipped": 3}, 0)
     add(archive / "a.png", 7)
     add(archive / "d.png", 8)
-    assert run(server, archive, out) == (0, {"restored": 2, "skipped": 2}, 2)
+    assert run(pretended, archive, out) == (0, {"restored": 2, "skipped": 2}, 2)
     np.testing.assert_array_equal(read_photo(out / "a.png").pixels, read_photo(archive / "a.png").pixels)
-    assert run(server, archive, out, "--strength", "0.5") == (0, {"restored": 4}, 4)
-    assert run(server, archive, out, "--strength", "0.5", "--task", "3") == (0, {"skipped": 4}, 0)
-    assert run(server, archive, out) == (0, {"restored": 4}, 4), "results of other options are no results of these"
+    assert run(pretended, archive, out, "--strength", "0.5") == (0, {"restored": 4}, 4)
+    assert run(pretended, archive, out, "--strength", "0.5", "--task", "3") == (0, {"skipped": 4}, 0)
+    assert run(pretended, archive, out) == (0, {"restored": 4}, 4), "results of other options are no results of these"
     rows = parquet.read_table(out / "_manifest").to_pylist()
     assert len(rows) >= 4 and {row["status"] for row in rows} == {"restored"}
 
 
 def test_what_cannot_be_restored_is_set_aside_with_its_reason_until_it_is_changed_or_tried_again(
-    server: Pretended, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pretended: Pretended, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     (archive / "bad.png").write_bytes(b"no image")
@@ -116,7 +116,7 @@ def test_what_cannot_be_restored_is_set_aside_with_its_reason_until_it_is_change
     (archive / "link.png").symlink_to("nothing")
     (archive / "notes.txt").touch()
     (archive / "two\nlines.png").touch()
-    assert run(server, archive, out) == (1, {"restored": 3, "failed": 5}, 3)
+    assert run(pretended, archive, out) == (1, {"restored": 3, "failed": 5}, 3)
     told = capsys.readouterr().err
     assert "bad.png is not an image" in told and "raw.cr2: it cannot be read" in told and "notes.txt: no images" in told
     assert "two\\nlines.png: its name holds what is no printable text" in told
@@ -126,39 +126,39 @@ def test_what_cannot_be_restored_is_set_aside_with_its_reason_until_it_is_change
     }  # fmt: skip
     assert names(out) == {"a.png", "b.jpg", "inner/c.png"}
     add(archive / "bad.png", 9)
-    assert run(server, archive, out) == (1, {"restored": 1, "skipped": 3, "failed": 4}, 1)
+    assert run(pretended, archive, out) == (1, {"restored": 1, "skipped": 3, "failed": 4}, 1)
     assert "cut.jpg" in capsys.readouterr().err, "it is named each time"
-    assert run(server, archive, out, "--retry-failed") == (1, {"skipped": 4, "failed": 4}, 0)
+    assert run(pretended, archive, out, "--retry-failed") == (1, {"skipped": 4, "failed": 4}, 0)
 
 
 def test_a_server_that_goes_away_ends_the_run_and_the_next_one_does_the_rest(
-    server: Pretended, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pretended: Pretended, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.before = lambda *_: server.failures.append(Refusal(grpc.StatusCode.UNAVAILABLE, "stopping"))
-    assert run(server, archive, tmp_path / "out", "--retries", "0") == (2, {}, 1)
+    pretended.before = lambda *_: pretended.failures.append(Refusal(grpc.StatusCode.UNAVAILABLE, "stopping"))
+    assert run(pretended, archive, tmp_path / "out", "--retries", "0") == (2, {}, 1)
     assert "stopping" in capsys.readouterr().err
-    server.before = lambda *_: None
-    assert run(server, archive, tmp_path / "out") == (0, {"restored": 3}, 3)
+    pretended.before = lambda *_: None
+    assert run(pretended, archive, tmp_path / "out") == (0, {"restored": 3}, 3)
 
 
 def test_a_process_asks_a_server_that_is_away_once_for_all_photos_that_it_was_given(
-    server: Pretended, archive: Path, tmp_path: Path
+    pretended: Pretended, archive: Path, tmp_path: Path
 ) -> None:
     args = command.make_arguments().parse_args([str(archive), str(tmp_path / "out"), "-t", "derain"])
     args.options = Options()
-    server.before = lambda *_: server.failures.append(Refusal(grpc.StatusCode.UNAVAILABLE, "stopping"))
-    arguments = {"url": server.address, "retries": 0}
+    pretended.before = lambda *_: pretended.failures.append(Refusal(grpc.StatusCode.UNAVAILABLE, "stopping"))
+    arguments = {"url": pretended.address, "retries": 0}
     worker = Worker(args.source, args.target, arguments, Chain(OFFICIAL_TASKS[:1]), args, Attempts())
     row = {"number": 0, "source": "a.png", "target": "a.png", "mtime": None}
-    assert [worker(row)["status"] for _ in range(3)] == ["not reached"] * 3 and server.asked == 1
+    assert [worker(row)["status"] for _ in range(3)] == ["not reached"] * 3 and pretended.asked == 1
 
 
 def test_from_store_to_store_an_etag_tells_what_was_changed(
-    server: Pretended, store: s3fs.S3FileSystem, archive: Path
+    pretended: Pretended, store: s3fs.S3FileSystem, archive: Path
 ) -> None:
     source, target = "s3://archive/photos", "s3://archive/restored"
     store.put(str(archive), "archive/photos", recursive=True)
-    assert run(server, source, target) == (0, {"restored": 3}, 3)
+    assert run(pretended, source, target) == (0, {"restored": 3}, 3)
     assert {key for key in store.find("archive/restored") if "_manifest" not in key} == {
         f"archive/restored/{name}" for name in names(archive)
     }
@@ -166,23 +166,23 @@ def test_from_store_to_store_an_etag_tells_what_was_changed(
         read_photo(store.cat_file("archive/restored/a.png")).pixels, read_photo(archive / "a.png").pixels
     )
     store.put(str(archive / "b.jpg"), "archive/photos/b.jpg")  # later, with the same contents
-    assert run(server, source, target) == (0, {"skipped": 3}, 0)
+    assert run(pretended, source, target) == (0, {"skipped": 3}, 0)
     store.put(str(archive / "a.png"), "archive/photos/inner/c.png")
-    assert run(server, source, target) == (0, {"restored": 1, "skipped": 2}, 1)
+    assert run(pretended, source, target) == (0, {"restored": 1, "skipped": 2}, 1)
 
 
 def test_names_of_a_store_do_not_lead_out_of_the_target(
-    server: Pretended, store: s3fs.S3FileSystem, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pretended: Pretended, store: s3fs.S3FileSystem, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.put_file(str(archive / "a.png"), "archive/evil/../../escaped.png")
     store.put_file(str(archive / "a.png"), "archive/evil/good.png")
-    assert run(server, "s3://archive/evil", tmp_path / "deep" / "out") == (1, {"restored": 1, "failed": 1}, 1)
+    assert run(pretended, "s3://archive/evil", tmp_path / "deep" / "out") == (1, {"restored": 1, "failed": 1}, 1)
     assert "escaped.png: its name leads out of the target" in capsys.readouterr().err
     assert not list(tmp_path.rglob("escaped.png"))
 
 
 def test_targets_that_would_lose_something_are_refused(
-    server: Pretended, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pretended: Pretended, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.png").write_text("mine")
@@ -194,26 +194,26 @@ def test_targets_that_would_lose_something_are_refused(
         ("s3://nowhere/a", tmp_path / "out", "cannot be listed"),
         ("what://is/this", tmp_path / "out", "cannot be used"),
     ):
-        assert command.main([str(source), str(target), "-t", "derain", "--url", server.address]) == 2
+        assert command.main([str(source), str(target), "-t", "derain", "--url", pretended.address]) == 2
         assert words in capsys.readouterr().err
-    assert (tmp_path / "full" / "a.png").read_text() == "mine" and server.asked == 0
+    assert (tmp_path / "full" / "a.png").read_text() == "mine" and pretended.asked == 0
 
 
 def test_a_target_below_the_source_is_not_restored_again_and_what_a_killed_writer_left_is_removed(
-    server: Pretended, archive: Path
+    pretended: Pretended, archive: Path
 ) -> None:
-    assert run(server, archive, archive / "out") == (0, {"restored": 3}, 3)
+    assert run(pretended, archive, archive / "out") == (0, {"restored": 3}, 3)
     left = archive / "out" / "inner" / ".c.png.0a1b2c3d.part"
     left.write_bytes(b"half")
-    assert run(server, archive, archive / "out") == (0, {"skipped": 3}, 0)
+    assert run(pretended, archive, archive / "out") == (0, {"skipped": 3}, 0)
     assert not left.exists()
 
 
 def test_results_of_the_same_name_are_named_apart_and_a_format_may_be_asked_for(
-    server: Pretended, archive: Path, tmp_path: Path
+    pretended: Pretended, archive: Path, tmp_path: Path
 ) -> None:
     add(archive / "a.bmp", 5)
-    status, counts, _ = run(server, archive, tmp_path / "out", "--format", "png", "--suffix", "_dry")
+    status, counts, _ = run(pretended, archive, tmp_path / "out", "--format", "png", "--suffix", "_dry")
     assert (status, counts) == (0, {"restored": 4})
     assert names(tmp_path / "out") == {"a_png_dry.png", "a_bmp_dry.png", "b_dry.png", "inner/c_dry.png"}
 

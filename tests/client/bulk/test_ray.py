@@ -50,7 +50,7 @@ def cluster(store: s3fs.S3FileSystem) -> Iterator[str]:
 
 
 @pytest.fixture
-def server() -> Iterator[Pretended]:
+def pretended() -> Iterator[Pretended]:
     with over_grpc() as told:
         yield told
 
@@ -59,8 +59,8 @@ def picture(number: int) -> np.ndarray:
     return np.full((9, 8, 3), number, np.uint8)
 
 
-def arguments(server: Pretended, source: object, target: object, report: Path) -> list[str]:
-    words = [source, target, "-t", "derain", "--url", server.address, "--every", 0, "--json", report]
+def arguments(pretended: Pretended, source: object, target: object, report: Path) -> list[str]:
+    words = [source, target, "-t", "derain", "--url", pretended.address, "--every", 0, "--json", report]
     return list(map(str, words))
 
 
@@ -80,14 +80,14 @@ def kill_owner(context: Any) -> None:
 
 
 def test_after_a_killed_driver_the_next_one_does_the_rest_from_store_to_store(
-    cluster: str, server: Pretended, store: s3fs.S3FileSystem, tmp_path: Path
+    cluster: str, pretended: Pretended, store: s3fs.S3FileSystem, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     for number in range(24):
         write_photo(Photo(picture(number)), tmp_path / "in" / f"{number:02}.png")
     store.put(str(tmp_path / "in"), "archive/photos", recursive=True)
-    server.before = lambda *_: time.sleep(0.2)
-    words = arguments(server, "s3://archive/photos", "s3://archive/restored", tmp_path / "report.json")
+    pretended.before = lambda *_: time.sleep(0.2)
+    words = arguments(pretended, "s3://archive/photos", "s3://archive/restored", tmp_path / "report.json")
     words += ["--workers", "1"]
     with subprocess.Popen([*COMMAND, *words, "--ray", cluster], stderr=subprocess.PIPE) as driver:
         manifest = "archive/restored/_manifest"
@@ -95,13 +95,13 @@ def test_after_a_killed_driver_the_next_one_does_the_rest_from_store_to_store(
         driver.kill()
         assert driver.wait() == -signal.SIGKILL, driver.stderr and driver.stderr.read()
     before = -1
-    while before < server.asked:  # its workers may have begun something
-        before = server.asked
+    while before < pretended.asked:  # its workers may have begun something
+        before = pretended.asked
         time.sleep(1)
     assert command.main(words) == 0
     counts = json.loads((tmp_path / "report.json").read_text())["counts"]
     assert counts["restored"] + counts["skipped"] == 24 and counts["skipped"] >= 4
-    assert server.asked - before == counts["restored"]
+    assert pretended.asked - before == counts["restored"]
     keys = {key for key in store.find("archive/restored") if not key.endswith(".parquet")}
     assert keys == {f"archive/restored/{number:02}.png" for number in range(24)}
     for number in range(24):
@@ -116,7 +116,7 @@ def rows_of(data: bytes) -> list[dict[str, Any]]:
 
 
 def test_a_worker_that_is_killed_loses_nothing_and_a_photo_that_kills_workers_is_set_aside(
-    cluster: str, server: Pretended, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: str, pretended: Pretended, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
     for number in range(8):
@@ -128,8 +128,8 @@ def test_a_worker_that_is_killed_loses_nothing_and_a_photo_that_kills_workers_is
         if KILLER in (request.raw_input_contents[0][0], request.raw_input_contents[1][0]):
             kill_owner(context)
 
-    server.before = before
-    words = arguments(server, tmp_path / "in", tmp_path / "out", tmp_path / "report.json")
+    pretended.before = before
+    words = arguments(pretended, tmp_path / "in", tmp_path / "out", tmp_path / "report.json")
     assert command.main([*words, "--workers", "2"]) == 1
     assert json.loads((tmp_path / "report.json").read_text())["counts"] == {"restored": 8, "failed": 2}
     told = capsys.readouterr().err
