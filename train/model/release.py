@@ -159,7 +159,7 @@ parameters for {tasks}, stored in half precision.
 ## Quality
 
 Ours in bold, the classical baseline in brackets. PSNR in dB; inputs and outputs in 8 bit{border}.
-Plain PyTorch in FP32, tiles every {STRIDE} pixels. The test images are for evaluation alone.
+{_computed(rows)}, tiles every {STRIDE} pixels. The test images are for evaluation alone.
 
 {quality_table(rows)}
 
@@ -173,6 +173,17 @@ Plain PyTorch in FP32, tiles every {STRIDE} pixels. The test images are for eval
 
 Trained for a short time: compare the figures with what larger models reach. Out of its range: {"; ".join(outside)}.
 """
+
+
+def _computed(rows: Sequence[Row]) -> str:
+    """What restored the images of the table."""
+    ways = sorted({(row.get("runtime", "pytorch"), row.get("precision", "fp32")) for row in rows}) or [
+        ("pytorch", "fp32")
+    ]
+    return " and ".join(
+        f"{'Plain PyTorch' if runtime == 'pytorch' else f'A server with {runtime}'} in {precision.upper()}"
+        for runtime, precision in ways
+    )
 
 
 def _listed(run: dict[str, Any], patch_size: int) -> str:

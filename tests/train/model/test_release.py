@@ -35,6 +35,7 @@ def trained(tmp_path: Path) -> Path:
 
 def evaluation(path: Path, sha256: str) -> Path:
     row = {"task": "derain", "set": "Rain", "images": 3, "checkpoint_sha256": sha256, "baseline": "input"}
+    row |= {"runtime": "openvino", "precision": "fp32"}
     figures = {"psnr_y": 33.754, "psnr_rgb": 32.4, "ssim_y": 0.94601}
     row |= figures | {f"baseline_{k}": v - 1 for k, v in figures.items()} | {"per_image": [{"name": "a.png"}]}
     path.write_text(json.dumps([row]))
@@ -59,6 +60,7 @@ def test_released_weights_are_rounded_and_carry_card_and_figures(trained: Path, 
     assert [r["psnr_y"] for r in again.quality["evaluation"]] == [33.754]
     card = (output / "README.md").read_text()
     assert "| derain | Rain, 3 images | input | **33.75** (32.75) | **32.40** (31.40) | **0.9460** (-0.0540) |" in card
+    assert "A server with openvino in FP32, tiles every 40 pixels." in card
     assert "20 photographs, 3.5 megapixels; 2 more were held out. CC0." in card
     assert "lr 0.0004, seed 3." in card
 
