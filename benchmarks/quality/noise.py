@@ -5,8 +5,8 @@
 Gaussian noise of each σ on photographs and on a synthetic sky, clipped and rounded to 8 bit as a service sees it; then
 each denoising task in plain PyTorch, and non-local means told the true σ. σ 0 is what a task does to a picture that
 needs nothing. PSNR of RGB, of equal pictures 98 dB. Of the sky also the tint, the largest mean error of a channel, and
-the step, the largest difference of the mean errors on both sides of a line where tiles meet, both in grey levels. Strong
-noise leaves a step of its own, since a mean over some hundred pixels still holds some of it.
+the step, the largest difference of the mean errors on both sides of a line where tiles meet, both in grey levels.
+Strong noise leaves a step of its own, since a mean over some hundred pixels still holds some of it.
 """
 
 from __future__ import annotations
