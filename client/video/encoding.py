@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -183,7 +185,8 @@ class FrameEncoder:
         self._context: Any = av.CodecContext.create(plan.encoder, "w")
         plan.configure(self._context, width, height)
         try:
-            self._context.open()
+            with ordinary_threads():
+                self._context.open()
         except av.FFmpegError as error:
             raise UnsupportedVideo(
                 f"{plan.encoder} refuses {width}x{height} {plan.pixel_format} with {plan.options} "
@@ -212,6 +215,29 @@ class FrameEncoder:
         for packet in self._context.encode(frame):
             duration = self._durations.pop(packet.pts)
             yield Packet(packet.pts, duration, packet.is_keyframe, bytes(packet))
+
+
+@contextmanager
+def ordinary_threads() -> Iterator[None]:
+    """Takes back, after the block, that threads were made real-time ones: SVT-AV1 does so to root's, its caller's
+    included, and then nothing else gets that core any more."""
+    tasks = Path("/proc/self/task")  # of Linux
+
+    def urgent() -> set[int]:
+        found = set()
+        for task in (int(path.name) for path in tasks.glob("*")):
+            with suppress(ProcessLookupError):
+                if os.sched_getscheduler(task) == os.SCHED_FIFO:
+                    found.add(task)
+        return found
+
+    before = urgent()
+    try:
+        yield
+    finally:
+        for task in urgent() - before:
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _choose_encoder(source: Source, target: Path, lossless: bool) -> Encoder:

@@ -12,7 +12,7 @@ from typing import Any
 
 import av
 
-from ipt_triton.client.video.encoding import Plan
+from ipt_triton.client.video.encoding import Plan, ordinary_threads
 from ipt_triton.client.video.errors import UnsupportedVideo, VideoError
 from ipt_triton.client.video.segments import read_header, read_packets
 from ipt_triton.client.video.source import Source, readable
@@ -67,7 +67,8 @@ def _join(source: Source, old: Any, new: Any, segments: Sequence[Path], plan: Pl
             _describe(stream, copies[stream.index])
     new.metadata.update({name: value for name, value in old.metadata.items() if name not in _OF_THE_CONTAINER})
     new.set_chapters(old.chapters())
-    new.start_encoding()
+    with ordinary_threads():
+        new.start_encoding()
     own = (video.codec_context.extradata or b"").hex()
     for segment in segments:
         if read_header(segment).extradata not in (header.extradata, own):

@@ -13,6 +13,8 @@ from typing import Any
 import av
 import numpy as np
 
+from ipt_triton.client.video.encoding import ordinary_threads
+
 TICKS = 12_800
 """Time stamps of a second, as in MP4 files of 25 frames a second."""
 
@@ -84,10 +86,11 @@ def write_clip(path: Path, pictures: Iterable[Any], clip: Clip = Clip()) -> Path
                     {"id": 2, "start": 200, "end": 400, "time_base": Fraction(1, 1000), "metadata": {"title": "Two"}},
                 ]
             )
-        for frame, time in zip(frames, times, strict=True):
-            frame.pts, frame.time_base = time, Fraction(1, TICKS)
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
+        with ordinary_threads():
+            for frame, time in zip(frames, times, strict=True):
+                frame.pts, frame.time_base = time, Fraction(1, TICKS)
+                container.mux(video.encode(frame))
+            container.mux(video.encode())
         if audio is not None:
             _write_sine(container, audio, seconds=(times[-1] + TICKS // 25) / TICKS)
         for packet in texts.demux() if texts else ():
