@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -60,23 +60,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     mute_libraries()
     warnings.filterwarnings("ignore", module="PIL")  # what makes a photo unusable is an error
     logging.basicConfig(handlers=[_Complaints(logging.WARNING)])
-    try:
+
+    def work() -> int:
         with chosen_server(args, complain) as server, RestorationClient(**server) as client:
             status = _run(args, client)
         sys.stdout.flush()
         return status
+
+    try:
+        return exit_code(work, complain)
+    except OSError as error:
+        drop_output()
+        complain(f"standard output cannot be written: {error.strerror}")
+        return NOT_POSSIBLE
+
+
+def exit_code(work: Callable[[], int], say: Callable[[str], None]) -> int:
+    """What a command ends with: what its work returns, or what stands for the error that ended it."""
+    try:
+        return work()
     except RestorationError as error:
-        complain(str(error))
+        say(str(error))
         return NOT_POSSIBLE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         drop_output()
         return CLOSED_PIPE
-    except OSError as error:
-        drop_output()
-        complain(f"standard output cannot be written: {error.strerror}")
-        return NOT_POSSIBLE
 
 
 class _Complaints(logging.Handler):

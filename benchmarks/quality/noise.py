@@ -62,7 +62,7 @@ def step(restored: np.ndarray, clean: np.ndarray) -> float:
     found = [0.0]
     for axis in (0, 1):
         profile = error.mean(1 - axis)  # [height or width, 3]
-        for place in (low for _, low, _ in plan_axis(len(profile), 48, STRIDE, KEEP)[1:]):
+        for place in (low for _, low, _ in plan_axis(len(profile))[1:]):
             before, after = profile[place - _BESIDE : place], profile[place : place + _BESIDE]
             found.append(float(np.abs(after.mean(0) - before.mean(0)).max()))
     return max(found)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from ipt_triton.cli import CLOSED_PIPE, drop_output, escape_output, make_parser, mute_libraries
+from ipt_triton.cli import escape_output, make_parser, mute_libraries
 from ipt_triton.client.arguments import add_files, add_making, add_server, check_shared
 from ipt_triton.client.batch import Plan
 from ipt_triton.client.bulk.flow import cluster, outcomes
@@ -23,9 +23,8 @@ from ipt_triton.client.bulk.manifest import Manifest
 from ipt_triton.client.bulk.places import Place
 from ipt_triton.client.bulk.plan import Photo, photos
 from ipt_triton.client.connection import RestorationClient
-from ipt_triton.client.errors import RestorationError
 from ipt_triton.client.local import chosen_server
-from ipt_triton.client.restore import DONE, INTERRUPTED, NOT_POSSIBLE, PHOTOS_FAILED
+from ipt_triton.client.restore import DONE, INTERRUPTED, NOT_POSSIBLE, PHOTOS_FAILED, exit_code
 from ipt_triton.client.work import Ended, Outcome, Progress, Record, asked_for, complain, deliver
 from ipt_triton.reading import excerpt
 from ipt_triton.tasks import Chain
@@ -91,17 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check_arguments(parser, args)
     mute_libraries()
-    try:
+
+    def work() -> int:
         with chosen_server(args, say) as server, RestorationClient(**server) as client:
             return _run(args, server, client)
-    except RestorationError as error:
-        say(str(error))
-        return NOT_POSSIBLE
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        drop_output()
-        return CLOSED_PIPE
+
+    return exit_code(work, say)
 
 
 def _run(args: argparse.Namespace, server: dict[str, Any], client: RestorationClient) -> int:

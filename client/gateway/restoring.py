@@ -151,34 +151,9 @@ class Restorer:
             Problem, RestorationError: it cannot be done.
         """
         task = "several" if "," in options.named_task else options.named_task
-        outcome = "cancelled"  # by its caller, or because its time is up
-        try:
-            written = await self._restore(upload, folder, described, options, owner, timings, report, entered, task)
-            outcome = "restored"
-        except Exception as error:
-            status = status_of(error)
-            outcome = "unavailable" if status == 503 else "invalid" if status < 500 else "failed"
-            raise
-        finally:
-            self._measures.photos.labels(task, outcome).inc()
-        self._measures.pixels.labels(task).inc(described.width * described.height)
-        return written
-
-    async def _restore(
-        self,
-        upload: Path,
-        folder: Path,
-        described: Described,
-        options: Options,
-        owner: str,
-        timings: Timings,
-        report: Report | None,
-        entered: Callable[[Turn], None] | None,
-        task: str,
-    ) -> Written:
-        """See `restore`; `task` is what its seconds are counted for."""
         pixels = described.width * described.height
         async with AsyncExitStack() as turn:
+            turn.enter_context(self._counted(task, pixels))
             with timings.step("queue", task):
                 await turn.enter_async_context(self._turns.turn(owner, pixels, entered))
             larger = await self._result_pixels(described, options)
@@ -197,6 +172,21 @@ class Restorer:
                     codec.encode,
                     *(folder, folder / "result", options.format, options.quality, options.keeps_metadata, chain),
                 )
+
+    @contextmanager
+    def _counted(self, task: str, pixels: int) -> Iterator[None]:
+        """Counts a photo by what becomes of it."""
+        outcome = "cancelled"  # by its caller, or because its time is up
+        try:
+            yield
+            outcome = "restored"
+        except Exception as error:
+            status = status_of(error)
+            outcome = "unavailable" if status == 503 else "invalid" if status < 500 else "failed"
+            raise
+        finally:
+            self._measures.photos.labels(task, outcome).inc()
+        self._measures.pixels.labels(task).inc(pixels)
 
     async def _restore_planes(self, folder: Path, planes: int, options: Options, report: Report | None) -> None:
         """Restore the planes one after the other; the alpha of a photo is a second one, of as many tiles."""

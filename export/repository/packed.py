@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from ipt_triton.manifest import MANIFEST, Manifest, read_manifest
 SUFFIX = ".zip"
 _CUTS = "cuts.json"
 _LEAST, _MOST = 64, 2**26  # bytes of a piece that is cut out, and of a packed file
+_DAMAGED = (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, NotImplementedError)
+"""What zipfile, json and a wrong list of cuts raise for a file that is not what `pack` writes."""
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same parts make the same file
 
 
@@ -78,9 +81,9 @@ def unpack(packed: Path, folder: Path) -> Manifest:
                     )
                 (temporary / name).write_bytes(content)
             return manifest
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, NotImplementedError) as error:
-        if isinstance(error, RepositoryError):
-            raise
+    except RepositoryError:
+        raise
+    except _DAMAGED as error:
         raise RepositoryError(f"{packed} is not what ipt-export packs: {error}") from error
     except OSError as error:
         raise RepositoryError(f"{packed} cannot be read: {error.strerror or error}") from error

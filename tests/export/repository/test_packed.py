@@ -117,6 +117,9 @@ def test_other_weights_and_damaged_files_are_refused(weights: Path, tmp_path: Pa
         manifest = file.read("manifest.json")
     (weights / PACKED).write_bytes(whole[: len(whole) // 2])
     assert "is not what ipt-export packs" in refusal()
+    for place in range(60, 400, 20):  # in what is compressed
+        (weights / PACKED).write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        refusal()
     with zipfile.ZipFile(weights / PACKED, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("manifest.json", bytes(2**26 + 1))
     assert "manifest.json of 67108865 bytes is too large" in refusal()
