@@ -30,6 +30,9 @@ Status = Literal["restored", "skipped", "failed", "not reached"]
 
 AHEAD = 10_000
 """So many photos are planned before the first one is restored: what contradicts itself is told before any work."""
+_LOOK_S = 0.2
+"""So often the main thread looks whether Ctrl-C was pressed: a signal that another thread gets, or that comes just
+before Python blocks, does not wake it."""
 
 
 def complain(text: str, command: str = "ipt-restore") -> None:
@@ -221,9 +224,10 @@ def run_batch(
         close: makes those under way fail soon, after an interruption.
     """
     ended = Ended()
-    stopping = threading.Event()
+    begun, stopping, finished = threading.Event(), threading.Event(), threading.Event()
     room = threading.Semaphore(2 * workers)
     errors: deque[BaseException] = deque()
+    waiting: list[Job] = []
 
     def work(job: Job) -> None:
         try:
@@ -241,32 +245,44 @@ def run_batch(
         finally:
             room.release()
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="photo") as pool:
-        waiting: Job | None = None
-        try:
-            for job in jobs:
-                if job.problem or job.skipped:
-                    outcome = Outcome.before(job)
-                    record.add(outcome)
-                    progress.photo(outcome)
-                    continue
-                waiting = job
-                room.acquire()
-                if stopping.is_set():
-                    room.release()
-                    break
-                waiting = None
-                pool.submit(work, job)
-            for _ in range(2 * workers):
-                room.acquire()
-        except PlanError as error:
-            ended.reason = str(error)
-            stopping.set()
-        except (KeyboardInterrupt, OSError) as error:
-            ended.interrupted = isinstance(error, KeyboardInterrupt)
-            errors.append(error)
-            stopping.set()
-            close()
+    def give_up(error: BaseException) -> None:
+        errors.append(error)
+        stopping.set()
+        close()
+
+    def hand_out() -> None:
+        begun.set()
+        if stopping.is_set():
+            return  # interrupted before `begun` was seen
+        with ThreadPoolExecutor(workers, thread_name_prefix="photo") as pool:
+            try:
+                for job in jobs:
+                    if job.problem or job.skipped:
+                        outcome = Outcome.before(job)
+                        record.add(outcome)
+                        progress.photo(outcome)
+                        continue
+                    room.acquire()
+                    if stopping.is_set():
+                        waiting.append(job)
+                        break
+                    pool.submit(work, job)
+            except PlanError as error:
+                ended.reason = str(error)
+                stopping.set()
+            except BaseException as error:
+                give_up(error)
+        finished.set()
+
+    # In a thread, where no KeyboardInterrupt comes between the steps of a photo's handing out.
+    try:
+        threading.Thread(target=hand_out, name="photos").start()
+        _wait(finished)
+    except KeyboardInterrupt as error:
+        ended.interrupted = True
+        give_up(error)
+        if begun.is_set():
+            _wait(finished)
     for trouble in errors:
         if isinstance(trouble, ServerUnavailable):
             ended.reason = ended.reason or str(trouble)
@@ -276,9 +292,14 @@ def run_batch(
             ended.lost = trouble
         elif not ended.interrupted:  # then calls through the closed connection raise what they will
             raise trouble
-    for job in (*([waiting] if waiting else []), *jobs.rest()):
+    for job in (*waiting, *jobs.rest()):
         record.add(Outcome.before(job))
     return ended
+
+
+def _wait(event: threading.Event) -> None:
+    while not event.wait(_LOOK_S):
+        pass
 
 
 def is_plain_file(destination: str) -> bool:

@@ -21,6 +21,7 @@ from helpers.support import Served, read_image
 from helpers.toy_repository import ROUTER_CONFIG, ROUTER_MODEL, write_model
 
 from ipt_triton import RestorationClient
+from ipt_triton.board import wait_of
 from ipt_triton.export.serving import keep, supervise
 from ipt_triton.export.serving.errors import GaveUpError, NotReadyError
 from ipt_triton.export.serving.keep import Keeper
@@ -205,14 +206,15 @@ class TestUnderLoad:
                         np.testing.assert_array_equal(answer.as_numpy("RESTORED"), expected)
                         statuses.append("right")
                     except triton.InferenceServerException as error:
-                        statuses.append(f"{error.status()}: {error.message()}")
+                        busy = wait_of(error.message()) is not None  # on slow machines
+                        statuses.append("busy" if busy else f"{error.status()}: {error.message()}")
                         time.sleep(0.01)
 
         loaded.refresh()
-        with ThreadPoolExecutor(6) as pool:  # more would be refused on slow machines
+        with ThreadPoolExecutor(6) as pool:
             workers = [pool.submit(work, number) for number in range(6)]
             try:
-                time.sleep(2)
+                until(lambda: statuses.count("right") > 6, 60, "restoring")
                 before = len(statuses)
                 loaded.process.terminate()
                 url = loaded.address("health")
@@ -223,11 +225,11 @@ class TestUnderLoad:
                 over.set()
             for worker in workers:
                 worker.result(20)
-        assert set(statuses[:before]) == {"right"}
-        others = {status for status in statuses if status != "right"}
+        assert set(statuses[:before]) <= {"right", "busy"}
+        others = set(statuses) - {"right", "busy"}
         assert any("the server is stopping" in status for status in others)
         assert all(status.startswith("StatusCode.UNAVAILABLE") for status in others), others
-        assert statuses.count("right") > before  # those under way
+        assert "right" in statuses[before:]  # those under way
         assert loaded.left() == []
 
 
