@@ -1,4 +1,4 @@
-# make demo     sets up, exports, serves, restores real photographs for every task, writes build/demo/report.html
+# make demo     sets up, serves, restores real photographs for every task, writes build/demo/report.html
 # make serve    the same server with the gateway in front, staying up
 # make check    lint, types and the quick tests, without servers and GPUs: about a minute on two cores
 # make test     lint, types and all tests
@@ -55,9 +55,12 @@ serve: export
 
 export: $(REPOSITORY)/restore/config.pbtxt
 
-# The router's configuration is what an export writes last.
-$(REPOSITORY)/restore/config.pbtxt: $(VENV)/.installed $(checkpoint_files) $(sources)
-	$(bin)/ipt-export $(CHECKPOINT) --precision $(PRECISION) --repository $(REPOSITORY)
+# The router's configuration is what an export writes last. Parts that come with a checkpoint need no export and fewer
+# packages.
+packed = $(and $(filter fp32,$(PRECISION)),$(wildcard $(CHECKPOINT)/parts.zip))
+
+$(REPOSITORY)/restore/config.pbtxt: $(VENV)/.installed$(if $(packed),-demo) $(checkpoint_files) $(sources)
+	$(bin)/ipt-export $(if $(packed),repository --parts $(packed),$(CHECKPOINT) --precision $(PRECISION)) --repository $(REPOSITORY)
 
 engines: PRECISION = fp16
 engines: REPOSITORY = build/tensorrt_models
@@ -124,10 +127,18 @@ lock: $(VENV)/.installed
 	$(pip_install) 'uv>=0.9'
 	$(bin)/uv pip compile --quiet --universal --python-version 3.10 --extra serve --generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
-$(VENV)/.installed: pyproject.toml
+# What the demo and `make serve` need; everything else needs all.
+$(VENV)/.installed-demo: $(VENV)/.made pyproject.toml
+	$(pip_install) --editable '.[serve,gateway,train,benchmarks]'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml
+	$(pip_install) --editable '.[serve,train,export,int8,gateway,benchmarks,dev]'
+	touch $(VENV)/.installed-demo $@
+
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(pip_install) --editable '.[serve,train,export,int8,gateway,benchmarks,dev]'
 	touch $@
 
 clean:
