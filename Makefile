@@ -36,7 +36,9 @@ TOOLS := build/tools
 bin := $(VENV)/bin
 ahead_of_time := $(filter tensorrt-rtx,$(RUNTIME))
 pip_flags := --quiet $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
-# Compiling all files of the packages takes longer than the rest of an installation; Python compiles what it imports.
+# Compiling all files of the packages takes longer than the rest of an installation; Python compiles what it imports,
+# and must keep that, or each process of the tests would compile PyTorch anew.
+unexport PYTHONDONTWRITEBYTECODE
 pip_install := $(bin)/python -m pip install --no-compile $(pip_flags)
 checkpoint_files := $(wildcard $(CHECKPOINT)/*)
 sources := $(shell find train export src -name '*.py') triton_models/restore/1/model.py
