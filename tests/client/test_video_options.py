@@ -144,7 +144,7 @@ class Leaving(Stamping):
         return super().restore(image, *arguments, **options)
 
 
-@pytest.mark.parametrize("change", [{"scale": 1.25}, {"width": 60}, {"height": 60}, {"tta": True}, {"strength": 0.5}])
+@pytest.mark.parametrize("change", [{"scale": 0.75}, {"width": 20}, {"height": 20}, {"tta": True}, {"strength": 0.5}])
 def test_segments_of_other_options_are_not_taken_up_and_those_of_the_same_are(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
