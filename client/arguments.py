@@ -23,7 +23,7 @@ examples:
   without rain, then larger:      ipt-restore photo.jpg -t derain,sr_x2 --width 4000 -o restored
   what the server offers:         ipt-restore --list-tasks --url gpu-box:8001
   by several servers:             ipt-restore holiday/ -t derain -o restored --url gpu-1:8001,gpu-2:8001 --workers 8
-  a video:                        ipt-restore clip.mp4 -t denoise_30 -o out.mp4
+  a video, enlarged to Full HD:   ipt-restore clip.mp4 -t sr_x2 --height 1080 -o out.mp4
   a folder with its sub-folders:  ipt-restore holiday/ -t denoise_30 -o restored --skip-existing
   between other commands:         convert a.png ppm:- | ipt-restore - -t derain -o - --format png > b.png
   official tiling, slower:        ipt-restore photo.png -t sr_x4 -o restored --stride 12 --keep 24

@@ -61,6 +61,21 @@ class Options:
         factor = chain.scale if factor is None else factor
         return max(1, round(width * factor)), max(1, round(height * factor))
 
+    def finished(self, image: NDArray[Any], restored: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+        """What the networks made of an image, in a size and mixed with the image, in the image's type.
+
+        Args:
+            image: [height, width] or [height, width, 3], of an integer type.
+            restored: of any size, on the scale of that type; not rounded if it is float32.
+            size: width and height of the result.
+        """
+        width, height = size
+        if restored.shape[:2] != (height, width):
+            restored = resized(restored, width, height)
+        if self.strength < 1:
+            restored = resized(image, width, height) * (1 - self.strength) + restored * self.strength
+        return restored if restored.dtype == image.dtype else rounded(restored, image.dtype)
+
 
 def large_enough(tasks: Sequence[Task], chain: Chain, factor: float | None) -> Chain:
     """The chain, or one with larger networks in place of those that enlarge, so that its result can be reduced.

@@ -9,7 +9,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from ipt_triton.client.errors import InvalidRequest, ServerError, UnknownTask
-from ipt_triton.client.options import Options, View, large_enough, resized, rounded, unit, views
+from ipt_triton.client.options import Options, View, large_enough, unit, views
 from ipt_triton.client.splitting import Block, split_image
 from ipt_triton.service import ServiceError, ServiceInfo
 from ipt_triton.tasks import LONGEST_CHAIN, Chain, Task, TaskError, TaskKey, find_task, stage_keys
@@ -211,15 +211,9 @@ class Restoration:
 
     def result(self) -> NDArray[Any]:
         """The restored image in the type and with the number of dimensions of the one given, once every part is put."""
-        options, (width, height), kind = self._options, self._size, self._image.dtype
-        values = self._restored
-        if options.tta:
-            values *= unit(kind) / len(list(views()))
-        if values.shape[:2] != (height, width):
-            values = resized(values, width, height)
-        if options.strength < 1:
-            values = resized(self._image, width, height) * (1 - options.strength) + values * options.strength
-        return values if values.dtype == kind else rounded(values, kind)
+        if self._options.tta:
+            self._restored *= unit(self._image.dtype) / len(list(views()))
+        return self._options.finished(self._image, self._restored, self._size)
 
 
 def parameters(timeout: float | None) -> dict[str, int] | None:

@@ -16,7 +16,6 @@ from ipt_triton.client.compare import figures, reference_of, side_by_side
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import Cancelled, ImageError, InvalidRequest, RestorationError, ServerUnavailable
 from ipt_triton.client.noise import denoising_warning
-from ipt_triton.client.options import Options
 from ipt_triton.client.photo import Frames, check_frames, read_frames, write_frames, write_photo
 from ipt_triton.client.photo.samples import Samples
 from ipt_triton.client.work import Outcome, Progress
@@ -102,10 +101,8 @@ class Restorer:
         from ipt_triton.client.video import restore_video  # PyAV, of an extra, and heavy
 
         args = self._args
-        if args.options != Options() or job.target == STREAM:
-            raise InvalidRequest(
-                "--scale, --width, --height, --tta and --strength are for photos, and a video is written to a file"
-            )
+        if job.target == STREAM:
+            raise InvalidRequest("a video is written to a file, not to standard output; give --output FILE")
 
         def tell(done: int, total: int | None, _: float) -> None:
             if self._cancelled():
@@ -120,6 +117,7 @@ class Restorer:
             args.task,
             stride=args.stride,
             keep=args.keep,
+            **asdict(args.options),
             workers=args.workers,
             progress=tell,
         )

@@ -35,6 +35,7 @@ class Encoder:
         allowed: values of that option.
         options: always given.
         lossless: options for lossless encoding; None if it cannot.
+        whole_chroma: it refuses a side that is no whole number of chroma samples, such as an odd one of 4:2:0.
     """
 
     name: str
@@ -43,13 +44,14 @@ class Encoder:
     allowed: range = range(0)
     options: dict[str, str] = field(default_factory=dict)
     lossless: dict[str, str] | None = None
+    whole_chroma: bool = False
 
 
 _X26_CRF, _VPX_CRF, _QSCALE = range(52), range(64), range(1, 32)
 _FFV1 = Encoder("ffv1", options={"level": "3", "slicecrc": "1"}, lossless={})
 
 ENCODERS: dict[str, tuple[Encoder, ...]] = {
-    "h264": (Encoder("libx264", "crf", 17, _X26_CRF, {"preset": "medium"}, {"qp": "0"}),),
+    "h264": (Encoder("libx264", "crf", 17, _X26_CRF, {"preset": "medium"}, {"qp": "0"}, whole_chroma=True),),
     "hevc": (
         Encoder(
             "libx265",
@@ -58,6 +60,7 @@ ENCODERS: dict[str, tuple[Encoder, ...]] = {
             _X26_CRF,
             {"preset": "medium", "x265-params": "log-level=error"},
             {"x265-params": "lossless=1:log-level=error"},
+            whole_chroma=True,
         ),
     ),
     "vp8": (Encoder("libvpx", "crf", 8, range(4, 64), {"b": "20M", "deadline": "good", "cpu-used": "2"}),),
@@ -76,9 +79,9 @@ ENCODERS: dict[str, tuple[Encoder, ...]] = {
     "mjpeg": (Encoder("mjpeg", "qscale", 2, _QSCALE),),
     "prores": (Encoder("prores_ks", options={"vendor": "apl0"}),),
     "ffv1": (_FFV1,),
-    "ffvhuff": (Encoder("ffvhuff", lossless={}),),
-    "huffyuv": (Encoder("huffyuv", lossless={}),),
-    "utvideo": (Encoder("utvideo", lossless={}),),
+    "ffvhuff": (Encoder("ffvhuff", lossless={}, whole_chroma=True),),
+    "huffyuv": (Encoder("huffyuv", lossless={}, whole_chroma=True),),
+    "utvideo": (Encoder("utvideo", lossless={}, whole_chroma=True),),
     "rawvideo": (Encoder("rawvideo", lossless={}),),
 }
 """Encoders by FFmpeg's name of the codec, the best one first."""
@@ -103,6 +106,7 @@ class Plan:
         conversion: from pictures to the planar layout of that format.
         tags: colours, for the stream's header.
         time_base, rate, sample_aspect_ratio: of the stream.
+        steps: height and width of a picture are multiples of these.
     """
 
     encoder: str
@@ -113,6 +117,12 @@ class Plan:
     time_base: Fraction
     rate: Fraction
     sample_aspect_ratio: Fraction
+    steps: tuple[int, int]
+
+    def size_within(self, width: int, height: int) -> tuple[int, int]:
+        """The largest width and height that the encoder takes and that are not above these."""
+        down, across = self.steps
+        return max(across, width - width % across), max(down, height - height % down)
 
     def configure(self, context: Any, width: int, height: int) -> None:
         """Set up an encoder's context, or a stream, for pictures of this size."""
@@ -166,6 +176,7 @@ def plan_output(source: Source, target: Path, quality: int | None, lossless: boo
         source.time_base,
         source.rate,
         source.sample_aspect_ratio,
+        (1 << written.halvings[0], 1 << written.halvings[1]) if encoder.whole_chroma else (1, 1),
     )
 
 
@@ -190,7 +201,7 @@ class FrameEncoder:
         except av.FFmpegError as error:
             raise UnsupportedVideo(
                 f"{plan.encoder} refuses {width}x{height} {plan.pixel_format} with {plan.options} "
-                f"({error.strerror or error}); choose another quality or a target of another kind"
+                f"({error.strerror or error}); choose another size, another quality or a target of another kind"
             ) from error
         self._durations: dict[int, int] = {}
 

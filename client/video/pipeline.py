@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ipt_triton.client.splitting import Block
 from ipt_triton.client.video.colour import Conversion
+from ipt_triton.client.video.making import Making
 from ipt_triton.client.video.reuse import Changes
 from ipt_triton.client.video.source import Frame, RawFrame
 
@@ -22,16 +23,6 @@ CONVERTED = 2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Restore = Callable[[NDArray[Any]], NDArray[Any]]
-
-
-class Rule(NamedTuple):
-    """The tiling rule: side of a tile, distance of neighbours, and side of the centre that is used; for each stage."""
-
-    patch: int
-    stride: int
-    keep: int
-    stages: int = 1
 
 
 class Answer(NamedTuple):
@@ -80,9 +71,8 @@ def pools(workers: int) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor
 def restored_frames(
     raw: Iterable[RawFrame],
     to_picture: Callable[[RawFrame], Frame],
-    restore: Restore,
+    making: Making,
     conversion: Conversion,
-    rule: Rule,
     workers: int,
     sent: Sent,
 ) -> Generator[Finished, None, None]:
@@ -93,24 +83,24 @@ def restored_frames(
     Args:
         raw: decoded frames of one size.
         to_picture: their pictures.
-        restore: called by `workers` threads at a time.
+        making: how they are restored.
         conversion: of the frames that are returned.
-        rule: the tiling rule of `restore`.
+        workers: threads that ask for restored pictures.
         sent: counts what is restored.
     """
     with pools(workers) as (requests, conversions):
 
         def ask(change: tuple[Frame, list[Block]]) -> Answer:
             frame, blocks = change
-            return Answer(frame, blocks, [restore(block.cut(frame.picture)) for block in blocks])
+            return Answer(frame, blocks, [making.restore(block.cut(frame.picture)) for block in blocks])
 
-        def finish(result: tuple[Frame, NDArray[Any]]) -> Finished:
-            frame, picture = result
-            return Finished(frame.pts, frame.duration, conversion.frame(picture))
+        def convert(result: tuple[Frame, NDArray[Any]]) -> Finished:
+            frame, restored = result
+            return Finished(frame.pts, frame.duration, conversion.frame(making.finish(frame.picture, restored)))
 
         pictures = ordered(conversions, to_picture, raw, CONVERTED)
-        answers = ordered(requests, ask, _changes(pictures, rule, sent), workers)
-        yield from ordered(conversions, finish, _assembled(answers), CONVERTED)
+        answers = ordered(requests, ask, _changes(pictures, making, sent), workers)
+        yield from ordered(conversions, convert, _assembled(answers), CONVERTED)
 
 
 def ordered(
@@ -126,14 +116,14 @@ def ordered(
         yield waiting.popleft().result()
 
 
-def _changes(frames: Iterable[Frame], rule: Rule, sent: Sent) -> Iterator[tuple[Frame, list[Block]]]:
+def _changes(frames: Iterable[Frame], making: Making, sent: Sent) -> Iterator[tuple[Frame, list[Block]]]:
     """Frames with the blocks that must be restored; all of the first frame."""
     changes: Changes | None = None
     previous: NDArray[Any] | None = None
     for frame in frames:
         height, width = frame.picture.shape[:2]
         if changes is None or previous is None:
-            changes = Changes(height, width, *rule)
+            changes = Changes(height, width, *making.rule, making.in_parts)
             blocks = [changes.whole()]
         else:
             blocks = changes.blocks(previous, frame.picture)

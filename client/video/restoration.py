@@ -8,22 +8,22 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import av
-from numpy.typing import NDArray
 
 from ipt_triton.client.errors import InvalidRequest
+from ipt_triton.client.options import Options
 from ipt_triton.client.video.encoding import FrameEncoder, Plan, plan_output
 from ipt_triton.client.video.errors import VideoError
 from ipt_triton.client.video.joining import join
-from ipt_triton.client.video.pipeline import Finished, Rule, Sent, restored_frames
+from ipt_triton.client.video.making import Making, Restorer, plan_making
+from ipt_triton.client.video.pipeline import Finished, Sent, restored_frames
 from ipt_triton.client.video.segments import SegmentHeader, WorkFolder, fingerprint, read_header, read_packets
 from ipt_triton.client.video.source import Source
-from ipt_triton.tasks import TaskKey, stage_keys
-from ipt_triton.tiling import KEEP, PATCH, STRIDE, check_rule
+from ipt_triton.tasks import TaskKey
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +34,6 @@ _FORMAT = 1
 """Version of the segments' files and of what decides about their frames."""
 
 Progress = Callable[[int, "int | None", float], None]
-
-
-class Restorer(Protocol):
-    """What restores pictures: a `RestorationClient`, or anything with its `restore`. Several threads call it."""
-
-    def restore(
-        self, image: NDArray[Any], task: TaskKey, stride: int | None = None, keep: int | None = None
-    ) -> NDArray[Any]:
-        """See `RestorationClient.restore`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +68,11 @@ def restore_video(
     *,
     stride: int | None = None,
     keep: int | None = None,
+    scale: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    tta: bool = False,
+    strength: float = 1.0,
     workers: int = 2,
     quality: int | None = None,
     lossless: bool = False,
@@ -99,6 +95,12 @@ def restore_video(
         target: the file to write, replaced if it is there; its suffix names the container.
         task: id or name; or several, a chain, through which frames go whole unless nothing in them has changed.
         stride, keep: the tiling rule; None for the server's, for the default where the client has no `info`.
+        scale, width, height: size of the target's frames as of a photo, see `RestorationClient.restore`; of the upright
+            picture, in the stream's own pixels. Where the encoder takes whole chroma samples alone (H.264 and HEVC in
+            4:2:0), sides are rounded down to even ones.
+        tta: restore each frame in eight views and take their mean, eight times the work; frames go whole unless
+            nothing in them has changed.
+        strength: share of the result, 0 to 1; the rest is the frame itself.
         workers: frames that are sent at a time.
         quality: the encoder's crf or qscale, lower is better; None for one that loses next to nothing.
         lossless: encode without loss.
@@ -108,28 +110,28 @@ def restore_video(
     Raises:
         VideoError: a file cannot be read or written, or the disk is full. Finished segments stay.
         DamagedVideo: no video, or no frame of it can be decoded.
-        UnsupportedVideo: interlaced, of changing size, or nothing can be written into a target of this kind.
-        InvalidRequest: a rule that no tiling can follow, a quality that the encoder does not have, workers or
-            segment_frames below 1.
+        UnsupportedVideo: interlaced, of changing size, or nothing can be written into a target of this kind, or not in
+            this size.
+        InvalidRequest: options that are not allowed, a size that is not reached, a rule that no tiling can follow, a
+            quality that the encoder does not have, workers or segment_frames below 1.
         RestorationError: see `RestorationClient.restore`.
     """
     if workers < 1 or segment_frames < 1:
         raise InvalidRequest(f"workers {workers} and segment_frames {segment_frames} must both be 1 or more")
     source, target, started = Path(source), Path(target), time.monotonic()
-    rule, model = _served(client, len(stage_keys(task)), stride, keep)
-
-    def restore(picture: NDArray[Any]) -> NDArray[Any]:
-        return client.restore(picture, task, rule.stride, rule.keep)
-
+    options = Options(scale, width, height, tta, strength)
     with _explained(target), Source(source) as clip:
         if target.exists() and target.samefile(source):
             raise VideoError(f"{target} is the video itself; choose another target")
         plan = plan_output(clip, target, quality, lossless)
-        with WorkFolder(target, _journal(source, plan, task, rule, model, segment_frames)) as work:
+        making = plan_making(client, task, stride, keep, options, clip.size, plan)
+        if making.size is not None:
+            FrameEncoder(plan, *making.size)  # what it refuses is known before the work
+        with WorkFolder(target, _journal(source, plan, making, segment_frames)) as work:
             resumed = sum(1 for path in work.finished() for _ in read_packets(path, with_data=False))
             sent = Sent()
             raw = itertools.islice(clip.frames(), resumed, None)
-            frames = restored_frames(raw, clip.picture, restore, plan.conversion, rule, workers, sent)
+            frames = restored_frames(raw, clip.picture, making, plan.conversion, workers, sent)
             with closing(frames):
                 for done in itertools.chain([resumed], _encode(frames, plan, work, segment_frames, resumed)):
                     if progress is not None:
@@ -153,29 +155,15 @@ def restore_video(
     )
 
 
-def _served(client: Restorer, stages: int, stride: int | None, keep: int | None) -> tuple[Rule, str]:
-    """The tiling rule that holds, and what restores: segments of another model are not taken up."""
-    if hasattr(client, "info"):
-        info = client.info()
-        model = f"{info.checkpoint_sha256} {info.runtime} {info.precision}"
-        served_stride, served_keep = info.rule(stride, keep)
-        return Rule(info.patch_size, served_stride, served_keep, stages), model
-    rule = Rule(PATCH, STRIDE if stride is None else stride, KEEP if keep is None else keep, stages)
-    try:
-        check_rule(rule.stride, rule.keep)
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from None
-    return rule, ""
-
-
-def _journal(source: Path, plan: Plan, task: TaskKey, rule: Rule, model: str, segment_frames: int) -> dict[str, Any]:
-    """All that decides about the frames of the segments."""
+def _journal(source: Path, plan: Plan, making: Making, segment_frames: int) -> dict[str, Any]:
+    """All that decides about the frames of the segments: those of another model, for example, are not taken up."""
     return {
         "format": _FORMAT,
         "source": fingerprint(source),
-        "task": stage_keys(task),
-        "rule": list(rule),
-        "model": model,
+        "tasks": making.tasks,
+        "options": [str(value) for value in astuple(making.options)],
+        "rule": list(making.rule),
+        "model": making.model,
         "encoder": [plan.encoder, plan.pixel_format, plan.options],
         "segment_frames": segment_frames,
         "library": av.__version__,

@@ -44,12 +44,12 @@ class Changes:
     Args:
         height, width: of the frames in pixels.
         patch, stride, keep: the tiling rule by which they are restored.
-        stages: of a chain; through several of them frames go whole.
+        in_parts: whether parts of a frame are restored; otherwise it goes whole unless nothing in it has changed.
     """
 
-    def __init__(self, height: int, width: int, patch: int, stride: int, keep: int, stages: int = 1) -> None:
+    def __init__(self, height: int, width: int, patch: int, stride: int, keep: int, in_parts: bool = True) -> None:
         self._rows, self._columns = plan_axis(height, patch, stride, keep), plan_axis(width, patch, stride, keep)
-        self._patch, self._height, self._width, self._stages = patch, height, width, stages
+        self._patch, self._height, self._width, self._in_parts = patch, height, width, in_parts
 
     def whole(self) -> Block:
         """The whole frame as one block."""
@@ -67,7 +67,7 @@ class Changes:
         changed = self._changed_tiles(previous, current)
         if not changed.any():
             return []
-        if self._stages > 1:
+        if not self._in_parts:
             return [self.whole()]
         number, _, boxes, _ = cv2.connectedComponentsWithStats(changed.astype(np.uint8), connectivity=8)
         parts = [_Tiles(y, y + height - 1, x, x + width - 1) for x, y, width, height, _ in boxes[1:].tolist()]

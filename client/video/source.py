@@ -80,6 +80,7 @@ class Source:
         path: the file.
 
     Attributes:
+        size: width and height of its pictures, upright.
         notes: what was wrong or could not be kept, a sentence each; complete once all frames are read.
 
     Raises:
@@ -93,6 +94,7 @@ class Source:
     tags: Tags
     conversion: Conversion
     orientation: Orientation
+    size: tuple[int, int]
     sample_aspect_ratio: Fraction
     _first: av.VideoFrame | None
 
@@ -188,6 +190,8 @@ class Source:
             self.notes.append("transparency is left out")
         self.conversion = self._conversion(layout)
         self.orientation = self._orientation()
+        width, height = self._first.width, self._first.height
+        self.size = (height, width) if self.orientation.transposed else (width, height)
         ratio = Fraction(stream.sample_aspect_ratio or 1)
         self.sample_aspect_ratio = 1 / ratio if ratio and self.orientation.transposed else ratio
 

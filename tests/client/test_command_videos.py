@@ -38,13 +38,42 @@ def test_a_video_becomes_a_video_where_it_is_asked_for(
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["clip_dry.mp4"]
 
 
-@pytest.mark.parametrize("option", [("--scale", 2), ("--tta",), ("--strength", 0.5), ("--width", 90)])
-def test_what_is_for_photos_alone_is_refused(
-    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[object, ...]
+@pytest.mark.parametrize(
+    "options, size",
+    [
+        (("--scale", 1.5), "144x96"),
+        (("--width", 91), "90x60"),  # 91x61 as a photo; 4:2:0 of H.264 has even sides
+        (("--width", 48, "--height", 48), "48x32"),
+        (("--tta", "--strength", 0.5), "96x64"),
+    ],
+)
+def test_a_video_takes_the_options_of_photos(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...], size: str
 ) -> None:
-    assert run(clip, "-t", "derain", "-o", tmp_path / "out.mp4", *option) == 1
-    assert "--scale, --width, --height, --tta and --strength are for photos" in capsys.readouterr().err
-    assert not (tmp_path / "out.mp4").exists()
+    assert run(clip, "-t", "derain", "-o", tmp_path / "out.mp4", *options) == 0
+    assert f"  {size}  " in capsys.readouterr().out
+    assert frames(tmp_path / "out.mp4") == 6
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (("--scale", 65), "clip.mp4: a scale of 65 is not reached by derain on this server; up to 64 is"),
+        (("-o", "-"), "clip.mp4: a video is written to a file, not to standard output; give --output FILE"),
+    ],
+)
+def test_a_size_or_a_place_that_cannot_be_is_refused_in_a_sentence(
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(clip, "-t", "derain", "-o", "out.mp4", *options) == 1
+    assert sentence in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
 def test_a_file_that_is_no_video_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

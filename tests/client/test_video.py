@@ -539,11 +539,11 @@ def test_segments_of_other_weights_are_not_taken_up(
     restore = client.restore
     calls: list[int] = []
 
-    def leave(*arguments: Any) -> np.ndarray:
+    def leave(*arguments: Any, **options: Any) -> np.ndarray:
         calls.append(1)
         if len(calls) > 3:
             raise ServerUnavailable("it is away")
-        return restore(*arguments)
+        return restore(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(client, "restore", leave)
