@@ -19,7 +19,7 @@ from ipt_triton.files import atomic_file
 from ipt_triton.tasks import Task, find_task
 from ipt_triton.train.data.feed import Feed, MemoryFeed, Sampler, Store, WorkerFeed, wide_side
 from ipt_triton.train.data.pool import load_pairs, load_pool, share, split_files
-from ipt_triton.train.errors import TrainingError, needs
+from ipt_triton.train.errors import DataError, TrainingError, needs
 from ipt_triton.train.fit.loop import Cadence, Trainer, train
 from ipt_triton.train.fit.recipe import Recipe, parse_duration
 from ipt_triton.train.fit.runtime import Runtime, open_runtime
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     add("--workers", type=int, metavar="N", help="decode in N processes instead of keeping all photographs in memory")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for checkpoint and state")
     Recipe.add_arguments(parser, command)
-    add("--resume", action="store_true", help="continue the run in --output")
+    add("--resume", action="store_true", help="continue the run in --output; what torchrun starts again does so anyway")
     add("--compile", action="store_true", help="torch.compile the body")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--devices", type=int, default=1, metavar="N", help="train on N devices (Lightning Fabric; or use torchrun)")
@@ -93,9 +93,11 @@ def read_parent(folder: Path) -> tuple[IPT, dict[str, Any]]:
 
 
 def open_data(
-    arguments: argparse.Namespace, sampler: Sampler, patch_size: int, device: torch.device
+    arguments: argparse.Namespace, sampler: Sampler, patch_size: int, runtime: Runtime
 ) -> tuple[Feed, Store, dict[str, Any]]:
     """The feed of a run, a store of the photographs held out from it, and a description for the provenance.
+
+    Of several processes with workers each reads its own share of the files, so that none is read by two of them.
 
     Raises:
         DataError: nothing to train on.
@@ -105,18 +107,21 @@ def open_data(
     if arguments.workers:
         files, held_out = split_files(arguments.data, HELD_OUT, min_side)
         photographs = [files[i] for i in share([f.name for f in files], arguments.data_fraction)]
-        feed = WorkerFeed(photographs, sampler, patch_size, arguments.workers, device)
+        if len(photographs) < runtime.processes:
+            raise DataError(f"{len(photographs)} photographs are too few for {runtime.processes} processes")
+        own = photographs[runtime.rank :: runtime.processes]
+        feed = WorkerFeed(own, sampler, patch_size, arguments.workers, runtime.device)
         description: dict[str, Any] = {"photographs": len(photographs)}
     else:
         paired, scale = getattr(arguments, "paired", None), sampler.tasks[0].scale
         pool = load_pairs(paired[0], paired[1], scale, min_side) if paired else load_pool(arguments.data, min_side)
         training, held_out = pool.split(HELD_OUT)
         training = training.share(arguments.data_fraction)
-        feed = MemoryFeed(Store(training, device), sampler, patch_size)
+        feed = MemoryFeed(Store(training, runtime.device), sampler, patch_size)
         description = {"photographs": len(training.images), "megapixels": round(training.megapixels, 1)}
         if paired:
             description["paired"] = True
-    return feed, Store(held_out, device), {**description, "held_out": HELD_OUT}
+    return feed, Store(held_out, runtime.device), {**description, "held_out": HELD_OUT}
 
 
 def run(
@@ -141,14 +146,15 @@ def run(
     if recipe.precision == "bf16" and runtime.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # the contrastive loss is computed in float32
     state = arguments.output / "state.pt"
-    if not arguments.resume and state.exists():
+    resume = state.exists() if runtime.restarted else arguments.resume
+    if not resume and state.exists():
         raise TrainingError(f"{state} exists; add --resume to continue that run, or choose another --output")
-    saved = read_state(state, runtime.device) if arguments.resume else None
+    saved = read_state(state, runtime.device) if resume else None
     machine = {"git_commit": git_commit(), "device": runtime.device.type, "torch": str(torch.__version__)}
     trainer = Trainer(model, recipe, runtime, trained, {**provenance, **machine}, arguments.compile)
     if saved is not None:
         trainer.load_state(saved)
-    feed, held_out, description = open_data(arguments, recipe.sampler(trained), model.config.patch_size, runtime.device)
+    feed, held_out, description = open_data(arguments, recipe.sampler(trained), model.config.patch_size, runtime)
     trainer.provenance["data"] = description
     sets = [load_set(folder, find_task(trained, name)) for name, folder in arguments.validate]
     if runtime.rank == 0:

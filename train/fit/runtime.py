@@ -28,12 +28,14 @@ class Runtime:
         device: of the model and the data.
         rank, processes: which of how many processes this is.
         agree_every: steps between two agreements of all processes about the clock.
+        restarted: torchrun has started the processes again, because one of them died or machines came or went.
     """
 
     device: torch.device
     rank: int = 0
     processes: int = 1
     agree_every: int = 1
+    restarted: bool = False
 
     @property
     def precision(self) -> str:
@@ -103,8 +105,9 @@ def open_runtime(device: str, devices: int) -> Runtime:
     if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's; Fabric's own launcher sets WORLD_SIZE alone
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         machines = int(os.environ["WORLD_SIZE"]) // devices
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if devices * machines == 1:
-        return Runtime(chosen)
+        return Runtime(chosen, restarted=restarted)
     try:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies import DDPStrategy
@@ -119,4 +122,4 @@ def open_runtime(device: str, devices: int) -> Runtime:
         strategy=DDPStrategy(find_unused_parameters=True),  # a step uses the heads and tails of its tasks alone
     )
     fabric.launch()
-    return FabricRuntime(fabric.device, fabric.global_rank, fabric.world_size, agree_every=10, fabric=fabric)
+    return FabricRuntime(fabric.device, fabric.global_rank, fabric.world_size, 10, restarted, fabric)

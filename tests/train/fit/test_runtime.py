@@ -1,4 +1,4 @@
-"""Several processes: two of them on the CPU train what one trains with twice the batch."""
+"""Several processes: two of them on the CPU, one of which dies, train what one trains with twice the batch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import dying_process
 from helpers.training import one_thread
 
-from ipt_triton.train.fit.pretrain import main
+from ipt_triton.tasks import OFFICIAL_TASKS
+from ipt_triton.train.data.feed import Sampler, WorkerFeed
+from ipt_triton.train.errors import DataError
+from ipt_triton.train.fit.command import open_data
+from ipt_triton.train.fit.pretrain import main, parse_arguments
+from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.fit.state import read_state
 
 pytest.importorskip("lightning_fabric")
@@ -23,11 +29,28 @@ def arguments(photos: Path, output: Path) -> list[str]:
     return ["--data", str(photos), "--output", str(output), *fixed, "--batch", "2", "--device", "cpu", "--steps", "3"]
 
 
+def test_each_of_several_processes_reads_files_of_its_own(photos: Path, tmp_path: Path) -> None:
+    args = parse_arguments([*arguments(photos, tmp_path), "--workers", "1"])
+    shares = []
+    for rank in range(3):
+        runtime = Runtime(torch.device("cpu"), rank, 3)
+        feed, _, described = open_data(args, Sampler(OFFICIAL_TASKS[:1]), 24, runtime)
+        assert isinstance(feed, WorkerFeed)
+        shares.append({photograph.path for photograph in feed.photographs})
+    assert sum(map(len, shares)) == len(set().union(*shares)) == described["photographs"]
+    assert min(map(len, shares)) > 0
+    with pytest.raises(DataError, match="are too few for 1000 processes"):
+        open_data(args, Sampler(OFFICIAL_TASKS[:1]), 24, Runtime(torch.device("cpu"), 0, 1000))
+
+
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains_with_twice_the_batch(photos: Path, tmp_path: Path) -> None:
+def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_batch(
+    photos: Path, tmp_path: Path
+) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*arguments(photos, tmp_path / "two"), "--interval", "0s"]
     run = subprocess.run(
-        [*launcher, "-m", "ipt_triton.train", "pretrain", *arguments(photos, tmp_path / "two")],
+        [*launcher, "--max-restarts", "1", dying_process.__file__, *command],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -35,6 +58,7 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(photos: Path, 
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
+    assert "Signal 9 (SIGKILL)" in run.stderr
     with one_thread():
         assert main([*arguments(photos, tmp_path / "one"), "--accumulate", "2"]) == 0
     one, two = (read_state(tmp_path / name / "state.pt") for name in ("one", "two"))
