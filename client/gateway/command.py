@@ -36,7 +36,7 @@ from ipt_triton.client.address import DEFAULT_URL, from_environment, parse_addre
 from ipt_triton.client.asynchronous import AsyncRestorationClient
 from ipt_triton.client.errors import RestorationError
 from ipt_triton.client.gateway.app import build_app
-from ipt_triton.client.gateway.journal import log_json
+from ipt_triton.client.gateway.journal import log_requests
 from ipt_triton.client.gateway.keys import Keys, new_key
 from ipt_triton.client.gateway.serving import is_loopback, listen, make_server
 from ipt_triton.client.gateway.settings import Settings
@@ -131,7 +131,7 @@ def _serve(args: argparse.Namespace) -> int:
         )
     server_of = {**from_environment(), **({"url": args.url} if args.url else {})}
     parse_addresses(server_of.get("url", DEFAULT_URL))
-    log_json()
+    log_requests()
     with tracing(), Spool(settings.folder, settings.disk_bytes) as spool, listen(args.host, args.port) as place:
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"page: http://{host}:{place.getsockname()[1]}/", flush=True)
