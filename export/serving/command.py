@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import math
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from ipt_triton.cli import seconds
 from ipt_triton.export.serving import preflight
 from ipt_triton.export.serving.errors import CheckError, InterruptedStartError, ServeError
 from ipt_triton.export.serving.health import Health
@@ -67,13 +67,6 @@ def _port(text: str) -> int:
     return port
 
 
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < math.inf:
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give seconds, 0 or more")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ipt-serve",
@@ -122,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--grace",
-        type=_seconds,
+        type=seconds,
         default=GRACE_S,
         metavar="S",
         help="seconds that photographs under way get at a stop (%(default)s); what they take longer is lost",

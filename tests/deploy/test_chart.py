@@ -128,7 +128,7 @@ def test_the_gateways_flags_are_those_of_its_command(objects: tuple[Object, ...]
 def test_a_server_gets_longer_to_end_than_the_largest_photograph_takes_and_than_it_asks_for() -> None:
     pod = pod_of(named(render(*WATCHED), "Deployment", "-server"))
     (container,) = pod["containers"]
-    (grace,) = (float(word.partition("=")[2]) for word in container["args"] if word.startswith("--grace="))
+    grace = grace_of(container)
     delay = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] >= delay + grace + 15
 
@@ -138,13 +138,19 @@ def test_a_server_gets_longer_to_end_than_the_largest_photograph_takes_and_than_
     assert grace > count_patches(side, side) / slowest
 
 
-def test_a_gateway_goes_on_answering_while_it_is_taken_away(objects: tuple[Object, ...]) -> None:
+def grace_of(container: Object) -> float:
+    (grace,) = (float(word.partition("=")[2]) for word in container["args"] if word.startswith("--grace="))
+    return grace
+
+
+def test_a_gateway_gets_longer_to_end_than_it_asks_for_and_waits_as_long_as_a_server(
+    objects: tuple[Object, ...],
+) -> None:
     pod = pod_of(named(objects, "Deployment", "-gateway"))
     (gateway,) = pod["containers"]
-    drain = gateway["lifecycle"]["preStop"]["sleep"]["seconds"]
-    (server,) = (float(word.partition("=")[2]) for word in server_of(objects)["args"] if word.startswith("--grace="))
-    assert pod["terminationGracePeriodSeconds"] >= drain + 15 + 15
-    assert drain >= server  # or a photograph that a server would still answer finds nobody
+    delay = gateway["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] >= delay + grace_of(gateway) + 30
+    assert grace_of(gateway) >= grace_of(server_of(objects))  # or a photograph that a server would answer finds nobody
     (balancer,) = pod["initContainers"]
     assert balancer["restartPolicy"] == "Always"  # a sidecar, which ends after the gateway
 
