@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--http-port", type=_port, metavar="N", help="closed unless given; 0: any free one")
     parser.add_argument(
-        "--trace-url", metavar="URL", help="http://HOST:PORT of a collector of traces, which takes OTLP over HTTP"
+        "--trace-url",
+        metavar="URL",
+        help="http://HOST:PORT of a collector of traces, which takes OTLP over HTTP; empty: no traces",
     )
     parser.add_argument(
         "--log-format",
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics_port=options.metrics_port,
         extra_args=words[split + 1 :],
         build=options.build,
-        trace_url=options.trace_url,
+        trace_url=options.trace_url or None,
     )
     for note in server.notes():
         voice.say(f"note: {note}")

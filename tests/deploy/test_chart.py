@@ -218,6 +218,25 @@ def test_a_server_calls_nobody_unless_it_fetches_its_repository() -> None:
     assert {port["port"] for rule in fetching for port in rule["ports"]} == {53, 443}
 
 
+def test_traces_go_from_both_to_the_collector_and_neither_sends_any_unless_told() -> None:
+    objects = render(*INSTALLATIONS["traced"], "--set=traces.share=0.25")
+    assert "--trace-url=http://collector.monitoring:4318" in server_of(objects)["args"]
+    (gateway,) = pod_of(named(objects, "Deployment", "-gateway"))["containers"]
+    assert {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.monitoring:4318",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.25",
+    }.items() <= {variable["name"]: variable["value"] for variable in gateway["env"]}.items()
+    for name in ("-server", "-gateway"):
+        *_, rule = named(objects, "NetworkPolicy", name)["spec"]["egress"]
+        assert rule["ports"] == [{"protocol": "TCP", "port": 4318}]
+        assert rule["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    plain = render(*INSTALLATIONS["cpu"])
+    assert "trace" not in str(server_of(plain)) and "OTEL" not in str(plain)
+    unnumbered = render(*WATCHED, "--set=traces.url=http://collector")
+    assert named(unnumbered, "NetworkPolicy", "-server")["spec"]["egress"][-1]["ports"][0]["port"] == 80
+
+
 def test_a_bucket_is_fetched_before_the_server_and_written_after_a_build() -> None:
     objects = render(*INSTALLATIONS["bucket"])
     (fetch,) = pod_of(named(objects, "Deployment", "-server"))["initContainers"]
@@ -291,6 +310,9 @@ def test_scaling_leaves_the_number_of_replicas_to_the_scaler_and_both_scalers_as
         (("--set=gateway.keysSecret=k,server.replica=3",), "'replica' not allowed"),
         (("--set=gateway.keysSecret=k,server.image.tag=latest",), "/server/image/tag"),
         (("--set=gateway.keysSecret=k,server.stop.graceSeconds=0",), "/server/stop/graceSeconds"),
+        (("--set=gateway.keysSecret=k,traces.url=https://collector:4318",), "/traces/url"),
+        (("--set=gateway.keysSecret=k,traces.url=http://collector:4318/v1/traces",), "/traces/url"),
+        (("--set=gateway.keysSecret=k,traces.share=1.5",), "/traces/share"),
         (("--set=gateway.keysSecret=k,autoscaling.engine=cron",), "/autoscaling/engine"),
     ],
 )

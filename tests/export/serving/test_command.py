@@ -214,6 +214,10 @@ def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(place, name, getattr(place, name))
 
 
+def test_an_empty_address_of_a_collector_is_none(repository: Path) -> None:
+    assert main(["--repository", str(repository), "--check", "--trace-url=", *no_ports()]) == 0
+
+
 @pytest.mark.usefixtures("own_log")
 def test_what_a_check_says_is_json_too(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--check", "--log-format=json", *no_ports()]
