@@ -32,6 +32,7 @@ class Ending:
         self._jobs = jobs
         self._requests: set[CancelScope] = set()
         self._deadline: float | None = None
+        self._logged = False
 
     @property
     def begun(self) -> bool:
@@ -39,19 +40,23 @@ class Ending:
         return self._deadline is not None
 
     def begin(self, grace: float) -> None:
-        """Take no new work from now on, and let what is under way go on for `grace` seconds."""
+        """Take no new work from now on, and let what is under way go on for `grace` seconds; for signal handlers too."""
         self._deadline = time.monotonic() + grace
-        fields = {"requests": len(self._requests), "jobs": self._jobs.under_way}
-        log.info("stopping: what is under way has %g s", grace, extra={"fields": fields})
 
     def left(self) -> float:
         """Seconds left of the grace, 0 if it is over; without end as long as nobody has told the gateway to stop."""
         return math.inf if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def is_over(self) -> bool:
+    def look(self) -> bool:
         """Whether a gateway that was told to stop may end: nothing is under way any more, or the grace is over."""
+        if not self.begun:
+            return False
+        if not self._logged:
+            self._logged = True
+            fields = {"requests": len(self._requests), "jobs": self._jobs.under_way}
+            log.info("stopping: what is under way has %.0f s", self.left(), extra={"fields": fields})
         busy = self._requests or self._jobs.under_way or self._jobs.new_results(_FETCH_S)
-        return self.begun and (not busy or not self.left())
+        return not busy or not self.left()
 
     @contextmanager
     def request(self) -> Iterator[None]:

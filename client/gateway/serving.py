@@ -102,7 +102,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Every tenth of a second; true ends the server."""
-        if (ending := self._ending) and ending.is_over():
+        if (ending := self._ending) and ending.look():
             # For what is being sent, and for the answers to requests that are given up.
             self.config.timeout_graceful_shutdown = max(_ANSWER_S, math.ceil(ending.left()))
             ending.give_up()

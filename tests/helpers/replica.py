@@ -33,7 +33,11 @@ class Replica:
         words = [sys.executable, __file__, str(refuses)]
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
         )
         self.grpc = self.health = 0
 
@@ -64,7 +68,6 @@ def _serve(refuses: int) -> None:
         health = Health("127.0.0.1", 0, lambda: None, lambda: b"")
         print(told.address.rpartition(":")[2], health.port, flush=True)
         sys.stdin.read()  # until the test is gone
-        time.sleep(3600)
 
 
 if __name__ == "__main__":
