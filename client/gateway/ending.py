@@ -40,7 +40,7 @@ class Ending:
         return self._deadline is not None
 
     def begin(self, grace: float) -> None:
-        """Take no new work from now on, and let what is under way go on for `grace` seconds; for signal handlers too."""
+        """Take no new work from now on; what is under way gets `grace` seconds. A signal's handler may call this."""
         self._deadline = time.monotonic() + grace
 
     def left(self) -> float:
