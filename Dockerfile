@@ -51,8 +51,8 @@ ENTRYPOINT ["python3", "-m", "ipt_triton.export.serving.command", "--repository"
 
 FROM python:3.11.13-slim-bookworm AS gateway
 RUN pip install --no-cache-dir numpy==1.26.4 opencv-python-headless==4.11.0.86 pillow==12.3.0 tqdm==4.70.1 \
-    "tritonclient[grpc]==2.73.0" anyio==4.16.0 fastapi==0.165.0 prometheus-client==0.26.0 python-multipart==0.0.34 \
-    uvicorn==0.54.0 && useradd --uid 1000 --no-create-home ipt
+    "tritonclient[grpc]==2.73.0" anyio==4.16.0 fastapi==0.165.0 opentelemetry-exporter-otlp-proto-http==1.45.2 \
+    opentelemetry-sdk==1.45.2 prometheus-client==0.26.0 python-multipart==0.0.34 uvicorn==0.54.0 && useradd --uid 1000 --no-create-home ipt
 COPY src/ipt_triton/*.py /opt/ipt/ipt_triton/
 COPY src/ipt_triton/photos/* /opt/ipt/ipt_triton/photos/
 COPY client/*.py /opt/ipt/ipt_triton/client/

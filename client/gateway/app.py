@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ipt_triton.client.asynchronous import AsyncRestorationClient
 from ipt_triton.client.gateway import info_routes, job_routes, problems, restore_routes
 from ipt_triton.client.gateway.access import mark_visitor
+from ipt_triton.client.gateway.ending import Ending
 from ipt_triton.client.gateway.examples import Examples
 from ipt_triton.client.gateway.guard import Guard
 from ipt_triton.client.gateway.jobs import Jobs
@@ -85,6 +86,7 @@ def build_app(settings: Settings, connect: Callable[[], AsyncRestorationClient],
                 turns=turns,
                 restorer=restorer,
                 jobs=jobs,
+                ending=Ending(jobs),
                 examples=examples,
                 readiness=readiness,
                 measures=measures,

@@ -16,6 +16,9 @@ changes. Without keys everybody who reaches the port may use the gateway, so it 
 Traces go to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, such as http://localhost:4318, over HTTP, with the
 extra `telemetry`; OpenTelemetry's other variables hold too.
 
+Told to stop, it takes no new photos, and finishes what is under way for --grace seconds at most; jobs that take longer
+are begun again by the next gateway with the same folder. Told twice, it ends at once.
+
 exit codes:
   0  stopped as asked (Ctrl-C, SIGTERM)
   1  the gateway failed
@@ -31,12 +34,13 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
-from ipt_triton.cli import make_parser, run_command
+from ipt_triton.cli import make_parser, run_command, seconds
 from ipt_triton.client.address import DEFAULT_URL, from_environment, parse_addresses
 from ipt_triton.client.asynchronous import AsyncRestorationClient
 from ipt_triton.client.errors import RestorationError
 from ipt_triton.client.gateway.app import build_app
-from ipt_triton.client.gateway.journal import log_json
+from ipt_triton.client.gateway.ending import GRACE_S
+from ipt_triton.client.gateway.journal import log_requests
 from ipt_triton.client.gateway.keys import Keys, new_key
 from ipt_triton.client.gateway.serving import is_loopback, listen, make_server
 from ipt_triton.client.gateway.settings import Settings
@@ -77,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
         "--cors", action="append", default=[], metavar="ORIGIN", help="pages that may call, https://example.org; repeat"
     )
     parser.add_argument("--folder", type=Path, metavar="DIR", help=f"for jobs and their files ({default.folder})")
+    parser.add_argument(
+        "--grace",
+        type=seconds,
+        default=GRACE_S,
+        metavar="S",
+        help="seconds that requests and jobs under way get at a stop (%(default)s)",
+    )
     limits = parser.add_argument_group("limits")
     for flag, name, unit, what in _LIMITS:
         shown = getattr(default, name) / _UNITS.get(unit, 1)
@@ -131,11 +142,12 @@ def _serve(args: argparse.Namespace) -> int:
         )
     server_of = {**from_environment(), **({"url": args.url} if args.url else {})}
     parse_addresses(server_of.get("url", DEFAULT_URL))
-    log_json()
+    log_requests()
     with tracing(), Spool(settings.folder, settings.disk_bytes) as spool, listen(args.host, args.port) as place:
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"page: http://{host}:{place.getsockname()[1]}/", flush=True)
-        server = make_server(build_app(settings, partial(AsyncRestorationClient, **server_of), keys, spool))
+        app = build_app(settings, partial(AsyncRestorationClient, **server_of), keys, spool)
+        server = make_server(app, args.grace)
         server.run(sockets=[place])
         return 0 if server.started else 1
 

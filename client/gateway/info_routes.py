@@ -145,11 +145,11 @@ async def healthz() -> str:
 
 @router.get("/readyz", summary="Ready", tags=["operation"], responses=documented(503))
 async def readyz(request: Request) -> Ready:
-    """Whether a real restore of every task has worked lately."""
-    readiness = gateway_of(request).readiness
-    if readiness.reason:
-        raise Problem(503, f"not ready: {readiness.reason}", BUSY_S)
-    return Ready(ready=True, tasks={name: round(age, 1) for name, age in readiness.ages().items()})
+    """Whether a real restore of every task has worked lately, and the gateway takes work."""
+    gateway = gateway_of(request)
+    if reason := "the gateway is stopping" if gateway.ending.begun else gateway.readiness.reason:
+        raise Problem(503, f"not ready: {reason}", BUSY_S)
+    return Ready(ready=True, tasks={name: round(age, 1) for name, age in gateway.readiness.ages().items()})
 
 
 @router.get(

@@ -76,6 +76,7 @@ class Job:
         folder: of its files: `upload`, `result`, the restored planes, and what was made of them to be shown.
         needs: bytes on disk that it may take until it is done.
         created, expires: seconds since 1970.
+        fetched: its result was sent to its caller, or begun to be.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Job:
     tiles: int = 0
     turn: Turn | None = None
     began: float | None = None
+    fetched: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     shown: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -59,7 +59,7 @@ async def make_job(
     gateway.restorer.check_waiting()
     id, now = secrets.token_urlsafe(16), time.time()
     folder = gateway.spool.jobs / id
-    with ExitStack() as undo:
+    with gateway.ending.request(), ExitStack() as undo:
         charge = gateway.accounts.open(caller)
         undo.callback(charge.close)
         room = undo.enter_context(gateway.spool.room(gateway.settings.max_upload_bytes))
@@ -152,6 +152,7 @@ async def job_result(request: Request, id: str, query: Annotated[Download, Query
     gateway = gateway_of(request)
     job = _job(request, id, caller)
     output = gateway.jobs.output_of(job)
+    job.fetched = True
     format = output.format if query.format is None else check_format(query.format)
     name = result_name(job.uploaded, job.options.named_task, format)
     options = {"media_type": MEDIA_TYPES[format], "filename": name}

@@ -133,6 +133,16 @@ class Jobs:
         found = Counter(job.state for job in self._jobs.values())
         return {state: found[state] for state in get_args(State)}
 
+    @property
+    def under_way(self) -> int:
+        """How many wait or are restored."""
+        return len(self._running)
+
+    def new_results(self, seconds: float) -> int:
+        """How many jobs were done within the last seconds, whose callers have not fetched the results yet."""
+        until = time.time() + self._settings.retention_s - seconds
+        return sum(job.ended == "done" and not job.fetched and job.expires > until for job in self._jobs.values())
+
     async def cancel(self, job: Job) -> None:
         """Stop a job that is not done, or remove one that is; its files are gone afterwards."""
         if job.ended:

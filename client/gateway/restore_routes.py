@@ -67,7 +67,7 @@ async def restore(request: Request, query: Annotated[Options, Query()], caller: 
     check_length(request, gateway.settings.max_upload_bytes)
     gateway.restorer.check_waiting()
     timings = Timings(gateway.measures)
-    with ExitStack() as stack:
+    with gateway.ending.request(), ExitStack() as stack:
         charge = gateway.accounts.open(caller)
         stack.callback(charge.close)
         folder = stack.enter_context(gateway.spool.work())

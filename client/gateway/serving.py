@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -14,12 +15,15 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ipt_triton.client.gateway.ending import GRACE_S, Ending
+
 HEAD_S = 15.0
 """Seconds for the head of a connection's first request."""
 LINGER_S = 2.0
 """Seconds that a caller may go on sending a body that was refused."""
 _MOST_CONNECTIONS = 2000
-_GRACE_S = 15
+_ANSWER_S = 1
+"""Seconds for the last answers, when the grace is over."""
 
 
 class _Lingering:
@@ -74,18 +78,45 @@ class _Impatient(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Ends without an error when it is told to stop, and lets those go who watch jobs."""
+    """Ends without an error when it is told to stop, once what is under way is done or the grace is over.
+
+    Until then it goes on answering: those who watch jobs, and those who fetch results.
+    """
+
+    def __init__(self, config: uvicorn.Config, grace: float) -> None:
+        super().__init__(config)
+        self._grace = grace
+
+    @property
+    def _ending(self) -> Ending | None:
+        app: Any = self.config.app
+        return app.state.gateway.ending if hasattr(app.state, "gateway") else None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit  # told twice
-        self.should_exit = True
-        app: Any = self.config.app
-        if hasattr(app.state, "gateway"):
-            app.state.gateway.jobs.stopping = True
+        ending = self._ending
+        if ending is None or ending.begun:  # before the start, or told twice
+            self.force_exit = self.should_exit or ending is not None
+            self.should_exit = True
+        else:
+            ending.begin(self._grace)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second; true ends the server."""
+        if (ending := self._ending) and ending.look():
+            # For what is being sent, and for the answers to requests that are given up.
+            self.config.timeout_graceful_shutdown = max(_ANSWER_S, math.ceil(ending.left()))
+            ending.give_up()
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
-    """A server for an application; give its `run` or `serve` the sockets of `listen`."""
+def make_server(app: FastAPI, grace: float = GRACE_S) -> uvicorn.Server:
+    """A server for an application; give its `run` or `serve` the sockets of `listen`.
+
+    Args:
+        grace: seconds that requests and jobs under way get when it is told to stop; then requests are answered with
+            503, and jobs are left for the next gateway. Told twice, it ends at once.
+    """
     return _Server(
         uvicorn.Config(
             app,
@@ -96,8 +127,9 @@ def make_server(app: FastAPI) -> uvicorn.Server:
             log_config=None,
             server_header=False,
             limit_concurrency=_MOST_CONNECTIONS,
-            timeout_graceful_shutdown=_GRACE_S,
-        )
+            timeout_graceful_shutdown=_ANSWER_S,
+        ),
+        grace,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from ipt_triton.client.asynchronous import AsyncRestorationClient
+from ipt_triton.client.gateway.ending import Ending
 from ipt_triton.client.gateway.examples import Examples
 from ipt_triton.client.gateway.jobs import Jobs
 from ipt_triton.client.gateway.keys import Accounts, Keys
@@ -32,6 +33,7 @@ class Gateway:
     turns: Turns
     restorer: Restorer
     jobs: Jobs
+    ending: Ending
     examples: Examples
     readiness: Readiness
     measures: Measures

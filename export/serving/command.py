@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import math
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from ipt_triton.cli import seconds
 from ipt_triton.export.serving import preflight
 from ipt_triton.export.serving.errors import CheckError, InterruptedStartError, ServeError
 from ipt_triton.export.serving.health import Health
@@ -21,6 +21,9 @@ from ipt_triton.export.serving.keep import MOST_RESTARTS, WINDOW_S, Keeper
 from ipt_triton.export.serving.missing_engines import UNASKED_WEIGHTS
 from ipt_triton.export.serving.output import output_logger
 from ipt_triton.export.serving.server import GRACE_S, TritonServer
+from ipt_triton.jsonlines import JsonLines, log_json
+
+logger = logging.getLogger("ipt-serve")
 
 _EPILOG = f"""\
 examples:
@@ -31,6 +34,7 @@ examples:
   ipt-serve --grpc-port 0 --metrics-port 0 --health-port 0     any free ports; the line 'ready: ...' tells them
   ipt-serve --http-port 8000                      open Triton's HTTP port too; read SECURITY.md before
   ipt-serve --trace-url http://localhost:4318     send the traces that requests belong to, to a collector
+  ipt-serve --log-format json                     for a collector of logs: each line is an object of JSON
   ipt-serve -- --log-info=true --log-verbose=1    what follows -- goes to tritonserver and wins
 
 The server is the tritonserver on PATH (an NGC container), else the one in the wheel nvidia-pytriton.
@@ -63,20 +67,13 @@ def _port(text: str) -> int:
     return port
 
 
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < math.inf:
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give seconds, 0 or more")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ipt-serve",
         description="Serve a model repository with a real Triton server until it is told to stop.",
         usage="ipt-serve [--repository DIR] [--host HOST] [--grpc-port N] [--metrics-port N] [--health-port N] "
-        "[--http-port N] [--trace-url URL] [--check] [--build | --no-build] [--timeout S] [--grace S] "
-        "[-- TRITON_FLAG ...]",
+        "[--http-port N] [--trace-url URL] [--log-format FORMAT] [--check] [--build | --no-build] [--timeout S] "
+        "[--grace S] [-- TRITON_FLAG ...]",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -95,7 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--http-port", type=_port, metavar="N", help="closed unless given; 0: any free one")
     parser.add_argument(
-        "--trace-url", metavar="URL", help="http://HOST:PORT of a collector of traces, which takes OTLP over HTTP"
+        "--trace-url",
+        metavar="URL",
+        help="http://HOST:PORT of a collector of traces, which takes OTLP over HTTP; empty: no traces",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=["text", "json"],
+        default="text",
+        help="of all lines, tritonserver's and its models' too (%(default)s)",
     )
     parser.add_argument("--check", action="store_true", help="only check, start nothing")
     parser.add_argument(
@@ -112,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--grace",
-        type=_seconds,
+        type=seconds,
         default=GRACE_S,
         metavar="S",
         help="seconds that photographs under way get at a stop (%(default)s); what they take longer is lost",
@@ -127,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words[:split])
     if any(word.startswith("--model-control-mode") and word != "--model-control-mode=none" for word in words[split:]):
         _parser().error("--model-control-mode: a model that is unloaded would be taken for a dead one, and healed")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    output_logger.setLevel(logging.INFO)  # Triton's own flags decide what it writes
+    voice = _Voice(options.log_format == "json")
 
     server = TritonServer(
         options.repository,
@@ -138,16 +142,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics_port=options.metrics_port,
         extra_args=words[split + 1 :],
         build=options.build,
-        trace_url=options.trace_url,
+        trace_url=options.trace_url or None,
     )
     for note in server.notes():
-        print(f"ipt-serve: note: {note}", file=sys.stderr)
+        voice.say(f"note: {note}")
     if options.check:
         problems = server.check() + preflight.check_address(options.host, {"--health-port": options.health_port})
         for problem in problems:
-            print(f"ipt-serve: {problem}", file=sys.stderr)
+            voice.say(problem, logging.ERROR)
         if not problems:
-            print(f"{options.repository} can be served")
+            voice.answer(f"{options.repository} can be served")
         return 2 if problems else 0
 
     asked = 0
@@ -163,33 +167,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, stop)
 
-    def say(line: str) -> None:
-        print(f"ipt-serve: {line}", file=sys.stderr, flush=True)
-
-    keeper = Keeper(server, say)
+    keeper = Keeper(server, lambda line: voice.say(line, logging.WARNING))
     try:
         with contextlib.closing(_health(server, options.health_port, keeper)) as health:
             try:
-                server.start(options.timeout, lambda line: say(f"building: {line}"))
+                server.start(options.timeout, lambda line: voice.say(f"building: {line}"))
                 if warning := server.faulty_http():
-                    say(f"warning: {warning}")
+                    voice.say(f"warning: {warning}", logging.WARNING)
                 names = ", ".join(task.name for task in server.tasks)
                 tasks = f"{len(server.tasks)} tasks{': ' + names if names else ''}"
                 keeper.begin()  # or /readyz would not agree yet with the line below
-                print(f"ready: {server.addresses}, health {server.url_of(health.port)}/readyz, {tasks}", flush=True)
+                voice.answer(f"ready: {server.addresses}, health {server.url_of(health.port)}/readyz, {tasks}")
                 keeper.keep(options.timeout)
             finally:
                 server.stop(options.grace)
     except CheckError as error:
         for problem in error.problems:
-            print(f"ipt-serve: {problem}", file=sys.stderr)
+            voice.say(problem, logging.ERROR)
         return 2
     except InterruptedStartError:
         return 0
     except ServeError as error:
-        print(f"ipt-serve: {error}", file=sys.stderr)
+        voice.say(str(error), logging.ERROR)
         return 1
     return 0
+
+
+class _Voice:
+    """What the command says: on standard error, and its answers on standard output; to people, or as lines of JSON."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        if as_json:
+            log_json(level=logging.WARNING)
+            logger.setLevel(logging.INFO)
+        else:
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        output_logger.setLevel(logging.INFO)  # Triton's own flags decide what it writes
+
+    def say(self, line: str, level: int = logging.INFO) -> None:
+        if self._as_json:
+            logger.log(level, "%s", line)
+        else:
+            print(f"ipt-serve: {line}", file=sys.stderr, flush=True)
+
+    def answer(self, line: str) -> None:
+        record = logging.makeLogRecord({"levelname": "INFO", "msg": line})
+        print(JsonLines().format(record) if self._as_json else line, flush=True)
 
 
 def _health(server: TritonServer, port: int, keeper: Keeper) -> Health:

@@ -26,9 +26,10 @@ _SMALLEST_POOL = 64 << 20  # Triton's own; holds some 70 patches of the paper's 
 _TYPE_BYTES = {pb.TYPE_FP32: 4, pb.TYPE_FP16: 2, pb.TYPE_BF16: 2}
 # What a client needs stays open: health, metadata, inference, the router's config (the task table), statistics.
 _CLOSED_APIS = "model-repository,shared-memory,trace,logging"
-_CONNECTIONS = ("--grpc-max-connection-age=600000", "--grpc-keepalive-time=60000")
+_CONNECTIONS = ("--grpc-max-connection-age=600000", "--grpc-keepalive-time=60000", "--grpc-http2-max-ping-strikes=0")
 """Milliseconds: a connection is ended so long after its start, once its calls are answered, and clients make another;
-a caller that is not there any more is noticed so soon, 20 s more for an answer."""
+a caller that is not there any more is noticed so soon, 20 s more for an answer. Proxies may ping as often as they
+like to see whether the server lives: of itself Triton ends a connection at the third ping of a long photograph."""
 _TRACES = (
     "mode=opentelemetry",
     "level=TIMESTAMPS",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import math
 import os
 import signal
 import sys
@@ -29,6 +30,18 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser that shows the first paragraph of a docstring before the arguments and the rest of it behind them."""
     summary, _, rest = description.partition("\n\n")
     return _Parser(prog=prog, description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def seconds(text: str) -> float:
+    """An argument's number of seconds: 0 or more, and an end.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give seconds, 0 or more")
 
 
 def run_subcommand(prog: str, description: str, modules: Mapping[str, str], argv: Sequence[str] | None) -> int:

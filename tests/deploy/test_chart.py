@@ -128,7 +128,7 @@ def test_the_gateways_flags_are_those_of_its_command(objects: tuple[Object, ...]
 def test_a_server_gets_longer_to_end_than_the_largest_photograph_takes_and_than_it_asks_for() -> None:
     pod = pod_of(named(render(*WATCHED), "Deployment", "-server"))
     (container,) = pod["containers"]
-    (grace,) = (float(word.partition("=")[2]) for word in container["args"] if word.startswith("--grace="))
+    grace = grace_of(container)
     delay = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] >= delay + grace + 15
 
@@ -138,13 +138,19 @@ def test_a_server_gets_longer_to_end_than_the_largest_photograph_takes_and_than_
     assert grace > count_patches(side, side) / slowest
 
 
-def test_a_gateway_goes_on_answering_while_it_is_taken_away(objects: tuple[Object, ...]) -> None:
+def grace_of(container: Object) -> float:
+    (grace,) = (float(word.partition("=")[2]) for word in container["args"] if word.startswith("--grace="))
+    return grace
+
+
+def test_a_gateway_gets_longer_to_end_than_it_asks_for_and_waits_as_long_as_a_server(
+    objects: tuple[Object, ...],
+) -> None:
     pod = pod_of(named(objects, "Deployment", "-gateway"))
     (gateway,) = pod["containers"]
-    drain = gateway["lifecycle"]["preStop"]["sleep"]["seconds"]
-    (server,) = (float(word.partition("=")[2]) for word in server_of(objects)["args"] if word.startswith("--grace="))
-    assert pod["terminationGracePeriodSeconds"] >= drain + 15 + 15
-    assert drain >= server  # or a photograph that a server would still answer finds nobody
+    delay = gateway["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] >= delay + grace_of(gateway) + 30
+    assert grace_of(gateway) >= grace_of(server_of(objects))  # or a photograph that a server would answer finds nobody
     (balancer,) = pod["initContainers"]
     assert balancer["restartPolicy"] == "Always"  # a sidecar, which ends after the gateway
 
@@ -210,6 +216,25 @@ def test_a_server_calls_nobody_unless_it_fetches_its_repository() -> None:
     assert named(render(*INSTALLATIONS["gpu"]), "NetworkPolicy", "-server")["spec"]["egress"] == []
     fetching = named(render(*INSTALLATIONS["bucket"]), "NetworkPolicy", "-server")["spec"]["egress"]
     assert {port["port"] for rule in fetching for port in rule["ports"]} == {53, 443}
+
+
+def test_traces_go_from_both_to_the_collector_and_neither_sends_any_unless_told() -> None:
+    objects = render(*INSTALLATIONS["traced"], "--set=traces.share=0.25")
+    assert "--trace-url=http://collector.monitoring:4318" in server_of(objects)["args"]
+    (gateway,) = pod_of(named(objects, "Deployment", "-gateway"))["containers"]
+    assert {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.monitoring:4318",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.25",
+    }.items() <= {variable["name"]: variable["value"] for variable in gateway["env"]}.items()
+    for name in ("-server", "-gateway"):
+        *_, rule = named(objects, "NetworkPolicy", name)["spec"]["egress"]
+        assert rule["ports"] == [{"protocol": "TCP", "port": 4318}]
+        assert rule["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    plain = render(*INSTALLATIONS["cpu"])
+    assert "trace" not in str(server_of(plain)) and "OTEL" not in str(plain)
+    unnumbered = render(*WATCHED, "--set=traces.url=http://collector")
+    assert named(unnumbered, "NetworkPolicy", "-server")["spec"]["egress"][-1]["ports"][0]["port"] == 80
 
 
 def test_a_bucket_is_fetched_before_the_server_and_written_after_a_build() -> None:
@@ -285,6 +310,9 @@ def test_scaling_leaves_the_number_of_replicas_to_the_scaler_and_both_scalers_as
         (("--set=gateway.keysSecret=k,server.replica=3",), "'replica' not allowed"),
         (("--set=gateway.keysSecret=k,server.image.tag=latest",), "/server/image/tag"),
         (("--set=gateway.keysSecret=k,server.stop.graceSeconds=0",), "/server/stop/graceSeconds"),
+        (("--set=gateway.keysSecret=k,traces.url=https://collector:4318",), "/traces/url"),
+        (("--set=gateway.keysSecret=k,traces.url=http://collector:4318/v1/traces",), "/traces/url"),
+        (("--set=gateway.keysSecret=k,traces.share=1.5",), "/traces/share"),
         (("--set=gateway.keysSecret=k,autoscaling.engine=cron",), "/autoscaling/engine"),
     ],
 )

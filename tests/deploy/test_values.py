@@ -18,7 +18,7 @@ INSTALLATIONS = (
     (*WATCHED, *GPU, "--set=repository.objectStorage.source=s3:elsewhere"),
     (*WATCHED, *GPU, "--set=autoscaling.engine=adapter,gateway.jobs.persistent=true"),
     (*WATCHED, *GPU, BUCKET, "--set=monitoring.gatewayKey.secret=s"),
-    ("--set=gateway.keysSecret=keys",),
+    ("--set=gateway.keysSecret=keys,traces.url=http://collector:4318",),
     ("--set-json=gateway.withoutKeys=true",),
 )
 """In one of them each value shows."""
@@ -32,6 +32,8 @@ OTHERS: dict[str, Any] = {
     "repository.claim.accessModes": ["ReadOnlyMany"],
     "autoscaling.engine": "adapter",
     "autoscaling.prometheus": "http://elsewhere:9090",
+    "traces.url": "http://elsewhere:4318",
+    "traces.share": 0.1,
     "gateway.service.type": "NodePort",
     "gateway.replicas": 2,
     "gateway.withoutKeys": False,
@@ -39,6 +41,7 @@ OTHERS: dict[str, Any] = {
     "engines.gpus": [{"name": "other", "nodeSelector": {"gpu": "other"}}],
     "networkPolicy.callers": [{"podSelector": {"matchLabels": {"a": "b"}}}],
     "networkPolicy.monitoring": [{"podSelector": {"matchLabels": {"a": "b"}}}],
+    "networkPolicy.collector": [{"podSelector": {"matchLabels": {"a": "b"}}}],
 }
 """Another value than the default where a guess by its type would not be allowed."""
 

@@ -25,6 +25,7 @@ BUCKET = "--set=repository.kind=objectStorage,repository.objectStorage.source=s3
 INSTALLATIONS = {
     "cpu": WATCHED,
     "gpu": (*WATCHED, *GPU),
+    "traced": (*WATCHED, "--set=traces.url=http://collector.monitoring:4318"),
     "bucket": (*WATCHED, *GPU, BUCKET, "--set=autoscaling.engine=adapter,gateway.replicas=2"),
 }
 """Flags of helm by the name of what they install."""

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -27,8 +27,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def nginx(folder: Path, text: str) -> Iterator[None]:
-    """Runs while the block does.
+def nginx(folder: Path, text: str) -> Iterator[Callable[[], None]]:
+    """Runs while the block does; what it yields has it read its configuration and certificates again.
 
     Args:
         text: the configuration, whose `http` block begins with a line of its own.
@@ -42,13 +42,17 @@ def nginx(folder: Path, text: str) -> Iterator[None]:
     user = "user root; " if os.geteuid() == 0 else ""  # its workers would not be let into the folder
     files = ["-p", str(folder), "-e", str(log), "-c", str(folder / "nginx.conf")]
     command = [PROGRAM, *files, "-g", f"{user}daemon off;"]
+
+    def reload() -> None:
+        subprocess.run([*command[:-2], "-s", "reload"], check=True)
+
     with subprocess.Popen(command) as process:
         try:
             deadline = time.monotonic() + 10
             while not (folder / "nginx.pid").exists():
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.02)
-            yield
+            yield reload
         finally:
             process.terminate()
 

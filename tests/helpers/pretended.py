@@ -26,6 +26,12 @@ needs_openssl = pytest.mark.skipif(
 )
 
 
+# Messages of any size, and pings as often as a proxy likes.
+_AS_TRITON = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")] + [
+    ("grpc.http2.max_ping_strikes", 0)
+]
+
+
 class Refusal(NamedTuple):
     """A failure: gRPC's status and message, or HTTP's status and page."""
 
@@ -119,7 +125,7 @@ def over_grpc(certificates: Path | None = None, clients: bool = False) -> Iterat
         clients: whether clients need a certificate.
     """
     told = Pretended()
-    server = grpc.server(ThreadPoolExecutor(8))
+    server = grpc.server(ThreadPoolExecutor(8), options=_AS_TRITON)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(told), server)
     if certificates is None:
         port = server.add_insecure_port("127.0.0.1:0")
@@ -217,17 +223,24 @@ def over_http(certificates: Path | None = None, clients: bool = False) -> Iterat
         server.server_close()
 
 
+_NEW_KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+
+
 def make_certificates(folder: Path) -> Path:
     """An authority, and certificates by it for localhost as server and for a client; another authority beside it."""
-    key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
     for name in ("ca", "other"):
-        _openssl(folder, f"req -x509 {key} -days 2 -subj /CN={name} -keyout {name}.key -out {name}.crt")
+        _openssl(folder, f"req -x509 {_NEW_KEY} -days 2 -subj /CN={name} -keyout {name}.key -out {name}.crt")
     (folder / "names").write_text("subjectAltName=DNS:localhost\n")
-    by = "-CA ca.crt -CAkey ca.key -CAcreateserial -extfile names"
     for name in ("server", "client"):
-        _openssl(folder, f"req {key} -subj /CN={name} -keyout {name}.key -out {name}.csr")
-        _openssl(folder, f"x509 -req -days 2 -in {name}.csr {by} -out {name}.crt")
+        make_certificate(folder, name)
     return folder
+
+
+def make_certificate(folder: Path, name: str) -> None:
+    """A key, and a certificate by the authority of `make_certificates`, in place of those of that name."""
+    _openssl(folder, f"req {_NEW_KEY} -subj /CN={name} -keyout {name}.key -out {name}.csr")
+    by = "-CA ca.crt -CAkey ca.key -CAcreateserial -extfile names"
+    _openssl(folder, f"x509 -req -days 2 -in {name}.csr {by} -out {name}.crt")
 
 
 def _openssl(folder: Path, words: str) -> None:

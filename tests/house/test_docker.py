@@ -113,7 +113,18 @@ def test_engines_that_a_container_builds_belong_to_who_asked_for_them(tmp_path: 
 def test_compose_asks_for_no_variable_but_those_that_it_documents() -> None:
     lines = (ROOT / "compose.yaml").read_text().splitlines()
     settings = "\n".join(line for line in lines if not line.startswith("#"))
-    assert set(re.findall(r"\$\{?(\w+)", settings)) == {"MODELS", "SERVER"}
+    assert set(re.findall(r"\$\{?(\w+)", settings)) == {"MODELS", "SERVER", "TRACES"}
+
+
+@pytest.mark.parametrize("collector", ["", "http://collector:4318"])
+def test_compose_tells_servers_and_gateway_of_one_collector_of_traces_or_of_none(collector: str) -> None:
+    text = (ROOT / "compose.yaml").read_text().replace("${TRACES:-}", collector)
+    services = pytest.importorskip("yaml").safe_load(text)["services"]
+    for name in ("server", "cpu"):
+        assert services[name]["command"] == [f"--trace-url={collector}"]
+    assert (services["gateway"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] or "") == collector
+    for package in ("opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk"):
+        assert f"{package}==" in read_stages()["gateway"].last("RUN")
 
 
 MODULES = {

@@ -21,8 +21,9 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from ipt_triton import RestorationClient
 from ipt_triton.client.gateway import spans
-from ipt_triton.client.gateway.journal import JsonLines
+from ipt_triton.client.gateway.journal import current_request
 from ipt_triton.client.gateway.spans import NoTelemetry, tracing
+from ipt_triton.jsonlines import JsonLines
 
 CALLER = "b7ad6b7169203331"
 STEPS = ("queue", "decode", "restore", "encode")
@@ -176,7 +177,7 @@ def test_lines_of_the_log_name_the_trace(monkeypatch: pytest.MonkeyPatch, collec
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{collector.url}/v1/traces")
     trace, header = of_caller()
     with tracing(), spans.request_span(header, silent=False):
-        line = JsonLines().format(logging.makeLogRecord({"msg": "answered"}))
+        line = JsonLines(current_request).format(logging.makeLogRecord({"msg": "answered"}))
     assert json.loads(line)["trace_id"] == trace
     assert [span.parent for span in collector.spans(trace)] == [CALLER]
-    assert "trace_id" not in json.loads(JsonLines().format(logging.makeLogRecord({"msg": "later"})))
+    assert "trace_id" not in json.loads(JsonLines(current_request).format(logging.makeLogRecord({"msg": "later"})))

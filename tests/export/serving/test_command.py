@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
+import logging
 import os
 import re
 import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -187,6 +190,43 @@ def test_a_signal_stops_the_command_with_exit_0_and_nothing_is_left(repository: 
     assert command.process.wait(20) == 0, command.output
     assert command.left() == []
     assert "CudaDriverHelper" not in command.output
+
+
+@pytest.mark.server
+def test_each_line_is_an_object_of_json_where_that_is_asked_for(repository: Path) -> None:
+    command = Command(repository, "--log-format=json", "--", "--log-info=true")
+    until(lambda: '"ready: ' in command.output or command.process.poll() is not None, 180, "ready")
+    command.process.terminate()
+    assert command.process.wait(20) == 0, command.output
+    lines = [json.loads(line) for line in command.output.splitlines()]
+    assert all({"time", "level", "message"} <= line.keys() for line in lines)
+    (ready,) = (line for line in lines if line["message"].startswith("ready: grpc "))
+    assert ready["level"] == "info" and "program" not in ready
+    started = [line for line in lines if line["message"].startswith("Started GRPCInferenceService")]
+    assert [line["program"] for line in started] == ["tritonserver"]
+
+
+@pytest.fixture
+def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log of this test's own, which the command may change as it likes."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    for place, name in ((logging.root, "level"), (sys, "excepthook"), (threading, "excepthook")):
+        monkeypatch.setattr(place, name, getattr(place, name))
+
+
+def test_an_empty_address_of_a_collector_is_none(repository: Path) -> None:
+    assert main(["--repository", str(repository), "--check", "--trace-url=", *no_ports()]) == 0
+
+
+@pytest.mark.usefixtures("own_log")
+def test_what_a_check_says_is_json_too(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--check", "--log-format=json", *no_ports()]
+    assert main(["--repository", str(repository), *words]) == 0
+    assert "can be served" in json.loads(capsys.readouterr().out)["message"]
+    assert main(["--repository", str(repository / "none"), *words]) == 2
+    shown = capsys.readouterr()
+    (problem,) = map(json.loads, shown.err.splitlines())
+    assert (problem["level"], shown.out) == ("error", "") and "none" in problem["message"]
 
 
 @pytest.mark.server

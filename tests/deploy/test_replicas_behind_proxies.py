@@ -1,0 +1,241 @@
+"""Envoy and nginx of `deploy/proxy` with TLS: photographs pass whatever becomes of servers and of the certificate."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.envoy import ask, configuration, envoy, let_in, validate
+from helpers.nginx import for_servers, free_port, needs_nginx, nginx
+from helpers.pretended import make_certificate, make_certificates, needs_openssl, over_grpc, over_http
+from helpers.replica import replicas
+from helpers.serve import until
+
+from ipt_triton import AccessRefused, RestorationClient
+from ipt_triton.export.serving.health import Health
+
+pytestmark = needs_openssl
+
+KEY = "a-key-of-a-caller"
+AT_A_TIME = 8
+"""Photographs under way at the same time."""
+FEW = 4
+SOME, EVERYTHING = 5, 100_000
+LARGE = np.random.default_rng(0).integers(0, 65536, (1000, 1100, 3), np.uint16)
+Restore = Callable[[np.ndarray], np.ndarray]
+Places = Sequence[tuple[int, int]]
+"""Ports of servers, and of their health."""
+
+
+def photo(number: int) -> np.ndarray:
+    side = 800 if number % 10 == 0 else 60  # one in ten is larger than the windows of HTTP/2
+    return np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+
+
+class Stream:
+    """Photographs that come without end, several at a time; each must come back as it was sent."""
+
+    def __init__(self, restore: Restore) -> None:
+        self._restore, self._lock = restore, threading.Lock()
+        self._begun = self.done = 0
+        self.failures: list[BaseException] = []
+        self._enough = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(AT_A_TIME)]
+
+    def _run(self) -> None:
+        while not self._enough.is_set():
+            with self._lock:
+                self._begun += 1
+                image = photo(self._begun)
+            try:
+                np.testing.assert_array_equal(self._restore(image), image)
+            except BaseException as error:
+                self.failures.append(error)
+                return
+            with self._lock:
+                self.done += 1
+
+    def goes_on(self, photos: int = 2 * AT_A_TIME) -> None:
+        """Wait for some more."""
+        wanted = self.done + photos
+        until(lambda: self.done >= wanted or self.failures, 60, "photographs")
+        assert not self.failures
+
+    def __enter__(self) -> Stream:
+        for thread in self._threads:
+            thread.start()
+        self.goes_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        for thread in self._threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in self._threads)
+        assert not self.failures
+
+
+class Certificates:
+    """Two certificates of one authority for the same name, of which a link shows one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "tls"
+        (self.folder / "old").mkdir(parents=True)
+        make_certificates(self.folder / "old")
+        make_certificate(Path(shutil.copytree(self.folder / "old", self.folder / "new")), "server")
+        self.ca = self.folder / "old" / "ca.crt"
+        self.show("old")
+
+    def show(self, name: str) -> None:
+        """Move a link over the old one, as a Secret of Kubernetes is renewed."""
+        (self.folder / "next").symlink_to(name)
+        (self.folder / "next").rename(self.folder / "current")
+
+    def served(self, port: int) -> str | None:
+        """Which of them a new connection is shown."""
+        pem = ssl.get_server_certificate(("localhost", port), ca_certs=str(self.ca))
+        names = [name for name in ("old", "new") if pem in (self.folder / name / "server.crt").read_text()]
+        return names[0] if names else None
+
+    def client_of(self, port: int, scheme: str = "", **options: Any) -> RestorationClient:
+        """A client of a proxy, which trusts both."""
+        tls = {} if scheme else {"tls": True}
+        return RestorationClient(f"{scheme}localhost:{port}", ca=self.ca, timeout=120, **tls, **options)
+
+
+def test_envoy_takes_our_configuration(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    folder = tmp_path / "tls" / "current"
+    folder.mkdir(parents=True)
+    make_certificates(folder)
+    assert "eprecated" not in validate(tmp_path, config)
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+@contextmanager
+def running_envoy(folder: Path, servers: Places, gateways: Places = ()) -> Iterator[int]:
+    """Our Envoy with one key, and shorter times; its port."""
+    config = configuration(folder)
+    ask(config, "servers", servers)
+    ask(config, "gateways", gateways)
+    cluster = config["static_resources"]["clusters"][0]
+    cluster["health_checks"][0] |= {"timeout": "1s", "interval": "0.2s", "no_traffic_interval": "0.2s"}
+    (protocol,) = cluster["typed_extension_protocol_options"].values()
+    pings = {"interval": "0.5s", "timeout": "2s"}
+    protocol["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"] = pings
+    let_in(config, KEY)
+    with envoy(folder, config) as port:
+        yield port
+
+
+@pytest.mark.slow
+def test_photographs_pass_envoy_while_servers_are_lost_and_the_certificate_is_renewed(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    with (
+        replicas(0, 0, EVERYTHING, 0) as servers,
+        running_envoy(tmp_path, [(server.grpc, server.health) for server in servers]) as port,
+    ):
+        killed, hanging = servers[:2]
+        with (
+            certificates.client_of(port, token=KEY, retries=0) as client,  # it is Envoy that asks another server
+            Stream(lambda image: client.restore(image, "derain")) as stream,
+        ):
+            killed.process.kill()
+            stream.goes_on()
+        with (
+            certificates.client_of(port, token=KEY) as client,
+            Stream(lambda image: client.restore(image, "derain")) as stream,
+        ):
+            hanging.process.send_signal(signal.SIGSTOP)
+            stream.goes_on()
+            assert certificates.served(port) == "old"
+            certificates.show("new")
+            until(lambda: certificates.served(port) == "new", 30, "the new certificate")
+            stream.goes_on()
+        with certificates.client_of(port, token=KEY) as client:
+            np.testing.assert_array_equal(client.restore(photo(1), "derain"), photo(1))
+
+
+def test_envoy_lets_callers_with_a_key_in_and_hands_http_to_the_gateway(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    with (
+        over_grpc() as server,
+        over_http() as gateway,
+        closing(Health("127.0.0.1", 0, lambda: None, lambda: b"")) as health,
+    ):
+        places = [(int(told.address.rpartition(":")[2]), health.port) for told in (server, gateway)]
+        with running_envoy(tmp_path, places[:1], places[1:]) as port:
+            for token in (None, "guessed"):
+                with certificates.client_of(port, token=token) as client, pytest.raises(AccessRefused):
+                    client.tasks()
+            with certificates.client_of(port, token=KEY) as client:
+                np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
+            assert "authorization" not in server.headers
+            with certificates.client_of(port, scheme="https://", token="the gateway's") as client:
+                np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
+            assert gateway.headers["authorization"] == "Bearer the gateway's"
+
+
+def test_envoy_goes_on_with_the_old_certificate_where_a_key_does_not_belong_to_the_new_one(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    torn = Path(shutil.copytree(certificates.folder / "old", certificates.folder / "torn"))
+    shutil.copy(certificates.folder / "new" / "server.crt", torn)
+    with running_envoy(tmp_path, []) as port:
+        certificates.show("torn")
+        until(lambda: "KEY_VALUES_MISMATCH" in (tmp_path / "envoy.log").read_text(), 30, "a refusal")
+        assert certificates.served(port) == "old"
+        certificates.show("new")
+        until(lambda: certificates.served(port) == "new", 30, "the new certificate")
+
+
+@pytest.mark.slow
+@needs_nginx
+def test_photographs_pass_nginx_while_servers_are_lost_and_the_certificate_is_renewed(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    port = free_port()
+    with replicas(0, 0, SOME, 0) as servers:
+        text = for_servers(tmp_path / "nginx", port, [f"127.0.0.1:{server.grpc}" for server in servers[:2]])
+        (line,) = (line for line in text.splitlines(True) if f":{servers[0].grpc} " in line)
+        more = "".join(line.replace(str(servers[0].grpc), str(server.grpc)) for server in servers[2:])
+        plain, encrypted = f"listen 127.0.0.1:{port} ", f"# listen 127.0.0.1:{port} "
+        for ours, other in (
+            (line, line + more),
+            (plain, encrypted),
+            ("# listen 8443 ", plain),
+            ("# ssl_certificate", "ssl_certificate"),
+            ("/etc/nginx/ipt/", f"{certificates.folder}/current/"),
+        ):
+            assert ours in text, ours
+            text = text.replace(ours, other)
+        killed, hanging = servers[:2]
+        with (
+            nginx(tmp_path / "nginx", text) as reload,
+            certificates.client_of(port) as client,
+            Stream(lambda image: client.restore(image, "derain")) as stream,
+        ):
+            killed.process.kill()
+            stream.goes_on(FEW)
+            hanging.process.send_signal(signal.SIGSTOP)
+            stream.goes_on(FEW)
+            hanging.process.kill()  # nginx waits for one that hangs: the launcher, which ends it, is quicker
+            assert certificates.served(port) == "old"
+            certificates.show("new")
+            reload()
+            until(lambda: certificates.served(port) == "new", 30, "the new certificate")
+            stream.goes_on(FEW)

@@ -1,0 +1,86 @@
+"""A real Envoy on loopback, from the configuration of `deploy/proxy`."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from helpers.chart import ROOT, tool
+from helpers.nginx import free_port
+
+CONFIGURATION = ROOT / "deploy" / "proxy" / "envoy.yaml"
+CERTIFICATE = CONFIGURATION.with_name("envoy-certificate.yaml")
+FOLDER = "/etc/envoy/ipt"
+
+
+def configuration(folder: Path) -> Any:
+    """Ours, with its certificate below a folder."""
+    (folder / CERTIFICATE.name).write_text(CERTIFICATE.read_text().replace(FOLDER, str(folder)))
+    return yaml.safe_load(CONFIGURATION.read_text().replace(FOLDER, str(folder)))
+
+
+def ask(config: Any, name: str, endpoints: Sequence[tuple[int, int]]) -> None:
+    """Put ports of loopback, and of their health, in place of a cluster's endpoints."""
+    (cluster,) = (cluster for cluster in config["static_resources"]["clusters"] if cluster["name"] == name)
+    entries = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    pattern = entries[0]
+    entries.clear()
+    for port, health in endpoints:
+        entry = copy.deepcopy(pattern)
+        entry["endpoint"]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+        entry["endpoint"]["health_check_config"] = {"port_value": health}
+        entries.append(entry)
+
+
+def let_in(config: Any, key: str) -> None:
+    """Give gRPC's callers a key."""
+    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    header = {"name": "authorization", "string_match": {"exact": f"Bearer {key}"}}
+    policy = {"permissions": [{"any": True}], "principals": [{"header": header}]}
+    manager["http_filters"][0]["typed_config"]["rules"]["policies"] = {"tests": policy}
+
+
+def validate(folder: Path, config: Any) -> str:
+    """What Envoy says of a configuration that it takes."""
+    (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
+    words = [tool("envoy"), "--mode", "validate", "--config-path", str(folder / "envoy.yaml")]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+@contextmanager
+def envoy(folder: Path, config: Any) -> Iterator[int]:
+    """Runs while the block does, at a port of its own, which it yields."""
+    port = free_port()
+    config["static_resources"]["listeners"][0]["address"]["socket_address"] = {
+        "address": "127.0.0.1",
+        "port_value": port,
+    }
+    (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
+    log = folder / "envoy.log"
+    words = [
+        tool("envoy"),
+        "--disable-hot-restart",
+        "--concurrency",
+        "1",
+        "-l",
+        "info",
+        "-c",
+        str(folder / "envoy.yaml"),
+    ]
+    with log.open("wb") as written, subprocess.Popen(words, stdout=written, stderr=written) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while "all dependencies initialized" not in log.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.02)
+            yield port
+        finally:
+            process.kill()
