@@ -226,6 +226,19 @@ def test_heic_without_its_reader_names_the_extra(monkeypatch: pytest.MonkeyPatch
         read_photo(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
 
 
+def test_a_photo_of_a_telephone_is_read_with_its_profile_and_what_the_camera_wrote(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="the extra heif is not installed")
+    pixels = np.dstack(np.meshgrid(np.arange(30, 230, 2), np.arange(50, 210, 2), [120])).astype(np.uint8)
+    exif = Image.Exif()
+    exif[271] = "Camera"
+    file = heif.from_pillow(Image.fromarray(pixels))
+    file.save(tmp_path / "a.heic", quality=95, exif=exif.tobytes(), icc_profile=SRGB)
+    photo = read_photo(tmp_path / "a.heic")
+    assert (photo.format, photo.icc) == ("heif", SRGB)
+    assert photo.exif is not None and b"Camera" in photo.exif
+    assert photo.pixels.shape == pixels.shape and np.abs(photo.pixels.astype(int) - pixels).mean() < 3
+
+
 def told(path: Path) -> dict[str, object]:
     """What exiftool tells of a file, by group and tag, without its place and times."""
     command = ["exiftool", "-json", "-G1", "-a", "-struct", str(path)]
