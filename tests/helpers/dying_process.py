@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from ipt_triton.train.fit import command, pretrain
+from ipt_triton.train.fit import command, pretrain, validation
 from ipt_triton.train.fit.loop import Trainer
 from ipt_triton.train.fit.runtime import Runtime
 
@@ -28,5 +28,6 @@ def mortal_step(self: Trainer, *arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
+    validation.VALIDATION_CROPS = 4  # as `few_held_out_crops` does
     command.open_runtime, Trainer.train_step = hasty_runtime, mortal_step  # type: ignore[method-assign]
     sys.exit(pretrain.main())

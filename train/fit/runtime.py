@@ -121,5 +121,17 @@ def open_runtime(device: str, devices: int) -> Runtime:
         num_nodes=machines,
         strategy=DDPStrategy(find_unused_parameters=True),  # a step uses the heads and tails of its tasks alone
     )
+    if restarted:
+        _join_again("nccl" if chosen.type == "cuda" else "gloo")
     fabric.launch()
     return FabricRuntime(fabric.device, fabric.global_rank, fabric.world_size, 10, restarted, fabric)
+
+
+def _join_again(backend: str) -> None:
+    """Join the processes that torchrun has started again.
+
+    It keeps the store in which they find one another (PyTorch 2.13), so addresses of the dead would be found there.
+    """
+    store, rank, processes = next(torch.distributed.rendezvous("env://"))
+    attempt = torch.distributed.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    torch.distributed.init_process_group(backend, store=attempt, rank=rank, world_size=processes)

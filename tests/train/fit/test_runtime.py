@@ -44,6 +44,7 @@ def test_each_of_several_processes_reads_files_of_its_own(photos: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_held_out_crops")
 def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_batch(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -58,7 +59,7 @@ def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_ba
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    assert "Signal 9 (SIGKILL)" in run.stderr
+    assert "exitcode: -9" in run.stderr
     with one_thread():
         assert main([*arguments(photos, tmp_path / "one"), "--accumulate", "2"]) == 0
     one, two = (read_state(tmp_path / name / "state.pt") for name in ("one", "two"))
