@@ -103,6 +103,10 @@ class Restorer:
         args = self._args
         if job.target == STREAM:
             raise InvalidRequest("a video is written to a file, not to standard output; give --output FILE")
+        if args.strip_metadata or args.compare or args.reference:
+            raise InvalidRequest(
+                "--strip-metadata, --compare and --reference are for photos; leave them out for a video"
+            )
 
         def tell(done: int, total: int | None, _: float) -> None:
             if self._cancelled():

@@ -230,16 +230,17 @@ def run_batch(
     waiting: list[Job] = []
 
     def work(job: Job) -> None:
+        outcome = Outcome.of(job, "not reached")
         try:
-            outcome = Outcome.of(job, "not reached")
-            if not stopping.is_set():
-                outcome = restore(job)
-                if outcome.status == "failed" and ended.interrupted:
-                    outcome = Outcome.of(job, "not reached")  # the interruption's doing
-            record.add(outcome)
-            progress.photo(outcome)
+            try:
+                if not stopping.is_set():
+                    outcome = restore(job)
+                    if outcome.status == "failed" and ended.interrupted:
+                        outcome = Outcome.of(job, "not reached")  # the interruption's doing
+            finally:
+                record.add(outcome)
+                progress.photo(outcome)
         except BaseException as error:
-            record.add(Outcome.of(job, "not reached"))
             stopping.set()
             errors.append(error)
         finally:
@@ -252,27 +253,31 @@ def run_batch(
 
     def hand_out() -> None:
         begun.set()
-        if stopping.is_set():
-            return  # interrupted before `begun` was seen
-        with ThreadPoolExecutor(workers, thread_name_prefix="photo") as pool:
-            try:
-                for job in jobs:
-                    if job.problem or job.skipped:
-                        outcome = Outcome.before(job)
-                        record.add(outcome)
-                        progress.photo(outcome)
-                        continue
-                    room.acquire()
-                    if stopping.is_set():
-                        waiting.append(job)
-                        break
-                    pool.submit(work, job)
-            except PlanError as error:
-                ended.reason = str(error)
-                stopping.set()
-            except BaseException as error:
-                give_up(error)
-        finished.set()
+        try:
+            if stopping.is_set():
+                return  # interrupted before `begun` was seen
+            with ThreadPoolExecutor(workers, thread_name_prefix="photo") as pool:
+                try:
+                    for job in jobs:
+                        without_work = bool(job.problem or job.skipped)
+                        if not without_work:
+                            room.acquire()
+                        if stopping.is_set():
+                            waiting.append(job)
+                            break
+                        if without_work:
+                            outcome = Outcome.before(job)
+                            record.add(outcome)
+                            progress.photo(outcome)
+                        else:
+                            pool.submit(work, job)
+                except PlanError as error:
+                    ended.reason = str(error)
+                    stopping.set()
+                except BaseException as error:
+                    give_up(error)
+        finally:
+            finished.set()
 
     # In a thread, where no KeyboardInterrupt comes between the steps of a photo's handing out.
     try:

@@ -59,10 +59,13 @@ def test_a_video_takes_the_options_of_photos(
     "options, sentence",
     [
         (("--scale", 65), "clip.mp4: a scale of 65 is not reached by derain on this server; up to 64 is"),
+        (("--strip-metadata",), "clip.mp4: --strip-metadata, --compare and --reference are for photos; leave them out"),
+        (("--reference", "."), "clip.mp4: --strip-metadata, --compare and --reference are for photos; leave them out"),
+        (("--compare",), "clip.mp4: --strip-metadata, --compare and --reference are for photos; leave them out"),
         (("-o", "-"), "clip.mp4: a video is written to a file, not to standard output; give --output FILE"),
     ],
 )
-def test_a_size_or_a_place_that_cannot_be_is_refused_in_a_sentence(
+def test_what_cannot_be_is_refused_in_a_sentence(
     clip: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

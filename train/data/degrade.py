@@ -26,6 +26,8 @@ from ipt_triton.train.errors import DataError
 from ipt_triton.train.model.infer import format_of
 
 DETAIL, SHOWN = 160, 4  # pixels of a detail on the sheet, and how many photographs are shown
+SMALLEST = 32
+"""Pixels of a side: what blurs a photograph mirrors its borders, and needs some that it can mirror."""
 _MARGIN, _CAPTION = 6, 16
 
 
@@ -34,7 +36,13 @@ def degraded(clean: np.ndarray, name: str, task: Task, seed: int = 0) -> np.ndar
 
     Args:
         name: file name of the photograph, which decides its degradation together with `seed`.
+
+    Raises:
+        DataError: it is too small.
     """
+    height, width = clean.shape[:2]
+    if min(height, width) < SMALLEST:
+        raise DataError(f"{name} is {width}x{height}; a side must have {SMALLEST} pixels or more")
     return to_uint8(degrade_image(cut_to_scale(clean, task.scale), task, seed_of(name) ^ seed))
 
 
@@ -42,7 +50,7 @@ def write_set(folder: Path, tasks: Sequence[Task], output: Path, seed: int) -> i
     """Each photograph below a folder as PNG, for each task in a folder of its name; returns how many were written.
 
     Raises:
-        DataError: no photographs, or a file that is there already.
+        DataError: no photographs, one that is too small, or a file that is there already.
         UnreadableImage: a file that is no image.
     """
     photographs = _photographs(folder)
@@ -104,11 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.output and not arguments.sheet:
         parser.error("where to? give --output or --sheet")
-    if arguments.seed < 0:
-        parser.error(f"--seed {arguments.seed} is not allowed: it must be at least 0")
+    if not 0 <= arguments.seed < 1 << 63:
+        parser.error(f"--seed {arguments.seed} is not allowed: it must be at least 0 and below 2^63")
 
     def work() -> None:
         tasks = [find_task(KNOWN_TASKS, name) for name in arguments.task]
+        if arguments.sheet:
+            format_of(arguments.sheet)  # what it refuses is known before the work
         if arguments.output:
             written = write_set(arguments.folder, tasks, arguments.output, arguments.seed)
             print(f"{arguments.output}: {written} images")

@@ -145,9 +145,10 @@ def run(
     recipe = Recipe.from_arguments(arguments, processes=runtime.processes, **decided)
     if recipe.precision == "bf16" and runtime.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # the contrastive loss is computed in float32
-    state = arguments.output / "state.pt"
-    resume = state.exists() if runtime.restarted else arguments.resume
-    if not resume and state.exists():
+    state, told = arguments.output / "state.pt", arguments.output / "recipe.json"
+    there, own = runtime.from_first(lambda: (state.exists(), was_begun_by(runtime.launch, told)))
+    resume = arguments.resume or (there and own)
+    if there and not resume:
         raise TrainingError(f"{state} exists; add --resume to continue that run, or choose another --output")
     saved = read_state(state, runtime.device) if resume else None
     machine = {"git_commit": git_commit(), "device": runtime.device.type, "torch": str(torch.__version__)}
@@ -158,7 +159,7 @@ def run(
     trainer.provenance["data"] = description
     sets = [load_set(folder, find_task(trained, name)) for name, folder in arguments.validate]
     if runtime.rank == 0:
-        write_recipe(arguments.output / "recipe.json", trainer, arguments)
+        write_recipe(told, trainer, arguments)
     board = None
     if arguments.tensorboard and runtime.rank == 0:
         with needs("tensorboard", "--tensorboard"):
@@ -172,8 +173,14 @@ def write_recipe(path: Path, trainer: Trainer, arguments: argparse.Namespace) ->
     """What the run does, in one file for people: its recipe, tasks, data and arguments."""
     said = {name: value for name, value in vars(arguments).items() if name not in {f.name for f in fields(Recipe)}}
     content = {"recipe": asdict(trainer.recipe), "tasks": [t.name for t in trainer.trained], "arguments": said}
+    content["launch"] = trainer.runtime.launch
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps({**content, **trainer.provenance}, indent=2, default=str) + "\n")
+
+
+def was_begun_by(launch: str, recipe: Path) -> bool:
+    """Whether the last part of the run that a recipe tells of was begun by this torchrun, which starts it again now."""
+    return bool(launch) and recipe.exists() and json.loads(recipe.read_text()).get("launch") == launch
 
 
 def git_commit() -> str:

@@ -6,6 +6,7 @@ Fabric is imported only when it is asked for, so one device needs nothing but Py
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,14 +29,14 @@ class Runtime:
         device: of the model and the data.
         rank, processes: which of how many processes this is.
         agree_every: steps between two agreements of all processes about the clock.
-        restarted: torchrun has started the processes again, because one of them died or machines came or went.
+        launch: of which torchrun the processes are; the same when it has started them again. Empty without one.
     """
 
     device: torch.device
     rank: int = 0
     processes: int = 1
     agree_every: int = 1
-    restarted: bool = False
+    launch: str = ""
 
     @property
     def precision(self) -> str:
@@ -105,9 +106,8 @@ def open_runtime(device: str, devices: int) -> Runtime:
     if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's; Fabric's own launcher sets WORLD_SIZE alone
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         machines = int(os.environ["WORLD_SIZE"]) // devices
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if devices * machines == 1:
-        return Runtime(chosen, restarted=restarted)
+        return Runtime(chosen, launch=_launch())
     try:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies import DDPStrategy
@@ -121,10 +121,10 @@ def open_runtime(device: str, devices: int) -> Runtime:
         num_nodes=machines,
         strategy=DDPStrategy(find_unused_parameters=True),  # a step uses the heads and tails of its tasks alone
     )
-    if restarted:
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         _join_again("nccl" if chosen.type == "cuda" else "gloo")
     fabric.launch()
-    return FabricRuntime(fabric.device, fabric.global_rank, fabric.world_size, 10, restarted, fabric)
+    return FabricRuntime(fabric.device, fabric.global_rank, fabric.world_size, 10, _launch(), fabric)
 
 
 def _join_again(backend: str) -> None:
@@ -135,3 +135,9 @@ def _join_again(backend: str) -> None:
     store, rank, processes = next(torch.distributed.rendezvous("env://"))
     attempt = torch.distributed.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     torch.distributed.init_process_group(backend, store=attempt, rank=rank, world_size=processes)
+
+
+def _launch() -> str:
+    """The id that torchrun was given or has made; where there is none, the torchrun of this machine."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{socket.gethostname()} {os.getppid()}" if run == "none" else run

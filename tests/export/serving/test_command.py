@@ -207,11 +207,13 @@ def test_each_line_is_an_object_of_json_where_that_is_asked_for(repository: Path
 
 
 @pytest.fixture
-def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A log of this test's own, which the command may change as it likes."""
     monkeypatch.setattr(logging.root, "handlers", [])
     for place, name in ((logging.root, "level"), (sys, "excepthook"), (threading, "excepthook")):
         monkeypatch.setattr(place, name, getattr(place, name))
+    yield
+    logging.captureWarnings(False)
 
 
 def test_an_empty_address_of_a_collector_is_none(repository: Path) -> None:

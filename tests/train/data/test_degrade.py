@@ -11,7 +11,7 @@ from PIL import Image
 from ipt_triton.images import PHOTOS, read_rgb
 from ipt_triton.metrics import to_uint8
 from ipt_triton.tasks import KNOWN_TASKS, find_task
-from ipt_triton.train.data.degrade import main
+from ipt_triton.train.data.degrade import SMALLEST, main
 from ipt_triton.train.data.sets import load_sample
 
 
@@ -59,6 +59,8 @@ def test_a_sheet_has_a_row_for_each_task(photos: Path, tmp_path: Path) -> None:
     [
         (["--task", "derain"], "where to"),
         (["--task", "derain", "--output", "out", "--seed", "-1"], "--seed -1 is not allowed"),
+        (["--task", "derain", "--output", "out", "--seed", str(1 << 63)], "is not allowed"),
+        (["--task", "derain", "--output", "out", "--sheet", "sheet.txt"], "does not end like an image file"),
         (["--task", "fog", "--output", "out"], "fog"),
         (["--task", "derain", "3", "--output", "out"], "a task is named twice"),
     ],
@@ -79,3 +81,20 @@ def test_nothing_is_written_over(photos: Path, tmp_path: Path, capsys: pytest.Ca
     words = [str(photos), "--task", "derain", "--output", str(tmp_path / "out")]
     assert (main(words), main(words)) == (0, 2)
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("height, status", [(SMALLEST - 1, 2), (SMALLEST, 0)])
+def test_a_photograph_that_is_too_small_is_named(
+    height: int, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, height)).save(tmp_path / "photos" / "thin.png")
+    words = [
+        str(tmp_path / "photos"),
+        "--output",
+        str(tmp_path / "out"),
+        "--task",
+        *(task.name for task in KNOWN_TASKS),
+    ]
+    assert main(words) == status
+    assert ("thin.png is 40x31; a side must have 32 pixels or more" in capsys.readouterr().err) == (status == 2)

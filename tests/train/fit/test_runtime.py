@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,10 @@ from helpers.training import one_thread
 
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.train.data.feed import Sampler, WorkerFeed
-from ipt_triton.train.errors import DataError
-from ipt_triton.train.fit.command import open_data
+from ipt_triton.train.errors import DataError, StateError, TrainingError
+from ipt_triton.train.fit.command import open_data, run
 from ipt_triton.train.fit.pretrain import main, parse_arguments
-from ipt_triton.train.fit.runtime import Runtime
+from ipt_triton.train.fit.runtime import Runtime, open_runtime
 from ipt_triton.train.fit.state import read_state
 
 pytest.importorskip("lightning_fabric")
@@ -43,6 +45,34 @@ def test_each_of_several_processes_reads_files_of_its_own(photos: Path, tmp_path
         open_data(args, Sampler(OFFICIAL_TASKS[:1]), 24, Runtime(torch.device("cpu"), 0, 1000))
 
 
+def test_what_torchrun_starts_again_goes_on_and_no_other_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = parse_arguments(arguments(tmp_path / "no-photos", tmp_path))
+
+    def begin(launch: str) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
+        run(args, open_runtime("cpu", 1), torch.nn.Identity(), (), {})  # type: ignore[arg-type]
+
+    def write(launch: str) -> None:
+        (tmp_path / "recipe.json").write_text(json.dumps({"launch": launch}))
+
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # says nothing: what was refused is started again too
+    (tmp_path / "state.pt").write_bytes(b"")
+    for there in ("", "other", "none"):
+        write(there)
+        with pytest.raises(TrainingError, match="add --resume to continue that run"):
+            begin("ours" if there else "")
+    for launch, wrote in (("ours", "ours"), ("none", f"{socket.gethostname()} {os.getppid()}")):
+        write(wrote)
+        with pytest.raises(StateError, match="is damaged"):  # so it was read
+            begin(launch)
+    args.resume = True
+    (tmp_path / "state.pt").unlink()
+    with pytest.raises(StateError, match="nothing to resume"):
+        begin("ours")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_held_out_crops")
 def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_batch(
@@ -50,7 +80,7 @@ def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_ba
 ) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*arguments(photos, tmp_path / "two"), "--interval", "0s"]
-    run = subprocess.run(
+    ended = subprocess.run(
         [*launcher, "--max-restarts", "1", dying_process.__file__, *command],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -58,8 +88,8 @@ def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_ba
         text=True,
         timeout=300,
     )
-    assert run.returncode == 0, run.stderr
-    assert "exitcode: -9" in run.stderr
+    assert ended.returncode == 0, ended.stderr
+    assert "exitcode: -9" in ended.stderr
     with one_thread():
         assert main([*arguments(photos, tmp_path / "one"), "--accumulate", "2"]) == 0
     one, two = (read_state(tmp_path / name / "state.pt") for name in ("one", "two"))
