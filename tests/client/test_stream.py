@@ -14,15 +14,14 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
 from helpers.fake_repository import write_fake_repository
+from helpers.serve import check_that_nothing_is_computed_any_more, computed
 from helpers.support import Served, read_image
 
 from ipt_triton import (
@@ -101,29 +100,13 @@ def test_an_error_comes_with_its_words_and_its_kind(client: RestorationClient) -
         client.restore(np.zeros((175, 175, 3), np.uint8), "derain", 1, 2, progress=Heard())
 
 
-def computed(served: Served) -> int:
-    with triton.InferenceServerClient(served.server.grpc_url) as connection:
-        return connection.get_inference_statistics("body").model_stats[0].inference_count
-
-
-def check_that_nothing_is_computed_any_more(served: Served, before: int) -> None:
-    deadline = time.monotonic() + 20
-    while served.server.board.under_way():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    stopped_at = computed(served)
-    time.sleep(0.3)
-    assert computed(served) == stopped_at
-    assert stopped_at - before < count_patches(*LARGE.shape[:2])
-
-
 def test_a_caller_who_gives_up_ends_the_work_within_the_chunks_that_are_under_way(
     served: Served, client: RestorationClient
 ) -> None:
     heard, before = Heard(), computed(served)
     with pytest.raises(Cancelled, match="the restoration was cancelled"):
         client.restore(LARGE, "derain", progress=heard, cancelled=heard.began.is_set)
-    check_that_nothing_is_computed_any_more(served, before)
+    check_that_nothing_is_computed_any_more(served, before, LARGE)
     with pytest.raises(Cancelled):
         client.restore(LARGE, "derain", cancelled=lambda: True)
     np.testing.assert_array_equal(client.restore(photo(9, 9), "derain", cancelled=lambda: False).shape, (9, 9, 3))
@@ -144,7 +127,7 @@ def test_cancelling_the_coroutine_cancels_on_the_server(served: Served) -> None:
             assert (await client.restore(photo(9, 9), "derain", progress=heard)).shape == (9, 9, 3)
 
     asyncio.run(work())
-    check_that_nothing_is_computed_any_more(served, before)
+    check_that_nothing_is_computed_any_more(served, before, LARGE)
 
 
 def test_a_stream_over_the_timeout_is_given_up_and_frees_the_server(served: Served) -> None:
@@ -154,7 +137,7 @@ def test_a_stream_over_the_timeout_is_given_up_and_frees_the_server(served: Serv
         pytest.raises(RequestTimeout, match=r"within 0\.5 s"),
     ):
         client.restore(LARGE, "derain", progress=Heard())
-    check_that_nothing_is_computed_any_more(served, before)
+    check_that_nothing_is_computed_any_more(served, before, LARGE)
 
 
 @pytest.fixture(scope="module")
@@ -238,5 +221,5 @@ def test_ctrl_c_within_a_photo_ends_the_work_on_the_server(served: Served, tmp_p
     said = read_until(controller, lambda drawn: False)
     os.close(controller)
     assert "1 not reached; interrupted" in said and process.wait() == 130
-    check_that_nothing_is_computed_any_more(served, before)
+    check_that_nothing_is_computed_any_more(served, before, LARGE)
     assert not (tmp_path / "out").exists()

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
+from helpers.support import Served
 
 from ipt_triton.export.serving import supervise
+from ipt_triton.tiling import count_patches
 
 
 def inputs_of(image: np.ndarray, task: int) -> list[triton.InferInput]:
@@ -58,6 +60,25 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.02)
+
+
+def computed(served: Served) -> int:
+    """Patches that the body has computed since the server started."""
+    with triton.InferenceServerClient(served.server.grpc_url) as connection:
+        return int(connection.get_inference_statistics("body").model_stats[0].inference_count)
+
+
+def check_that_nothing_is_computed_any_more(served: Served, before: int, image: np.ndarray) -> None:
+    """The photograph was left: what was under way ends, and the rest is not computed.
+
+    Args:
+        before: what `computed` said before it was sent.
+    """
+    until(lambda: not served.server.board.under_way(), 60, "the chunks under way")
+    stopped_at = computed(served)
+    time.sleep(0.3)
+    assert computed(served) == stopped_at
+    assert stopped_at - before < count_patches(*image.shape[:2])
 
 
 class Command:

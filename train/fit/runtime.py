@@ -121,7 +121,7 @@ def open_runtime(device: str, devices: int) -> Runtime:
         num_nodes=machines,
         strategy=DDPStrategy(find_unused_parameters=True),  # a step uses the heads and tails of its tasks alone
     )
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
         _join_again("nccl" if chosen.type == "cuda" else "gloo")
     fabric.launch()
     return FabricRuntime(fabric.device, fabric.global_rank, fabric.world_size, 10, _launch(), fabric)
@@ -131,6 +131,7 @@ def _join_again(backend: str) -> None:
     """Join the processes that torchrun has started again.
 
     It keeps the store in which they find one another (PyTorch 2.13), so addresses of the dead would be found there.
+    Each machine counts its own starts: several need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, with which the store is new.
     """
     store, rank, processes = next(torch.distributed.rendezvous("env://"))
     attempt = torch.distributed.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
