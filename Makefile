@@ -48,10 +48,10 @@ sources := $(shell find train export src -name '*.py') triton_models/restore/1/m
 demo: export
 	$(bin)/ipt-benchmark demo --repository $(REPOSITORY) --output build/demo
 
-# The page's address is what the gateway prints first; Ctrl-C ends both.
+# The page's address is what the gateway prints first; Ctrl-C ends the gateway, and then the server is told to end once.
 serve: export
 	@trap : INT TERM; \
-	$(bin)/ipt-serve --repository $(REPOSITORY) & server=$$!; \
+	setsid $(bin)/ipt-serve --repository $(REPOSITORY) & server=$$!; \
 	$(bin)/ipt-gateway; \
 	kill $$server 2>/dev/null; wait $$server
 

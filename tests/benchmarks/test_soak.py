@@ -12,9 +12,9 @@ from ipt_triton.benchmarks.serving import overload, soak
 
 
 @pytest.mark.slow
-def test_faults_bring_no_wrong_picture_and_leaves_nothing(served: Served, tmp_path: Path) -> None:
+def test_a_minute_of_faults_brings_no_wrong_picture_and_leaves_nothing(served: Served, tmp_path: Path) -> None:
     path = tmp_path / "soak.json"
-    arguments = ["--repository", str(served.repository), "--minutes", "0.25", "--seed", "1", "--json", str(path)]
+    arguments = ["--repository", str(served.repository), "--minutes", "1", "--seed", "1", "--json", str(path)]
     assert soak.main(arguments) == 0
     record = Record.load(path)
     assert record.figures["photographs"]["right"] > 0 and record.figures["faults"]

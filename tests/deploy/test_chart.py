@@ -314,6 +314,7 @@ def test_scaling_leaves_the_number_of_replicas_to_the_scaler_and_both_scalers_as
         (("--set=gateway.keysSecret=k,traces.url=http://collector:4318/v1/traces",), "/traces/url"),
         (("--set=gateway.keysSecret=k,traces.share=1.5",), "/traces/share"),
         (("--set=gateway.keysSecret=k,autoscaling.engine=cron",), "/autoscaling/engine"),
+        (("--set=gateway.keysSecret=k", "--set-json=networkPolicy.collector=[]"), "/networkPolicy/collector"),
     ],
 )
 def test_values_that_cannot_work_are_refused_with_their_name(flags: tuple[str, ...], message: str) -> None:
