@@ -32,7 +32,6 @@ class TritonPythonModel(PartModel):
     FAILURES = (UnknownEmbedding,)
 
     def initialize(self, args):
-        os.nice(5)  # routers go first: they refuse at once what is too much, and cut and join what the parts wait for
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         precision = parameters["precision"]
