@@ -29,7 +29,7 @@ from ipt_triton.benchmarks.errors import BenchmarkError
 from ipt_triton.benchmarks.fronted import Fronted
 from ipt_triton.benchmarks.presentation import grouped
 from ipt_triton.benchmarks.quality.classical import baseline
-from ipt_triton.benchmarks.quality.pictures import busiest_square, enlarged, side_by_side
+from ipt_triton.benchmarks.quality.pictures import busiest_square, side_by_side
 from ipt_triton.cli import make_parser, run_command
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.files import atomic_file
@@ -37,6 +37,7 @@ from ipt_triton.images import PHOTOS, read_rgb
 from ipt_triton.metrics import task_psnr, to_uint8
 from ipt_triton.tasks import Task
 from ipt_triton.train.data.degradations import degrade_image, seed_of
+from ipt_triton.train.data.pictures import enlarged
 from ipt_triton.train.data.sets import cut_to_scale
 
 CROP = 144  # side of the detail that the report shows, in pixels of the original

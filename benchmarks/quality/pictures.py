@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ipt_triton.train.data.pictures import enlarged
+
 MARGIN, CAPTION = 8, 18  # pixels
 
 
@@ -31,11 +33,6 @@ def side_by_side(versions: Sequence[tuple[str, np.ndarray]], side: int = 144, zo
         sheet.paste(Image.fromarray(detail).resize((cell, cell), Image.Resampling.NEAREST), (left, MARGIN + CAPTION))
         draw.text((left, MARGIN), caption, fill="black")
     return sheet
-
-
-def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
-    """An image whose pixels are repeated, [height, width, 3] -> [height * factor, width * factor, 3]."""
-    return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def busiest_square(image: np.ndarray, side: int, step: int = 12) -> tuple[int, int]:

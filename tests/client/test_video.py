@@ -26,7 +26,19 @@ from ipt_triton.tiling import KEEP, STRIDE
 
 av = pytest.importorskip("av", reason="videos need PyAV: pip install 'ipt-triton[video]'")
 
-from helpers.clips import TICKS, Clip, frame_planes, moving, packets, rotate, samples, shown, still, write_clip  # noqa: E402
+from helpers.clips import (  # noqa: E402
+    TICKS,
+    Clip,
+    frame_planes,
+    moving,
+    needs_encoder,
+    packets,
+    rotate,
+    samples,
+    shown,
+    still,
+    write_clip,
+)
 
 from ipt_triton.client.video import DamagedVideo, UnsupportedVideo, VideoError, restore_video  # noqa: E402
 from ipt_triton.client.video.joining import decode_times  # noqa: E402
@@ -176,10 +188,7 @@ def test_variable_times_are_exact_to_the_tick_in_mp4(tmp_path: Path) -> None:
 def test_codec_depth_and_chroma_are_the_sources(
     tmp_path: Path, codec: str, pixel_format: str, suffix: str, options: dict[str, str]
 ) -> None:
-    try:
-        av.Codec(codec, "w")
-    except ValueError:
-        pytest.skip(f"this PyAV has no encoder {codec}")
+    needs_encoder(codec)
     source = write_clip(
         tmp_path / f"a{suffix}", moving(6), Clip(codec=codec, pixel_format=pixel_format, options=options)
     )

@@ -13,7 +13,7 @@ from ipt_triton import InvalidRequest, ServerUnavailable
 
 av = pytest.importorskip("av", reason="videos need PyAV: pip install 'ipt-triton[video]'")
 
-from helpers.clips import Clip, moving, packets, rotate, samples, shown, still, write_clip  # noqa: E402
+from helpers.clips import Clip, moving, needs_encoder, packets, rotate, samples, shown, still, write_clip  # noqa: E402
 
 from ipt_triton.client.video import UnsupportedVideo, restore_video  # noqa: E402
 
@@ -93,10 +93,7 @@ def test_the_mean_of_views_is_rounded_once_more_where_it_is_resized_or_mixed(tmp
 def test_sides_are_even_where_the_encoder_wants_them_so(
     tmp_path: Path, codec: str, pixel_format: str, suffix: str, options: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    try:
-        av.Codec(codec, "w")
-    except ValueError:
-        pytest.skip(f"this PyAV has no encoder {codec}")
+    needs_encoder(codec)
     clip = Clip(codec=codec, pixel_format=pixel_format, options={})
     source = write_clip(tmp_path / f"a{suffix}", moving(6), clip)  # of two x265 does not know the decoding times
     target = tmp_path / f"b{suffix}"

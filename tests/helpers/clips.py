@@ -12,11 +12,20 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 
 from ipt_triton.client.video.encoding import ordinary_threads
 
 TICKS = 12_800
 """Time stamps of a second, as in MP4 files of 25 frames a second."""
+
+
+def needs_encoder(codec: str) -> None:
+    """Leave the test out where PyAV was built without an encoder, as distributions may build it."""
+    try:
+        av.Codec(codec, "w")
+    except ValueError:
+        pytest.skip(f"this PyAV has no encoder {codec}")
 
 
 def moving(count: int, height: int = 64, width: int = 96, seed: int = 0) -> list[np.ndarray]:

@@ -15,15 +15,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ipt_triton.cli import make_parser, run_command
-from ipt_triton.files import atomic_file
 from ipt_triton.images import read_rgb
 from ipt_triton.metrics import to_uint8
 from ipt_triton.tasks import KNOWN_TASKS, Task, find_task
 from ipt_triton.train.data.degradations import degrade_image, seed_of
+from ipt_triton.train.data.pictures import enlarged, format_of, write_picture
 from ipt_triton.train.data.pool import Photograph, find_photographs
 from ipt_triton.train.data.sets import cut_to_scale
 from ipt_triton.train.errors import DataError
-from ipt_triton.train.model.infer import format_of
 
 DETAIL, SHOWN = 160, 4  # pixels of a detail on the sheet, and how many photographs are shown
 SMALLEST = 32
@@ -63,7 +62,9 @@ def write_set(folder: Path, tasks: Sequence[Task], output: Path, seed: int) -> i
     for photograph in photographs:
         clean = read_rgb(photograph.path)
         for task in tasks:
-            _write(Image.fromarray(degraded(clean, photograph.path.name, task, seed)), next(waiting))
+            target = next(waiting)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_picture(Image.fromarray(degraded(clean, photograph.path.name, task, seed)), target)
     return len(targets)
 
 
@@ -78,8 +79,7 @@ def draw_sheet(folder: Path, tasks: Sequence[Task], seed: int) -> Image.Image:
         top = _MARGIN + row * (cell + _CAPTION)
         draw.text((_MARGIN, top), task.name, fill="black")
         for column, (photograph, clean) in enumerate(zip(photographs, cleans, strict=True)):
-            image = degraded(clean, photograph.path.name, task, seed)
-            image = image.repeat(task.scale, axis=0).repeat(task.scale, axis=1)
+            image = enlarged(degraded(clean, photograph.path.name, task, seed), task.scale)
             y, x = (max(0, (size - DETAIL) // 2) for size in image.shape[:2])
             detail = Image.fromarray(image[y : y + DETAIL, x : x + DETAIL])
             sheet.paste(detail, (_MARGIN + column * cell, top + _CAPTION))
@@ -91,13 +91,6 @@ def _photographs(folder: Path) -> list[Photograph]:
     if not photographs:
         raise DataError(f"{folder} holds no photographs")
     return photographs
-
-
-def _write(image: Image.Image, path: Path) -> None:
-    kind = format_of(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        image.save(temporary, format=kind)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             written = write_set(arguments.folder, tasks, arguments.output, arguments.seed)
             print(f"{arguments.output}: {written} images")
         if arguments.sheet:
-            _write(draw_sheet(arguments.folder, tasks, arguments.seed), arguments.sheet)
+            arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
+            write_picture(draw_sheet(arguments.folder, tasks, arguments.seed), arguments.sheet)
             print(arguments.sheet)
 
     return run_command(work)

@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 
 from ipt_triton.cli import make_parser, run_command
-from ipt_triton.files import atomic_file
-from ipt_triton.images import SUFFIXES, read_rgb
+from ipt_triton.images import read_rgb
 from ipt_triton.tiling import KEEP, STRIDE, Tiler
-from ipt_triton.train.errors import WrongInput
+from ipt_triton.train.data.pictures import format_of, write_picture
 from ipt_triton.train.model.checkpoint import load_checkpoint
 from ipt_triton.train.model.ipt import Network
 
@@ -59,14 +58,6 @@ def restore_image(
     return tiler.result()
 
 
-def format_of(path: Path) -> str:
-    """Pillow's name of the format that a file name's ending stands for. Raises WrongInput naming those there are."""
-    file_format = Image.registered_extensions().get(path.suffix.lower(), "")
-    if file_format not in Image.SAVE:
-        raise WrongInput(f"{path} does not end like an image file; use one of {', '.join(sorted(SUFFIXES))}")
-    return file_format
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     parser = make_parser("ipt-train infer", __doc__ or "")
@@ -82,12 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def work() -> None:
-        file_format = format_of(arguments.output)
+        format_of(arguments.output)  # what it refuses is known before the work
         model = load_checkpoint(arguments.checkpoint).model
         image = read_rgb(arguments.input)
         tiling = arguments.stride, arguments.keep
         restored = restore_image(model, image, arguments.task, *tiling, precision=arguments.precision)
-        with atomic_file(arguments.output) as temporary:
-            Image.fromarray(restored).save(temporary, format=file_format)
+        write_picture(Image.fromarray(restored), arguments.output)
 
     return run_command(work, ValueError)
