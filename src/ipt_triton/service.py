@@ -77,8 +77,11 @@ def graph_batches(largest: int) -> tuple[int, ...]:
 
 
 def requests_in_flight(body_instances: int) -> int:
-    """Requests to an ensemble under way for one image: one for each body, and one to take its place."""
-    return body_instances + 1
+    """Requests to an ensemble under way for one image: one for each body, and two that are on their way there.
+
+    Answers are taken in order, so with one alone a body stood still whenever another one was late.
+    """
+    return body_instances + 2
 
 
 def ensemble_name(task: str) -> str:

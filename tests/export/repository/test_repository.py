@@ -78,7 +78,7 @@ def test_parts_are_tensorrt_plans_on_every_gpu_with_a_cuda_graph_for_each_batch(
     assert (router.backend, router.instance_group[0].kind) == ("python", pb.ModelInstanceGroup.KIND_CPU)
     assert router.parameters["runtime"].string_value == "tensorrt"
     assert router.parameters["precision"].string_value == "fp16"
-    assert [router.parameters[key].string_value for key in ("chunk", "requests_in_flight")] == ["16", "3"]
+    assert [router.parameters[key].string_value for key in ("chunk", "requests_in_flight")] == ["16", "4"]
 
 
 def test_tensors_have_the_types_of_the_graphs(parts: TypedParts, tmp_path: Path):
