@@ -26,9 +26,9 @@ _WIDTH = 8  # columns of a slot: those above, and room
 # Behind the slots, of the whole server: thousandths of a patch a second, and requests that no router has taken yet.
 _RATE, _WAITING = (_SLOTS, 0), (_SLOTS, 1)
 
-ROOM_S = (0.25, 2.0)
+ROOM_S = (0.0, 0.5)
 """The last free router, and the one before it, take a photograph alone that is done, with what goes before it and what
-waits, after this time. So there is nearly always one that refuses at once what comes too much."""
+waits, after this time. So the last one takes none but those of a chunk, and refuses at once what comes too much."""
 _WINDOW_S = 0.5  # over which the rate is measured
 _LONGEST_HINT_S = 60.0
 _HINT = re.compile(r"; ask again in (\d+(?:\.\d+)?) s$")

@@ -74,10 +74,10 @@ def test_the_last_free_routers_are_for_short_photographs(boards: list[Board], mo
     with pytest.raises(Busy, match=r"again in 0\.1 s"):
         boards[6].begin(0, int(100 * ROOM_S[1]) + 1)
     assert boards[0].refused() == 1 and 6 not in boards[0].under_way()
-    boards[6].begin(0, 150)
-    with pytest.raises(Busy, match=r"^7 photographs are under way; ask again in 1\.5 s$") as caught:
-        boards[7].begin(0, 151)  # the one above goes first
-    assert wait_of(str(caught.value)) == 1.5
+    boards[6].begin(0, 40)
+    with pytest.raises(Busy, match=r"^7 photographs are under way; ask again in 0\.4 s$") as caught:
+        boards[7].begin(0, 41)  # the one above goes first
+    assert wait_of(str(caught.value)) == 0.4
     assert wait_of("the server is stopping; ask another one, or again") is None
     with pytest.raises(Busy, match=r"again in 0\.1 s"):
         boards[7].begin(0, int(100 * ROOM_S[0]) + 1)
