@@ -10,6 +10,7 @@ numpy only and Python 3.9 syntax; `ipt-export` copies this file beside the route
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from pathlib import Path
@@ -91,9 +92,8 @@ class Board:
         if not 0 <= slot < _SLOTS:
             raise ValueError(f"a board has {_SLOTS} slots and none with number {slot}")
         shape = (_SLOTS + 1, _WIDTH)
-        with path.open("ab") as file:
-            if file.tell() < 8 * shape[0] * shape[1]:
-                file.truncate(8 * shape[0] * shape[1])  # zeros: nothing to do
+        with path.open("ab") as file:  # zeros, nothing to do, in blocks of their own: a disk that fills up is no matter
+            os.posix_fallocate(file.fileno(), 0, 8 * shape[0] * shape[1])
         self._rows = np.memmap(path, np.int64, "r+", shape=shape)
         self._slots, self._own, self._slot = self._rows[: routers or _SLOTS], self._rows[slot], slot
         self._alike = range(routers) if alike is None else alike
