@@ -133,3 +133,9 @@ def test_a_chain_says_which_task_its_patches_go_to(boards: list[Board]) -> None:
 def test_a_slot_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1024 slots and none with number 1024"):
         Board(tmp_path / "board", 1024)
+
+
+def test_a_board_has_its_place_on_the_disk_from_the_beginning(tmp_path: Path) -> None:
+    Board(tmp_path / "board", 0)
+    facts = (tmp_path / "board").stat()
+    assert 512 * facts.st_blocks >= facts.st_size > 0

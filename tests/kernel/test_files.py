@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +25,17 @@ def test_a_file_is_the_old_one_until_the_block_ends(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert target.read_text() == "first" and list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_directory])
+def test_an_error_of_the_disk_names_what_was_written(tmp_path: Path, atomic: Callable) -> None:
+    target = tmp_path / "x"
+    named = re.escape(f"No space left on device: '{target}'")
+    with pytest.raises(OSError, match=named), atomic(target), Path("/dev/full").open("wb", buffering=0) as full:
+        full.write(b"x")
+    with pytest.raises(ConnectionResetError) as caught, atomic(target):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+    assert caught.value.filename is None and not target.exists()
 
 
 def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
