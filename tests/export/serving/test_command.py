@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -38,6 +39,7 @@ from ipt_triton.export.serving.errors import (
 )
 from ipt_triton.export.serving.server import TritonServer
 
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # a client's beginning, empty SETTINGS
 PART_CONFIG = """
 name: "%s" backend: "python" max_batch_size: 0
 input [ { name: "X" data_type: TYPE_FP32 dims: [ -1 ] } ] output [ { name: "Y" data_type: TYPE_FP32 dims: [ -1 ] } ]
@@ -147,7 +149,7 @@ class TestARunningServer:
         host, _, port = server.grpc_url.partition(":")
         started, heard = time.monotonic(), b""
         with socket.create_connection((host, int(port)), 10) as idle, RestorationClient(server.grpc_url) as client:
-            idle.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty SETTINGS
+            idle.sendall(HTTP2)
             idle.setblocking(False)
             while time.monotonic() < started + 20:
                 client.restore(image, "derain")
@@ -159,6 +161,21 @@ class TestARunningServer:
                         idle.sendall(bytes([0, 0, 8, 6, 1, 0, 0, 0, 0]) + bytes(8))
         assert 0.8 < time.monotonic() - started < 10
         assert bytes([0, 0, 8, 7]) in heard  # GOAWAY
+
+    def test_two_thousand_silent_connections_keep_nobody_out(self, server: TritonServer) -> None:
+        host, _, port = server.grpc_url.partition(":")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < 3000:
+            pytest.skip(f"this user may have {hard} files open, and the test needs 3000")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3000), hard))
+        with contextlib.ExitStack() as silent:
+            for number in range(2000):
+                connection = silent.enter_context(socket.create_connection((host, int(port)), 10))
+                if number % 2:
+                    connection.sendall(HTTP2)
+            with RestorationClient(server.grpc_url, retries=0, timeout=60) as client:
+                assert client.restore(np.zeros((3, 3, 3), np.uint8), "derain").shape == (3, 3, 3)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     def test_two_servers_stand_side_by_side_and_one_ends_without_harm_to_the_other(
         self, server: TritonServer, repository: Path
