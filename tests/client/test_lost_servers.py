@@ -1,19 +1,25 @@
-"""Twenty photos through two servers that are stopped and killed meanwhile: all come out, as if nothing had happened."""
+"""Photos through two servers that are stopped, killed and stuck meanwhile: all come out, as if nothing had happened.
+
+`LOST_SERVERS_PHOTOS` says how many there are.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from shutil import copytree
 from urllib.request import urlopen
 
 import pytest
+from helpers.envoy import KEY, running_envoy
 from helpers.nginx import for_servers, free_port, needs_nginx, nginx
+from helpers.pretended import make_certificates, needs_openssl
 from helpers.serve import Command, named, until
 from helpers.support import Served, read_image
 from PIL import Image
@@ -22,15 +28,16 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SCRIPT = Path(__file__).parents[2] / "client" / "restore.py"
 STUB = "triton_python_backend_stub"
-PHOTOS = 20
+PHOTOS = int(os.environ.get("LOST_SERVERS_PHOTOS", "20"))
+NAMES = ["colosseum", "dog", "kitten", "parrot", "skyline"]
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    for number, name in zip(range(PHOTOS), 4 * ["colosseum", "dog", "kitten", "parrot", "skyline"], strict=True):
-        top = 8 * number
-        Image.fromarray(read_image(name)[top : top + 200, 40:280]).save(folder / f"{number:02}.png")
+    for number in range(PHOTOS):
+        name, top = NAMES[number % len(NAMES)], 8 * (number % 20)
+        Image.fromarray(read_image(name)[top : top + 200, 40 + number // 20 : 280]).save(folder / f"{number:02}.png")
     return folder
 
 
@@ -58,14 +65,16 @@ def servers(served: Served, tmp_path: Path) -> Iterator[list[Command]]:
             assert command.left() == []
 
 
-def restore(photos: Path, output: Path, url: str, meanwhile: Sequence[Callable[[], None]] = ()) -> dict[str, bytes]:
+def restore(
+    photos: Path, output: Path, url: str, *options: str, meanwhile: Sequence[Callable[[], None]] = ()
+) -> dict[str, bytes]:
     """What `ipt-restore` makes of the photos.
 
     Args:
         meanwhile: things to do, the first after two photos, each after two photos more.
     """
     patient = ("--retries", "40")  # a busy machine starts a server slowly
-    words = [SCRIPT, photos, "-t", "sr_x2", "-o", output, "--url", url, "--workers", "4", *patient]
+    words = [SCRIPT, photos, "-t", "sr_x2", "-o", output, "--url", url, "--workers", "4", *patient, *options]
     with subprocess.Popen(
         [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -78,8 +87,8 @@ def restore(photos: Path, output: Path, url: str, meanwhile: Sequence[Callable[[
     return {path.name: path.read_bytes() for path in output.iterdir()}
 
 
-def kill(server: Command, model: str) -> None:
-    """End a process of a model without a word, as soon as the server serves."""
+def strike(server: Command, model: str, number: signal.Signals) -> None:
+    """Send a signal to a process of a model as soon as the server serves."""
 
     def serves() -> bool:
         try:
@@ -89,7 +98,7 @@ def kill(server: Command, model: str) -> None:
 
     until(serves, 180, "serving again")
     processes = [stub for stub in named(server.refresh(), STUB) if f"/{model}/" in command_line(stub)]
-    os.kill(processes[0], signal.SIGKILL)
+    os.kill(processes[0], number)
 
 
 def command_line(process: int) -> str:
@@ -99,24 +108,54 @@ def command_line(process: int) -> str:
         return ""
 
 
+@contextmanager
+def behind_nginx(servers: list[Command], folder: Path) -> Iterator[tuple[str, ...]]:
+    port = free_port()
+    with nginx(folder, for_servers(folder, port, [server.address("grpc") for server in servers])):
+        yield (f"127.0.0.1:{port}",)
+
+
+@contextmanager
+def behind_envoy(servers: list[Command], folder: Path) -> Iterator[tuple[str, ...]]:
+    tls = folder / "tls" / "current"
+    tls.mkdir(parents=True)
+    make_certificates(tls)
+    places = [(port_of(server.address("grpc")), port_of(server.address("health"))) for server in servers]
+    with running_envoy(folder, places) as port:
+        yield (f"localhost:{port}", "--tls", "--ca", str(tls / "ca.crt"), "--token", KEY)
+
+
+@contextmanager
+def listed(servers: list[Command], folder: Path) -> Iterator[tuple[str, ...]]:
+    yield (",".join(server.address("grpc") for server in servers),)
+
+
+def port_of(address: str) -> int:
+    return int(re.findall(r":(\d+)", address)[0])
+
+
 @pytest.mark.parametrize(
-    "proxy", [pytest.param(True, marks=needs_nginx, id="behind nginx"), pytest.param(False, id="listed")]
+    "reached",
+    [
+        pytest.param(behind_nginx, marks=needs_nginx),
+        pytest.param(behind_envoy, marks=needs_openssl),
+        listed,
+    ],
 )
 def test_all_photos_come_out_as_if_nothing_had_happened(
-    proxy: bool, photos: Path, undisturbed: dict[str, bytes], servers: list[Command], tmp_path: Path
+    reached: Callable[[list[Command], Path], AbstractContextManager[tuple[str, ...]]],
+    photos: Path,
+    undisturbed: dict[str, bytes],
+    servers: list[Command],
+    tmp_path: Path,
 ) -> None:
     first, second = servers
-    addresses = [server.address("grpc") for server in servers]
     faults = (
-        lambda: kill(first, "restore"),  # a router
+        lambda: strike(first, "restore", signal.SIGKILL),  # a router
         second.process.terminate,  # as an orchestrator does
-        lambda: kill(first, "body"),
+        lambda: strike(first, "body", signal.SIGKILL),
+        lambda: strike(first, "body", signal.SIGSTOP),
     )
-    with ExitStack() as stack:
-        url = ",".join(addresses)
-        if proxy:
-            port, folder = free_port(), tmp_path / "nginx"
-            url = f"127.0.0.1:{port}"
-            stack.enter_context(nginx(folder, for_servers(folder, port, addresses)))
-        assert restore(photos, tmp_path / "restored", url, faults) == undisturbed
-    until(lambda: first.output.count("starting tritonserver again") == 2, 60, "healed twice")
+    with reached(servers, tmp_path / "proxy") as (url, *options):
+        assert restore(photos, tmp_path / "restored", url, *options, meanwhile=faults) == undisturbed
+    until(lambda: first.output.count("starting tritonserver again") == 3, 60, "healed three times")

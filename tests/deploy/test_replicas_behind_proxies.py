@@ -6,14 +6,14 @@ import shutil
 import signal
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.envoy import ask, configuration, envoy, let_in, validate
+from helpers.envoy import KEY, configuration, running_envoy, validate
 from helpers.nginx import for_servers, free_port, needs_nginx, nginx
 from helpers.pretended import make_certificate, make_certificates, needs_openssl, over_grpc, over_http
 from helpers.replica import replicas
@@ -24,15 +24,12 @@ from ipt_triton.export.serving.health import Health
 
 pytestmark = needs_openssl
 
-KEY = "a-key-of-a-caller"
 AT_A_TIME = 8
 """Photographs under way at the same time."""
 FEW = 4
 SOME, EVERYTHING = 5, 100_000
 LARGE = np.random.default_rng(0).integers(0, 65536, (1000, 1100, 3), np.uint16)
 Restore = Callable[[np.ndarray], np.ndarray]
-Places = Sequence[tuple[int, int]]
-"""Ports of servers, and of their health."""
 
 
 def photo(number: int) -> np.ndarray:
@@ -122,22 +119,6 @@ def test_envoy_takes_our_configuration(tmp_path: Path) -> None:
 @pytest.fixture
 def certificates(tmp_path: Path) -> Certificates:
     return Certificates(tmp_path)
-
-
-@contextmanager
-def running_envoy(folder: Path, servers: Places, gateways: Places = ()) -> Iterator[int]:
-    """Our Envoy with one key, and shorter times; its port."""
-    config = configuration(folder)
-    ask(config, "servers", servers)
-    ask(config, "gateways", gateways)
-    cluster = config["static_resources"]["clusters"][0]
-    cluster["health_checks"][0] |= {"timeout": "1s", "interval": "0.2s", "no_traffic_interval": "0.2s"}
-    (protocol,) = cluster["typed_extension_protocol_options"].values()
-    pings = {"interval": "0.5s", "timeout": "2s"}
-    protocol["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"] = pings
-    let_in(config, KEY)
-    with envoy(folder, config) as port:
-        yield port
 
 
 @pytest.mark.slow

@@ -17,6 +17,10 @@ from helpers.nginx import free_port
 CONFIGURATION = ROOT / "deploy" / "proxy" / "envoy.yaml"
 CERTIFICATE = CONFIGURATION.with_name("envoy-certificate.yaml")
 FOLDER = "/etc/envoy/ipt"
+KEY = "a-key-of-a-caller"
+
+Places = Sequence[tuple[int, int]]
+"""Ports of servers, and of their health."""
 
 
 def configuration(folder: Path) -> Any:
@@ -25,7 +29,7 @@ def configuration(folder: Path) -> Any:
     return yaml.safe_load(CONFIGURATION.read_text().replace(FOLDER, str(folder)))
 
 
-def ask(config: Any, name: str, endpoints: Sequence[tuple[int, int]]) -> None:
+def ask(config: Any, name: str, endpoints: Places) -> None:
     """Put ports of loopback, and of their health, in place of a cluster's endpoints."""
     (cluster,) = (cluster for cluster in config["static_resources"]["clusters"] if cluster["name"] == name)
     entries = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
@@ -84,3 +88,19 @@ def envoy(folder: Path, config: Any) -> Iterator[int]:
             yield port
         finally:
             process.kill()
+
+
+@contextmanager
+def running_envoy(folder: Path, servers: Places, gateways: Places = ()) -> Iterator[int]:
+    """Our Envoy with one key, and shorter times; its port."""
+    config = configuration(folder)
+    ask(config, "servers", servers)
+    ask(config, "gateways", gateways)
+    cluster = config["static_resources"]["clusters"][0]
+    cluster["health_checks"][0] |= {"timeout": "1s", "interval": "0.2s", "no_traffic_interval": "0.2s"}
+    (protocol,) = cluster["typed_extension_protocol_options"].values()
+    pings = {"interval": "0.5s", "timeout": "2s"}
+    protocol["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"] = pings
+    let_in(config, KEY)
+    with envoy(folder, config) as port:
+        yield port
