@@ -1,23 +1,25 @@
 """Memory of a training step with and without activation checkpointing: its peak, and what each part of the model keeps.
 
-    ipt-benchmark training_memory --preset ipt --batch 1 2 4
-    ipt-benchmark training_memory --preset ipt --precision fp32 --json build/training_memory.json
+    ipt-benchmark training_memory --preset ipt
+    ipt-benchmark training_memory --preset ipt-small --batch 8 --precision fp32 --json build/training_memory.json
 
 Each row is a process of its own that runs the project's trainer on the CPU. Its peak is the one that Linux keeps of
 resident memory (VmHWM), less what was resident before the model was made: workspaces of libraries are in it, and what
 the allocator holds back. What the forward pass keeps for the backward pass is counted from its tensors, each storage
-once. Weights themselves are left out of it; their copies in BF16 have a line of their own. Seconds are of whole steps,
-without the first.
+once. Weights themselves are left out of it; their copies in BF16 have a line of their own. Seconds are those that the
+process computes in a step after the first, over all threads: other work on the machine hardly changes them.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ipt_triton.benchmarks.compute.training import open_trainer
 from ipt_triton.benchmarks.presentation import Figure, figure, quartiles, table
-from ipt_triton.benchmarks.record import Record, Spread, command_line, run_benchmark, seconds_of
+from ipt_triton.benchmarks.record import Record, Spread, command_line, run_benchmark
 from ipt_triton.benchmarks.served import add_precision
 from ipt_triton.tasks import OFFICIAL_TASKS, find_task
 from ipt_triton.train.fit.losses import Group, Objective
@@ -119,7 +121,11 @@ def measure_step(name: str, task: str, recipe: Recipe, steps: int) -> dict[str, 
         trainer.train_step(batches)
         trainer.collect_figures()
 
-    seconds = [seconds_of(step) for _ in range(1 + steps)][1:]
+    step()
+    clock = [time.process_time()]
+    for _ in range(steps):
+        step()
+        clock.append(time.process_time())
     peak = resident("VmHWM") - before
     (batch,), side, scale = recipe.batch, config.patch_size, config.tasks[0].scale
     crops = Group(task, 255 * torch.rand(batch, 3, side, side), 255 * torch.rand(batch, 3, side * scale, side * scale))
@@ -127,7 +133,7 @@ def measure_step(name: str, task: str, recipe: Recipe, steps: int) -> dict[str, 
         "batch": batch,
         "activation_checkpointing": recipe.activation_checkpointing,
         "peak": peak,
-        "seconds": asdict(Spread.of(seconds)),
+        "cpu_seconds": asdict(Spread.of([later - earlier for earlier, later in pairwise(clock)])),
         "kept": kept_bytes(trainer.objective, [crops]),
     }
 
@@ -172,7 +178,7 @@ def markdown(record: Record) -> str:
             WAYS[row["activation_checkpointing"]],
             _mib(row["peak"]),
             _mib(sum(row["kept"].values())),
-            quartiles(row["seconds"]),
+            quartiles(row["cpu_seconds"]),
         )
         for row in figures["rows"]
     ]
@@ -191,7 +197,7 @@ def markdown(record: Record) -> str:
     return (
         f"{_setting(figures)}, {figures['threads']} threads, {figures['steps']} steps. {whole / 1e6:.1f} M parameters; "
         f"with gradients, moments of Adam and averages, all in FP32, they take {_mib(FOR_EACH * whole)} MiB.\n\n"
-        + table(("batch", "layers", "peak, MiB", "kept for the backward pass, MiB", "s a step [quartiles]"), peaks)
+        + table(("batch", "layers", "peak, MiB", "kept for the backward pass, MiB", "CPU s a step [quartiles]"), peaks)
         + "\n\n"
         + table(
             (
@@ -250,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [task.name for task in OFFICIAL_TASKS]
     parser.add_argument("--preset", choices=sorted(PRESETS), default="ipt", help="(default %(default)s)")
     parser.add_argument("--task", choices=names, default="sr_x4", help="(default %(default)s, of the largest tail)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="(default 1 2 4)")
-    parser.add_argument("--steps", type=int, default=3, help="that are timed (default %(default)s)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 16], metavar="N", help="(default 1 2 4 16)")
+    parser.add_argument("--steps", type=int, default=3, help="that are measured (default %(default)s)")
     add_precision(parser, "bf16")
     arguments = parser.parse_args(argv)
     if min(*arguments.batch, arguments.steps) < 1:
