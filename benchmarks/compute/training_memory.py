@@ -224,14 +224,15 @@ def draw(record: Record) -> Figure:
         left.bar(places, [peaks[batch] for batch in batches], 0.4, label=label)
     left.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     left.set(xlabel="crops in a step", ylabel="peak, MiB", title=_setting(figures))
-    left.legend(frameon=False)
+    left.margins(y=0.25)
+    left.legend(frameon=False, loc="upper left")
     batch, kept = _of_the_largest_batch(figures)
     below = [0.0] * len(WAYS)
     for part in PARTS:
         heights = [kept[way][part] / batch / MIB for way in WAYS]
         right.bar(["without", "with"], heights, 0.6, bottom=below, label=part)
         below = [b + h for b, h in zip(below, heights, strict=True)]
-    right.set(xlabel="activation checkpointing", ylabel="kept for the backward pass, MiB a crop")
+    right.set(xlabel="activation checkpointing", ylabel="kept, MiB a crop")
     right.legend(frameon=False)
     return drawn
 
