@@ -14,6 +14,7 @@ BENCHMARKS = {
     "engines": "compute.engines",
     "baselines": "compute.baselines",
     "training": "compute.training",
+    "training_memory": "compute.training_memory",
     "quality": "quality.tradeoff",
     "noise": "quality.noise",
     "ablations": "ablations.run",

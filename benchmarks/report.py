@@ -42,6 +42,7 @@ HEADINGS = {
     "joiner": "Cutting and joining",
     "router": "Around the network",
     "training": "Training",
+    "training_memory": "Memory of training",
 }
 """Section of each benchmark, in the order of the page."""
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)

@@ -7,6 +7,7 @@
     ipt-train import-official IPT_pretrain.pt --output weights/ipt
     ipt-train release runs/tiny/checkpoint weights/tiny --evaluation set5.json
     ipt-train pack photos --output pool.npz
+    ipt-train pack photos --output shards/photos.tar --shards 64
     ipt-train degrade photos --task derain dejpeg --output degraded
     ipt-train checkpoint runs/tiny/state.pt runs/tiny/checkpoint
 
@@ -28,7 +29,7 @@ COMMANDS = {
     "infer": "ipt_triton.train.model.infer",
     "import-official": "ipt_triton.train.model.import_official",
     "release": "ipt_triton.train.model.release",
-    "pack": "ipt_triton.train.data.pool",
+    "pack": "ipt_triton.train.data.pack",
     "degrade": "ipt_triton.train.data.degrade",
     "checkpoint": "ipt_triton.train.fit.state",
 }

@@ -11,7 +11,7 @@ run; the figure is the ratio of the medians. `--contrastive` adds that loss to t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -23,29 +23,35 @@ import torch.nn.functional as F
 from ipt_triton.benchmarks.presentation import Figure, error_bars, figure, quartiles, table
 from ipt_triton.benchmarks.record import Record, Spread, command_line, run_benchmark, seconds_of
 from ipt_triton.benchmarks.served import add_precision
-from ipt_triton.train.data.feed import MemoryFeed, Part, Store, parts_from
+from ipt_triton.train.data.feed import Crops, MemoryFeed, Part, Store, parts_from
 from ipt_triton.train.data.pool import Pool
 from ipt_triton.train.fit.loop import Trainer
 from ipt_triton.train.fit.losses import run_body
 from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.model.ipt import IPT, PRESETS, preset
+from ipt_triton.train.model.ipt import IPT, PRESETS, IPTConfig, preset
 from ipt_triton.train.model.start import identity_start
 
 LOOPS = {"trainer": "ipt-train's trainer", "bare": "bare loop"}
 PHOTOGRAPHS, SIDE = 16, 512  # of the pool that the trainer cuts crops from
 
 
-def trainer_steps(recipe: Recipe, name: str, device: torch.device, compiled: bool) -> Callable[[int], None]:
-    """A function that runs this many steps of the project's trainer and waits for them."""
+def open_trainer(
+    recipe: Recipe, config: IPTConfig, device: torch.device, compiled: bool = False
+) -> tuple[Trainer, Iterator[list[Crops]]]:
+    """The project's trainer of a new model, and batches for it from photographs that are noise."""
     torch.manual_seed(recipe.seed)
-    model = identity_start(IPT(preset(name)))
-    trainer = Trainer(model, recipe, Runtime(device), model.config.tasks, compiled=compiled)
+    trainer = Trainer(identity_start(IPT(config)), recipe, Runtime(device), config.tasks, compiled=compiled)
     random = np.random.default_rng(0)
     photographs = [random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(PHOTOGRAPHS)]
     store = Store(Pool(photographs, [str(i) for i in range(PHOTOGRAPHS)]), device)
-    feed = MemoryFeed(store, recipe.sampler(model.config.tasks), model.config.patch_size)
-    batches = feed.batches(parts_from(0, 1, recipe.crops))
+    feed = MemoryFeed(store, recipe.sampler(config.tasks), config.patch_size)
+    return trainer, feed.batches(parts_from(0, 1, recipe.crops))
+
+
+def trainer_steps(recipe: Recipe, name: str, device: torch.device, compiled: bool) -> Callable[[int], None]:
+    """A function that runs this many steps of the project's trainer and waits for them."""
+    trainer, batches = open_trainer(recipe, preset(name), device, compiled)
 
     def run(count: int) -> None:
         for _ in range(count):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -23,8 +24,11 @@ class UnreadableImage(IptError, ValueError):
     """A file that is not an image, or a damaged one."""
 
 
-def read_rgb(path: Path) -> np.ndarray:
+def read_rgb(file: Path | BinaryIO, name: str = "") -> np.ndarray:
     """An image file as uint8 RGB [height, width, 3], without regard to EXIF orientation and profile.
+
+    Args:
+        name: of what is no file of its own, for the message.
 
     Raises:
         UnreadableImage: naming the file and what is wrong with it.
@@ -32,9 +36,9 @@ def read_rgb(path: Path) -> np.ndarray:
     from PIL import Image  # here, because machines that read no images may lack Pillow
 
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        raise UnreadableImage(f"{path} cannot be read: {excerpt(error)}") from error
+        raise UnreadableImage(f"{name or file} cannot be read: {excerpt(error)}") from error

@@ -33,7 +33,8 @@ from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.manifest import MANIFEST, Manifest, Parity, Part, Port, Route, read_manifest
 from ipt_triton.service import ServiceInfo
 from ipt_triton.tasks import OFFICIAL_TASKS
-from ipt_triton.train.data.pool import Pool, read_packed, write_packed
+from ipt_triton.train.data.pack import write_packed
+from ipt_triton.train.data.pool import Pool, read_packed
 from ipt_triton.train.fit.state import FIELDS, FORMAT, read_state
 from ipt_triton.train.model.checkpoint import load_checkpoint, save_checkpoint
 from ipt_triton.train.model.import_official import convert, read_state_dict

@@ -15,12 +15,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ipt_triton.cli import make_parser, run_command
-from ipt_triton.images import read_rgb
 from ipt_triton.metrics import to_uint8
 from ipt_triton.tasks import KNOWN_TASKS, Task, find_task
 from ipt_triton.train.data.degradations import degrade_image, seed_of
 from ipt_triton.train.data.pictures import enlarged, format_of, write_picture
-from ipt_triton.train.data.pool import Photograph, find_photographs
+from ipt_triton.train.data.pool import Photograph, find_photographs, read_photograph
 from ipt_triton.train.data.sets import cut_to_scale
 from ipt_triton.train.errors import DataError
 
@@ -60,18 +59,18 @@ def write_set(folder: Path, tasks: Sequence[Task], output: Path, seed: int) -> i
         raise DataError(f"{there} is there already; choose another --output")
     waiting = iter(targets)
     for photograph in photographs:
-        clean = read_rgb(photograph.path)
+        clean = read_photograph(photograph)
         for task in tasks:
             target = next(waiting)
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(Image.fromarray(degraded(clean, photograph.path.name, task, seed)), target)
+            write_picture(Image.fromarray(degraded(clean, Path(photograph.name).name, task, seed)), target)
     return len(targets)
 
 
 def draw_sheet(folder: Path, tasks: Sequence[Task], seed: int) -> Image.Image:
     """A row for each task: the middle of the first photographs, reduced ones enlarged by repeating their pixels."""
     photographs = _photographs(folder)[:SHOWN]
-    cleans = [read_rgb(p.path) for p in photographs]
+    cleans = [read_photograph(p) for p in photographs]
     cell = DETAIL + _MARGIN
     sheet = Image.new("RGB", (len(cleans) * cell + _MARGIN, len(tasks) * (cell + _CAPTION) + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
@@ -79,7 +78,7 @@ def draw_sheet(folder: Path, tasks: Sequence[Task], seed: int) -> Image.Image:
         top = _MARGIN + row * (cell + _CAPTION)
         draw.text((_MARGIN, top), task.name, fill="black")
         for column, (photograph, clean) in enumerate(zip(photographs, cleans, strict=True)):
-            image = enlarged(degraded(clean, photograph.path.name, task, seed), task.scale)
+            image = enlarged(degraded(clean, Path(photograph.name).name, task, seed), task.scale)
             y, x = (max(0, (size - DETAIL) // 2) for size in image.shape[:2])
             detail = Image.fromarray(image[y : y + DETAIL, x : x + DETAIL])
             sheet.paste(detail, (_MARGIN + column * cell, top + _CAPTION))

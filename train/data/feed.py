@@ -2,6 +2,7 @@
 
 Everything is a function of the seed, the step and the number and size of the micro-batch within the step, so that a run
 resumes without stored random states, and one process that accumulates two micro-batches sees what two processes see.
+Where workers decode, each of several processes has photographs of its own; there their number counts as well.
 
 Much of a photograph is flat and teaches little. So of several places drawn for a crop the busiest is taken, the one
 with the largest mean difference of neighbours. For tasks that meet noise, blocks or rain a share of the crops is taken
@@ -253,9 +254,9 @@ class _Files(Dataset[tuple[list[tuple[Task, Tensor]] | None, list[str]]]):
             misses = 0
             while len(crops) < count and misses < TRIES:
                 photograph = self.photographs[draws.integers(len(self.photographs))]
-                image = decode(photograph.path)
+                image = decode(photograph)
                 if image is None or min(image.shape[:2]) < side:
-                    unusable.append(str(photograph.path))
+                    unusable.append(str(photograph))
                     misses += 1
                     continue
                 misses = 0

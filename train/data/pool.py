@@ -1,17 +1,12 @@
-"""Training images: found in folders, decoded, held out and selected by the hash of their names, packed into one file.
-
-    ipt-train pack photos more-photos --output pool.npz --max-megapixels 20
-
-packs photographs for a machine that cannot decode them; `--data` of the trainer takes such files beside folders.
-"""
+"""Training images: found in folders and shards, decoded, held out and selected by the hash of their names."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import math
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ipt_triton.cli import make_parser, run_command
-from ipt_triton.files import atomic_file
 from ipt_triton.images import SUFFIXES, UnreadableImage, read_rgb
 from ipt_triton.reading import excerpt
+from ipt_triton.train.data.shards import SHARD, Member, read_index
 from ipt_triton.train.errors import DataError
 
 try:
@@ -37,10 +31,27 @@ PACKED = ".npz"
 
 @dataclass(frozen=True)
 class Photograph:
-    """A file that may be trained on; `name` is its path inside the folder that was given, which the hashes go by."""
+    """A file, or a member of a shard, that may be trained on.
+
+    Attributes:
+        path: of the file or shard.
+        name: its path inside the folder or shard, which the hashes go by.
+        offset, size: where it lies in the shard, in bytes; of a file `size` is None.
+    """
 
     path: Path
     name: str
+    offset: int = 0
+    size: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.size is None else f"{self.path}: {self.name}"
+
+    def read(self) -> bytes:
+        """The image file as it is. Raises OSError."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(-1 if self.size is None else self.size)
 
 
 @dataclass(frozen=True)
@@ -97,23 +108,40 @@ def share(names: Sequence[str], fraction: float) -> list[int]:
     return sorted(by_hash(names, "fraction ")[: max(1, math.ceil(fraction * len(names)))])
 
 
-def find_photographs(folders: Sequence[Path]) -> list[Photograph]:
-    """Every file below the folders whose ending is an image's, in the order of the folders and of their names.
+def find_photographs(sources: Sequence[Path]) -> list[Photograph]:
+    """Every image file below the folders and in the shards, in the order of the sources and of their names or places.
 
     Raises:
-        DataError: a folder that is not there.
+        DataError: a folder that is not there, or a shard that cannot be read.
     """
-    found = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        found += [Photograph(p, p.relative_to(folder).as_posix()) for p in paths]
+    found: list[Photograph] = []
+    for source in sources:
+        found += photographs_of(source, read_index(source)) if source.suffix == SHARD else photographs_below(source)
     return found
 
 
-def decode(path: Path) -> np.ndarray | None:
-    """RGB uint8 [height, width, 3], or None (and a warning) for a file that cannot be read.
+def photographs_of(shard: Path, members: Sequence[Member]) -> list[Photograph]:
+    """The members of a shard as photographs."""
+    return [Photograph(shard, *member) for member in members]
+
+
+def photographs_below(folder: Path) -> list[Photograph]:
+    """Every image file below a folder, in the order of their names. Raises DataError if it is not there."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return [Photograph(p, p.relative_to(folder).as_posix()) for p in paths]
+
+
+def read_photograph(photograph: Photograph) -> np.ndarray:
+    """RGB uint8 [height, width, 3], read by Pillow. Raises UnreadableImage and ImportError as `read_rgb`, OSError."""
+    if photograph.size is None:
+        return read_rgb(photograph.path)
+    return read_rgb(io.BytesIO(photograph.read()), str(photograph))
+
+
+def decode(photograph: Photograph) -> np.ndarray | None:
+    """RGB uint8 [height, width, 3], or None (and a warning) for one that cannot be read.
 
     OpenCV decodes JPEG in half the time of Pillow, but passes off a truncated file as a picture: it gets whole ones.
 
@@ -122,12 +150,12 @@ def decode(path: Path) -> np.ndarray | None:
     """
     try:
         if cv2 is not None:
-            data = path.read_bytes()
+            data = photograph.read()
             if data[:2] == b"\xff\xd8" and data.endswith(b"\xff\xd9"):
                 flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
                 if (image := cv2.imdecode(np.frombuffer(data, np.uint8), flags)) is not None:
                     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        return read_rgb(path)
+        return read_photograph(photograph)
     except ImportError:
         raise DataError(
             "photographs are read with Pillow: pip install pillow, or pack them elsewhere with ipt-train pack"
@@ -138,7 +166,7 @@ def decode(path: Path) -> np.ndarray | None:
 
 
 def load_pool(sources: Sequence[Path], min_side: int) -> Pool:
-    """Decode every photograph below the folders, and read every packed file.
+    """Decode every photograph below the folders and in the shards, and read every packed file.
 
     Files that cannot be read, and photographs with a side below `min_side` pixels, are left out and counted in the log.
 
@@ -146,7 +174,7 @@ def load_pool(sources: Sequence[Path], min_side: int) -> Pool:
         DataError: a source that is not there, or no usable photograph, with the counts.
     """
     found = find_photographs([s for s in sources if s.suffix != PACKED])
-    decoded = list(zip(_decode_all([p.path for p in found]), (p.name for p in found), strict=True))
+    decoded = list(zip(_decode_all(found), (p.name for p in found), strict=True))
     for source in sources:
         if source.suffix == PACKED:
             packed = read_packed(source)
@@ -180,7 +208,7 @@ def load_pairs(degraded_folder: Path, clean_folder: Path, scale: int, min_side: 
             "degraded photograph needs a clean one of the same name"
         )
     names = sorted(sides[0])
-    degraded, clean = (_decode_all([side[n].path for n in names]) for side in sides)
+    degraded, clean = (_decode_all([side[n] for n in names]) for side in sides)
     pool = Pool([], [], [])
     assert pool.degraded is not None
     for name, low, high in zip(names, degraded, clean, strict=True):
@@ -200,42 +228,13 @@ def load_pairs(degraded_folder: Path, clean_folder: Path, scale: int, min_side: 
     return pool
 
 
-def _decode_all(paths: Sequence[Path]) -> list[np.ndarray | None]:
+def _decode_all(photographs: Sequence[Photograph]) -> list[np.ndarray | None]:
     with ThreadPoolExecutor(os.cpu_count()) as executor:
-        return list(executor.map(decode, paths))
-
-
-def split_files(folders: Sequence[Path], held_out: int, min_side: int) -> tuple[list[Photograph], Pool]:
-    """(training, held-out) as `load_pool` and `Pool.split`, but only what is held out is decoded.
-
-    Raises:
-        DataError: a packed file, a folder that is not there, or too few photographs.
-    """
-    if packed := [f for f in folders if f.suffix == PACKED]:
-        raise DataError(f"{packed[0]} is for the memory; leave out --workers")
-    photographs = find_photographs(folders)
-    order = by_hash([p.name for p in photographs])
-    pool = Pool([], [])
-    while order and len(pool.names) < held_out:
-        photograph = photographs[order.pop(0)]
-        image = decode(photograph.path)
-        if image is not None and min(image.shape[:2]) >= min_side:
-            pool.images.append(image)
-            pool.names.append(photograph.name)
-    check_enough(len(pool.names) + len(order), held_out)
-    return [photographs[i] for i in sorted(order)], pool
-
-
-def write_packed(pool: Pool, path: Path) -> None:
-    """Write photographs as one compressed `.npz`: `pixels` [P, 3], `sizes` [n, 2] (height, width) and `names`."""
-    pixels = np.concatenate([i.reshape(-1, 3) for i in pool.images])
-    sizes = np.array([i.shape[:2] for i in pool.images], np.int64)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, pixels=pixels, sizes=sizes, names=np.array(pool.names))
+        return list(executor.map(decode, photographs))
 
 
 def read_packed(path: Path) -> Pool:
-    """Read what `write_packed` wrote. Raises DataError for another file, or none."""
+    """Read what `pack.write_packed` wrote. Raises DataError for another file, or none."""
     try:
         with np.load(path, allow_pickle=False) as file:
             pixels, sizes, names = file["pixels"], file["sizes"], [str(n) for n in file["names"]]
@@ -244,30 +243,3 @@ def read_packed(path: Path) -> Pool:
     except Exception as error:  # zipfile and numpy meet damaged files with errors of many kinds
         raise DataError(f"{path} is not a packed pool ({excerpt(error)}); write one with ipt-train pack") from None
     return Pool(images, names)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 2 wrong arguments or data."""
-    parser = make_parser("ipt-train pack", __doc__ or "")
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of photographs")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=f"ends in {PACKED}")
-    parser.add_argument("--max-megapixels", type=float, default=math.inf, metavar="N", help="take no more than these")
-    parser.add_argument(
-        "--min-side", type=int, default=192, metavar="PX", help="leave out smaller (default %(default)s)"
-    )
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if arguments.output.suffix != PACKED:
-        parser.error(f"--output {arguments.output} must end in {PACKED}")
-
-    def work() -> None:
-        pool = load_pool(arguments.folders, arguments.min_side)
-        order = by_hash(pool.names)
-        sizes = np.cumsum([pool.images[i].shape[0] * pool.images[i].shape[1] / 1e6 for i in order])
-        chosen = pool.take(sorted(order[: int((sizes <= arguments.max_megapixels).sum())]))
-        if not chosen.names:
-            raise DataError(f"no photograph fits into {arguments.max_megapixels} megapixels")
-        write_packed(chosen, arguments.output)
-        print(f"{arguments.output}: {len(chosen.names)} photographs, {chosen.megapixels:.1f} megapixels")
-
-    return run_command(work)

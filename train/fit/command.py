@@ -18,8 +18,9 @@ import ipt_triton.cli
 from ipt_triton.files import atomic_file
 from ipt_triton.tasks import Task, find_task
 from ipt_triton.train.data.feed import Feed, MemoryFeed, Sampler, Store, WorkerFeed, wide_side
-from ipt_triton.train.data.pool import load_pairs, load_pool, share, split_files
-from ipt_triton.train.errors import DataError, TrainingError, needs
+from ipt_triton.train.data.pool import load_pairs, load_pool
+from ipt_triton.train.data.shares import split_files
+from ipt_triton.train.errors import TrainingError, needs
 from ipt_triton.train.fit.loop import Cadence, Trainer, train
 from ipt_triton.train.fit.recipe import Recipe, parse_duration
 from ipt_triton.train.fit.runtime import Runtime, open_runtime
@@ -35,7 +36,13 @@ HELD_OUT = 12  # photographs that are never trained on
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """The arguments of a training run: those of its recipe, and where data comes from, results go and work is done."""
     add = parser.add_argument
-    add("--data", type=Path, nargs="+", metavar="DIR", help="folders of clean photographs, or packed pools (.npz)")
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders of clean photographs, tar shards of them, or packed pools (.npz)",
+    )
     add("--workers", type=int, metavar="N", help="decode in N processes instead of keeping all photographs in memory")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for checkpoint and state")
     Recipe.add_arguments(parser, command)
@@ -97,7 +104,8 @@ def open_data(
 ) -> tuple[Feed, Store, dict[str, Any]]:
     """The feed of a run, a store of the photographs held out from it, and a description for the provenance.
 
-    Of several processes with workers each reads its own share of the files, so that none is read by two of them.
+    Of several processes with workers each reads its own share of the files and its own shards, so that none is read by
+    two of them.
 
     Raises:
         DataError: nothing to train on.
@@ -105,13 +113,9 @@ def open_data(
     min_side = max(wide_side(t, patch_size) for t in sampler.tasks)
     feed: Feed
     if arguments.workers:
-        files, held_out = split_files(arguments.data, HELD_OUT, min_side)
-        photographs = [files[i] for i in share([f.name for f in files], arguments.data_fraction)]
-        if len(photographs) < runtime.processes:
-            raise DataError(f"{len(photographs)} photographs are too few for {runtime.processes} processes")
-        own = photographs[runtime.rank :: runtime.processes]
+        own, photographs, held_out = split_files(arguments.data, HELD_OUT, min_side, arguments.data_fraction, runtime)
         feed = WorkerFeed(own, sampler, patch_size, arguments.workers, runtime.device)
-        description: dict[str, Any] = {"photographs": len(photographs)}
+        description: dict[str, Any] = {"photographs": photographs}
     else:
         paired, scale = getattr(arguments, "paired", None), sampler.tasks[0].scale
         pool = load_pairs(paired[0], paired[1], scale, min_side) if paired else load_pool(arguments.data, min_side)

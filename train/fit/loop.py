@@ -86,7 +86,9 @@ class Trainer:
         self._averages: list[Tensor] = [average for average, _ in pairs]
         self._parameters: list[Tensor] = [parameter for _, parameter in pairs]
         self.optimiser = torch.optim.Adam(self._parameters, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
-        self.objective = runtime.wrap(Objective(model, recipe.contrastive, recipe.precision, compiled))
+        self.objective = runtime.wrap(
+            Objective(model, recipe.contrastive, recipe.precision, compiled, recipe.activation_checkpointing)
+        )
         self._pending: list[tuple[int, str, Tensor]] = []
 
     def progress(self, step: int | None = None) -> float:

@@ -6,14 +6,15 @@ loss, figures = objective([Group("sr_x2", degraded, clean)])
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ipt_triton.train.model.ipt import IPT, Body, Network
+from ipt_triton.train.model.ipt import IPT, Body, Network, run_layer
 
 TEMPERATURE = 0.07
 
@@ -99,12 +100,16 @@ class Objective(nn.Module):
         contrastive: weight λ of the contrastive loss; 0 leaves it out.
         precision: `fp32`, or `bf16` for BF16 autocast.
         compiled: run the body through torch.compile; it is the same graph for every task, heads and tails stay eager.
+        recompute: keep of the layers of an IPT's encoder and decoder their inputs alone, see `recompute_layer`.
     """
 
-    def __init__(self, model: Network, contrastive: float, precision: str, compiled: bool = False):
+    def __init__(
+        self, model: Network, contrastive: float, precision: str, compiled: bool = False, recompute: bool = False
+    ):
         super().__init__()
         self.model, self.contrastive, self.precision = model, contrastive, precision
         self.run_body = torch.compile(run_body) if compiled else run_body
+        self.run_layer = recompute_layer if recompute else run_layer
 
     def forward(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """The loss of a batch, a scalar, and without gradient its pixel loss, contrastive loss and PSNR (dB), [3].
@@ -128,12 +133,25 @@ class Objective(nn.Module):
             return [model(g.degraded, g.task) for g in groups], None
         parts = [model.heads[g.task](g.degraded) for g in groups]
         features, embedding = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
-        mixed, tokens = self.run_body(model.body, features, embedding)
+        mixed, tokens = self.run_body(model.body, features, embedding, self.run_layer)
         pieces = mixed.split([len(g.degraded) for g in groups])
         return [model.tails[g.task](x) for g, x in zip(groups, pieces, strict=True)], tokens
 
 
-def run_body(body: Body, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-    """`Body.forward` [B, C, P, P], and the tokens of its decoder [B, N, D]."""
-    tokens = body.decode(body.unfold(features), embedding)
+def run_body(
+    body: Body, features: Tensor, embedding: Tensor, run: Callable[..., Tensor] = run_layer
+) -> tuple[Tensor, Tensor]:
+    """`Body.forward` [B, C, P, P], and the tokens of its decoder [B, N, D]; `run` as for `Body.decode`."""
+    tokens = body.decode(body.unfold(features), embedding, run)
     return body.fold(body.project(tokens)) + features, tokens
+
+
+def recompute_layer(layer: nn.Module, *inputs: Tensor) -> Tensor:
+    """`run_layer` with activation checkpointing (Chen et al. 2016): the backward pass computes the layer once more.
+
+    So its inputs alone are kept, and the activations of one layer at a time exist.
+    """
+    output: Tensor = checkpoint(
+        layer, *inputs, use_reentrant=False, preserve_rng_state=False
+    )  # nothing is random there
+    return output

@@ -71,8 +71,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--contrastive {recipe.contrastive} is not allowed: it must not be negative")
     if recipe.contrastive and min(recipe.batch) < 2:
         parser.error("the contrastive loss compares images: give --batch 2 or more, or --contrastive 0")
-    if convolutional and (arguments.contrastive or arguments.position):
-        parser.error(f"--contrastive and --position are about transformers, and {arguments.preset} is not one")
+    if convolutional and (arguments.contrastive or arguments.position or arguments.activation_checkpointing):
+        parser.error(
+            "--contrastive, --position and --activation-checkpointing are about transformers, and "
+            f"{arguments.preset} is not one"
+        )
     return arguments
 
 

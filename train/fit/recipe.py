@@ -16,7 +16,8 @@ from ipt_triton.tasks import Task
 from ipt_triton.train.data.feed import Sampler
 
 SCHEDULES = ("cosine", "paper", "constant")
-CHANGEABLE = ("steps", "seconds", "batch", "accumulate", "processes", "precision")  # by a resumed run
+CHANGEABLE = ("steps", "seconds", "batch", "accumulate", "processes", "precision", "activation_checkpointing")
+"""Fields in which a resumed run may differ."""
 PAPER_LAMBDA = 0.1
 PAPER = {"lr": 5e-5, "contrastive": PAPER_LAMBDA, "noise": "nominal", "busiest": 1}
 """What the schedule of the paper brings along, unless the arguments say otherwise."""
@@ -59,7 +60,7 @@ def option(value: Any, flag: str, help: str | None = None, command: str = "", **
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the course of a run; apart from its length, batch and precision, a resumed run must have the same.
+    """What decides the course of a run; but for what is `CHANGEABLE`, a resumed run must have the same.
 
     `steps` or `seconds`, over all resumed parts, end it, whichever is reached first. The rate of Adam rises to `lr` in
     `warmup` steps; then `cosine` falls to 1 % of it along a cosine, `paper` to 40 % after two thirds, and `constant`
@@ -123,6 +124,12 @@ class Recipe:
         "auto takes BF16 where the device computes it fast (default auto)",
         default="auto",
         choices=("auto", "fp32", "bf16"),
+    )
+    activation_checkpointing: bool = option(
+        False,
+        "--activation-checkpointing",
+        "compute the layers of encoder and decoder again in the backward pass, which takes less memory and more time",
+        action="store_true",
     )
     data_fraction: float = option(1.0, "--data-fraction", "train on this share of them (default all)", metavar="F")
     freeze_body: bool = option(

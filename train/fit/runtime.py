@@ -64,6 +64,10 @@ class Runtime:
         """What `value` gives in the first process, in all of them."""
         return value()
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in the order of their ranks."""
+        return [value]
+
 
 @dataclass(frozen=True)
 class FabricRuntime(Runtime):
@@ -85,6 +89,11 @@ class FabricRuntime(Runtime):
 
     def from_first(self, value: Callable[[], T]) -> T:
         return self.fabric.broadcast(value() if self.rank == 0 else None)
+
+    def gather(self, value: T) -> list[T]:
+        values: list[Any] = [None] * self.processes
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 def open_runtime(device: str, devices: int) -> Runtime:

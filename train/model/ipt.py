@@ -17,7 +17,7 @@ body, told what to do by the task's embedding. The computation is that of the of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -259,6 +259,12 @@ class DecoderLayer(nn.Module):
         return x + self.linear2(F.relu(self.linear1(self.norm3(x))))
 
 
+def run_layer(layer: nn.Module, *inputs: Tensor) -> Tensor:
+    """What a layer makes of its inputs."""
+    output: Tensor = layer(*inputs)
+    return output
+
+
 class Body(nn.Module):
     """The shared transformer: features [B, C, P, P], embedding [B, N, D] -> body features [B, C, P, P].
 
@@ -287,14 +293,18 @@ class Body(nn.Module):
         """Encoder, decoder and output layers on tokens [B, N, D] -> [B, N, D]."""
         return self.project(self.decode(tokens, embedding))
 
-    def decode(self, tokens: Tensor, embedding: Tensor) -> Tensor:
-        """Encoder and decoder on tokens [B, N, D] -> the decoder's output [B, N, D], what the contrastive loss sees."""
+    def decode(self, tokens: Tensor, embedding: Tensor, run: Callable[..., Tensor] = run_layer) -> Tensor:
+        """Encoder and decoder on tokens [B, N, D] -> the decoder's output [B, N, D], what the contrastive loss sees.
+
+        Args:
+            run: `run_layer`, or what does the same and keeps less for the backward pass.
+        """
         x = self.linear_encoding(tokens) + tokens + self.position
         for layer in self.encoder:
-            x = layer(x)
+            x = run(layer, x)
         memory = x
         for layer in self.decoder:
-            x = layer(x, memory, embedding)
+            x = run(layer, x, memory, embedding)
         return x
 
     def project(self, x: Tensor) -> Tensor:

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ipt_triton.train.data.pack import main, write_packed
 from ipt_triton.train.data.pool import (
     DataError,
+    Photograph,
     Pool,
     decode,
     find_photographs,
     load_pairs,
     load_pool,
-    main,
     read_packed,
     share,
-    write_packed,
 )
 
 
@@ -62,7 +62,7 @@ def test_every_mode_of_a_file_gives_rgb(tmp_path: Path, mode: str) -> None:
     for suffix in (".png", ".jpg") if mode in ("RGB", "L") else (".jpg",) if mode == "CMYK" else (".png",):
         path = tmp_path / f"one{suffix}"
         Image.fromarray(picture(0)).convert(mode).save(path)
-        image = decode(path)
+        image = decode(Photograph(path, path.name))
         with Image.open(path) as expected:
             difference = np.abs(image.astype(int) - np.asarray(expected.convert("RGB")))  # type: ignore[union-attr]
         assert difference.max() <= (0 if suffix == ".png" else 6)

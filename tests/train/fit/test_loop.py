@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -274,14 +276,41 @@ def test_pairs_are_trained_as_they_are(pool: Pool, tmp_path: Path) -> None:
     assert 15 < before < 25 and after > before + 2
 
 
-def test_a_compiled_body_computes_the_same(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activation_checkpointing_runs_each_layer_twice_and_changes_no_bit(pool: Pool, precision: str) -> None:
+    plain, recomputing = (
+        make_trainer(
+            3, accumulate=2, contrastive=0.1, sampling="sample", precision=precision, activation_checkpointing=way
+        )
+        for way in (False, True)
+    )
+    runs: Counter[Trainer] = Counter()
+    for trainer in (plain, recomputing):
+        for layer in (*trainer.model.body.encoder, *trainer.model.body.decoder):
+            layer.register_forward_pre_hook(lambda *_, trainer=trainer: runs.update([trainer]))
+        step(trainer, pool, 3)
+        validate(trainer.average, Store(pool.take(range(2)), CPU), trainer.trained)  # keeps nothing, computes once
+    assert (runs[plain], runs[recomputing]) == (3 * 2 * 2, 2 * 3 * 2 * 2)
+    assert plain.collect_figures() == recomputing.collect_figures()
+    for name, tensor in weights(plain).items():
+        assert torch.equal(weights(recomputing)[name], tensor), name
+
+
+def test_a_run_may_go_on_with_activation_checkpointing(tmp_path: Path) -> None:
+    save(make_trainer(2), tmp_path)
+    make_trainer(2, activation_checkpointing=True).load_state(read_state(tmp_path / "state.pt"))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_body_computes_the_same(pool: Pool, monkeypatch: pytest.MonkeyPatch, checkpointing: bool) -> None:
     """Graphs are captured but not turned into machine code, which takes a minute on a busy machine."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     plain = make_trainer(3)
     torch.manual_seed(0)
     model = IPT(CONFIG)
     model.load_state_dict(plain.model.state_dict())
-    compiled = Trainer(model, plain.recipe, Runtime(CPU), CONFIG.tasks, compiled=True)
+    recipe = replace(plain.recipe, activation_checkpointing=checkpointing)
+    compiled = Trainer(model, recipe, Runtime(CPU), CONFIG.tasks, compiled=True)
     for trainer in (plain, compiled):
         step(trainer, pool, 3)
     for one, other in zip(plain.collect_figures(), compiled.collect_figures(), strict=True):

@@ -20,7 +20,7 @@ from PIL import Image
 from ipt_triton.tasks import KNOWN_TASKS, OPTIONAL_TASKS
 from ipt_triton.train.__main__ import COMMANDS
 from ipt_triton.train.__main__ import main as ipt_train
-from ipt_triton.train.data.pool import main as pack
+from ipt_triton.train.data.pack import main as pack
 from ipt_triton.train.fit import state
 from ipt_triton.train.fit.command import HELD_OUT, parse_duration
 from ipt_triton.train.fit.pretrain import main
@@ -179,6 +179,22 @@ def test_a_machine_with_torch_and_numpy_alone_trains_on_a_packed_pool(photos: Pa
     assert "error: photographs are read with Pillow: pip install pillow, or pack them elsewhere" in ended.stderr
 
 
+def test_a_run_on_shards_resumes_bit_for_bit_and_trains_what_one_on_the_folder_trains(
+    photos: Path, tmp_path: Path
+) -> None:
+    assert pack([str(photos), "--output", str(tmp_path / "photos.tar"), "--shards", "1", "--min-side", "48"]) == 0
+    states = []
+    for name, data in (("folder", photos), ("shard", tmp_path / "photos-000.tar")):
+        arguments = command(data, tmp_path / name, "--workers", "1", "--schedule", "constant")
+        for steps in (["1"], ["3", "--resume"]) if name == "shard" else (["3"],):
+            assert main([*arguments, "--steps", *steps]) == 0
+        states.append(state.read_state(tmp_path / name / "state.pt"))
+    folder, shard = states
+    assert shard["step"] == folder["step"] == 3 and shard["provenance"]["data"] == folder["provenance"]["data"]
+    for name, tensor in folder["model"].items():
+        assert torch.equal(shard["model"][name], tensor), name
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_a_command_names_it_as_it_is_called(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -259,6 +275,7 @@ def test_a_convolutional_rival_is_trained_and_resumed(photos: Path, tmp_path: Pa
         (["--steps", "5", "--preset", "ipt-huge"], "ipt-huge"),
         (["--steps", "5", "--preset", "ipt-tiny", "--start", "x"], "--preset is decided by the checkpoint"),
         (["--steps", "5", "--preset", "edsr-tiny", "--contrastive", "0.1"], "edsr-tiny is not one"),
+        (["--steps", "5", "--preset", "edsr-tiny", "--activation-checkpointing"], "edsr-tiny is not one"),
         (["--steps", "5", "--data-fraction", "1.5"], "--data-fraction 1.5 is not allowed"),
         (["--steps", "5", "--task-weights", "sr_x2=none"], "'sr_x2=none' is not a weight"),
     ],

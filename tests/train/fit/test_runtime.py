@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import dying_process
+from helpers import dying_process, watched_process
 from helpers.training import one_thread
 
 from ipt_triton.tasks import OFFICIAL_TASKS
 from ipt_triton.train.data.feed import Sampler, WorkerFeed
+from ipt_triton.train.data.pack import main as pack
+from ipt_triton.train.data.shards import read_index
 from ipt_triton.train.errors import DataError, StateError, TrainingError
-from ipt_triton.train.fit.command import open_data, run
+from ipt_triton.train.fit.command import HELD_OUT, open_data, run
 from ipt_triton.train.fit.pretrain import main, parse_arguments
 from ipt_triton.train.fit.runtime import Runtime, open_runtime
 from ipt_triton.train.fit.state import read_state
@@ -79,7 +81,7 @@ def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_ba
     photos: Path, tmp_path: Path
 ) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*arguments(photos, tmp_path / "two"), "--interval", "0s"]
+    command = [*arguments(photos, tmp_path / "two"), "--interval", "0s", "--activation-checkpointing"]
     ended = subprocess.run(
         [*launcher, "--max-restarts", "1", dying_process.__file__, *command],
         cwd=Path(__file__).parents[3],
@@ -105,3 +107,28 @@ def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_ba
         torch.testing.assert_close(other, moments["exp_avg"], rtol=1e-3, atol=1e-7)
     assert moved > 0 and one["optimiser"]["state"].keys() == two["optimiser"]["state"].keys()
     assert one["quality"]["held_out_psnr_rgb"] == pytest.approx(two["quality"]["held_out_psnr_rgb"], abs=2e-3)
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_opens_shards_of_its_own_alone(photos: Path, tmp_path: Path) -> None:
+    assert pack([str(photos), "--output", str(tmp_path / "photos.tar"), "--shards", "4", "--min-side", "48"]) == 0
+    shards = sorted(tmp_path.glob("*.tar"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = arguments(photos, tmp_path / "run")
+    command[1:2] = map(str, shards)
+    ended = subprocess.run(
+        [*launcher, watched_process.__file__, str(tmp_path / "opened"), *command, "--workers", "1"],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    opened = [line.split(" ", 1) for line in (tmp_path / "opened").read_text().splitlines()]
+    for rank in (0, 1):
+        assert {Path(path) for by, path in opened if by == str(rank)} == set(shards[rank::2])
+    assert len(opened) > 2 * len(shards)  # not for the index alone
+    state = read_state(tmp_path / "run" / "state.pt")
+    assert state["step"] == 3
+    assert state["provenance"]["data"]["photographs"] == sum(len(read_index(s)) for s in shards) - HELD_OUT
