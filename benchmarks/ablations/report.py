@@ -114,7 +114,10 @@ def _shown(difference: Mapping[str, Any]) -> str:
 
 
 def _conclusions(summary: dict[str, Any]) -> list[str]:
-    """For each experiment and task: which settings differ from the reference by more than noise, and which may not."""
+    """For each experiment and task: which settings differ from the reference by more than noise, and which may not.
+
+    Of shares also what each network gains from the smallest to the largest.
+    """
     lines = []
     for name, rows in summary["experiments"].items():
         for task in summary["settings"]["tasks"]:
@@ -126,6 +129,13 @@ def _conclusions(summary: dict[str, Any]) -> list[str]:
                     if (same := [r for r in mine if r["difference"][task]["clear"] is clear])
                 ]
                 lines.append(f"{EXPERIMENTS[name].title}, {task}, dB from {reference}: {'; '.join(told)}.")
+            if name == "data":
+                gains = [
+                    f"{network.upper()} {_shown(_difference(mine[-1]['per_seed'][task], mine[0]['per_seed'][task]))}"
+                    for network, mine in grouped(rows, lambda r: r["network"]).items()
+                ]
+                shares = f"{100 * SHARES[0]:.0f} to {100 * SHARES[-1]:.0f} %"
+                lines.append(f"{EXPERIMENTS[name].title}, {task}, dB gained from {shares}: {', '.join(gains)}.")
     return lines
 
 
@@ -140,7 +150,7 @@ def markdown(summary: dict[str, Any], plots: Mapping[str, str] | None = None) ->
         f"# Ablations at {settings['size']} scale",
         "",
         f"{settings['steps']} steps of {settings['batch']} crops ({summary['patches']} patches), peak learning rate "
-        f"{settings['lr']:g}, {summary['seeds']} seeds, the project's trainer from a start as bicubic interpolation. "
+        f"{settings['lr']:g}, seeds: {summary['seeds']}, the project's trainer from a start as bicubic interpolation. "
         f"{settings['device'].upper()}, torch {summary['machine']['torch']}. PSNR (RGB, dB) over the middles of "
         "photographs held out, the mean over the seeds. In brackets the difference from the published IPT (for shares: "
         "with the same share) ± its standard error over the seeds. **Networks of this size trained this briefly say "

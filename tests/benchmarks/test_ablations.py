@@ -161,6 +161,7 @@ def test_a_share_is_compared_with_ipt_at_the_same_share():
     assert rows["EDSR 20 %"]["reference"] == "IPT 20 %"
     assert rows["EDSR 20 %"]["difference"]["sr_x2"] == {"mean": 1.0, "error": None, "clear": None}
     assert "from one seed: EDSR 100 % +1.00, RDN 100 % +0.00," in summary["conclusions"][4]
+    assert summary["conclusions"][5].endswith("20 to 100 %: IPT +0.80, EDSR +0.80, RDN +0.80, IGNN +0.80.")
 
 
 def test_experiments_that_are_not_finished_are_left_out_and_counted():
