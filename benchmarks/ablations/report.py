@@ -1,244 +1,251 @@
-"""What the ablations say: the runs of all settings and seeds as tables, curves, and conclusions that heed the noise."""
+"""What the ablations say: tables and plots of the finished experiments, differences beside their spread over the seeds.
+
+Runs of one seed see the same crops with the same noise. So settings are compared seed by seed: a difference is the mean
+over the seeds of the differences within each, its spread is the standard error of that mean, and it is more than noise
+if Student's t test says so at 5 %.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, variance
-from typing import Any, NamedTuple
+from statistics import fmean, stdev
+from typing import Any
 
+from ipt_triton.benchmarks.ablations.experiments import EXPERIMENTS, SHARES, Variant
 from ipt_triton.benchmarks.errors import ReportError
 from ipt_triton.benchmarks.presentation import Figure, figure, grouped, save_plot, table
 from ipt_triton.files import atomic_file
-from ipt_triton.train.fit.recipe import PAPER_LAMBDA
 
 Result = dict[str, Any]
 
-
-class Experiment(NamedTuple):
-    """One comparison.
-
-    Attributes:
-        title: of its table.
-        includes: whether a run's variant belongs to it.
-        setting: what is compared, as a reader sees it.
-        order: of the settings.
-    """
-
-    title: str
-    includes: Callable[[Result], bool]
-    setting: Callable[[Result], str]
-    order: Callable[[Result], Any]
+CRITICAL = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+"""Standard errors that a mean of so many values must be from 0 to differ from it (Student's t, two sides, 5 %)."""
 
 
-POSITIONS = ("learned", "sincos", "none")
-EXPERIMENTS = {
-    "contrastive": Experiment(
-        "Weight λ of the contrastive loss",
-        lambda v: v["network"] == "ipt" and not v["share"] and v["position"] == "learned",
-        lambda v: f"λ {v['contrastive']:g}",
-        lambda v: v["contrastive"],
-    ),
-    "position": Experiment(
-        "Position encoding",
-        lambda v: v["network"] == "ipt" and not v["share"] and v["contrastive"] == PAPER_LAMBDA,
-        lambda v: v["position"],
-        lambda v: POSITIONS.index(v["position"]),
-    ),
-    "data": Experiment(
-        "Share of data, IPT against EDSR of equal cost",
-        lambda v: v["share"] > 0,
-        lambda v: f"{v['network'].upper()} {100 * v['share']:.0f} %",
-        lambda v: (v["network"] != "ipt", v["share"]),
-    ),
-}
-
-
-def summarise(results: Sequence[Result], machine: dict[str, Any]) -> dict[str, Any]:
-    """Settings with their means over the seeds, the noise between seeds, and conclusions.
+def summarise(results: Sequence[Result], seeds: int, machine: dict[str, Any]) -> dict[str, Any]:
+    """The experiments of which every setting has run with the first `seeds` seeds, and how far the others are.
 
     Raises:
-        ReportError: no results, or runs with different settings.
+        ReportError: no experiment is finished, or runs with different settings.
     """
     if not results:
         raise ReportError("no run is finished yet")
     settings = results[0]["settings"]
     if any(r["settings"] != settings for r in results):
         raise ReportError("the runs have different settings; report each kind from a folder of its own")
-    experiments = {}
+    known = {Variant(**r["variant"]): r for r in results}
+    experiments, unfinished, used = {}, {}, {}
     for name, experiment in EXPERIMENTS.items():
-        mine = sorted(
-            (r for r in results if experiment.includes(r["variant"])), key=lambda r: experiment.order(r["variant"])
-        )
-        if runs := grouped(mine, key=lambda r: experiment.setting(r["variant"])):
-            experiments[name] = [_setting(label, same) for label, same in runs.items()]
+        wanted = [replace(setting, seed=seed) for setting in experiment.settings for seed in range(seeds)]
+        there = {v: known[v] for v in wanted if v in known}
+        if len(there) < len(wanted):
+            unfinished[name] = {"runs": len(there), "of": len(wanted)}
+            continue
+        used.update(there)
+        experiments[name] = [_row(name, setting, seeds, there) for setting in experiment.settings]
+    if not experiments:
+        counts = ", ".join(f"{name} {n['runs']} of {n['of']} runs" for name, n in unfinished.items())
+        raise ReportError(f"no experiment is finished with {seeds} seeds yet: {counts}")
     summary = {
         "settings": settings,
         "machine": machine,
-        "parameters": {r["variant"]["network"]: r["parameters"] for r in results},
-        "megamacs": {r["variant"]["network"]: r["megamacs"] for r in results},
+        "seeds": seeds,
         "patches": results[0]["patches"],
         "start": results[0]["start"],
         "experiments": experiments,
-        "noise": {name: {t: _noise(rows, t) for t in settings["tasks"]} for name, rows in experiments.items()},
+        "unfinished": unfinished,
     }
-    return {**summary, "conclusions": _conclusions(summary), "runs": list(results)}
+    return {**summary, "conclusions": _conclusions(summary), "runs": list(used.values())}
 
 
-def _noise(rows: Sequence[Result], task: str) -> float | None:
-    """Standard deviation (dB) between the seeds of a setting, pooled over the settings; None if each ran once."""
-    squares = sum(variance(row["per_seed"][task]) * (row["runs"] - 1) for row in rows if row["runs"] > 1)
-    freedom = sum(row["runs"] - 1 for row in rows)
-    return round(math.sqrt(squares / freedom), 3) if freedom else None
-
-
-def _setting(label: str, runs: Sequence[Result]) -> dict[str, Any]:
-    """A setting's PSNR by task, the mean and that of each seed; and the mean on the test set."""
-    psnr = _columns([r["psnr"] for r in runs])
+def _row(name: str, setting: Variant, seeds: int, results: Mapping[Variant, Result]) -> dict[str, Any]:
+    """A setting: its cost, its PSNR by measure with that of each seed, and its difference from the reference."""
+    experiment = EXPERIMENTS[name]
+    reference = experiment.reference(setting)
+    own, others = ([results[replace(v, seed=seed)] for seed in range(seeds)] for v in (setting, reference))
+    psnr, compared = (_columns(runs) for runs in (own, others))
     row = {
-        "setting": label,
-        "variant": {k: v for k, v in runs[0]["variant"].items() if k != "seed"},
-        "runs": len(runs),
-        "photographs": runs[0]["photographs"],
-        "psnr": {task: round(fmean(values), 3) for task, values in psnr.items()},
+        "setting": experiment.label(setting),
+        "network": setting.network,
+        "share": setting.share,
+        "photographs": own[0]["photographs"],
+        "parameters": own[0]["parameters"],
+        "megamacs": fmean(own[0]["megamacs"].values()),
+        "psnr": {measure: round(fmean(values), 3) for measure, values in psnr.items()},
         "per_seed": psnr,
     }
-    if all("eval" in r for r in runs):
-        measured = _columns([r["eval"]["psnr_y"] for r in runs])
-        row["eval"] = {task: round(fmean(values), 3) for task, values in measured.items()}
-        row["eval_set"] = runs[0]["eval"]["set"]
+    if setting != reference:
+        row["reference"] = experiment.label(reference)
+        row["difference"] = {m: _difference(psnr[m], compared[m]) for m in psnr if m in compared}
     return row
 
 
-def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    return {task: [row[task] for row in rows] for task in rows[0]}
+def _columns(runs: Sequence[Result]) -> dict[str, list[float]]:
+    """PSNR of each run by measure: the tasks and, where a test set was measured, the set with each task."""
+    rows = []
+    for run in runs:
+        evaluated = run.get("eval", {"set": "", "psnr_y": {}})
+        rows.append({**run["psnr"], **{f"{evaluated['set']} {t}, Y": v for t, v in evaluated["psnr_y"].items()}})
+    return {m: [row[m] for row in rows] for m in rows[0] if all(m in row for row in rows)}
+
+
+def _difference(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Mean difference (dB) over the seeds; with several, its standard error and whether it is more than noise."""
+    apart = [value - other for value, other in zip(values, others, strict=True)]
+    mean, error = fmean(apart), _standard_error(apart)
+    if error is None:
+        return {"mean": round(mean, 3), "error": None, "clear": None}
+    clear = abs(mean) > CRITICAL[min(len(apart), max(CRITICAL))] * error
+    return {"mean": round(mean, 3), "error": round(error, 3), "clear": clear}
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of the values; None for one value alone."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _shown(difference: Mapping[str, Any]) -> str:
+    spread = "" if difference["error"] is None else f" ± {difference['error']:.2f}"
+    return f"{difference['mean']:+.2f}{spread}".replace("-", "−")
 
 
 def _conclusions(summary: dict[str, Any]) -> list[str]:
-    """For each experiment and task: how far settings are apart, and whether the noise may be the reason."""
+    """For each experiment and task: which settings differ from the reference by more than noise, and which may not.
+
+    Of shares also what each network gains from the smallest to the largest.
+    """
     lines = []
     for name, rows in summary["experiments"].items():
         for task in summary["settings"]["tasks"]:
-            noise = summary["noise"][name][task]
-            if name != "data":
-                best, worst = (f(rows, key=lambda r: r["psnr"][task]) for f in (max, min))
-                lines.append(f"{EXPERIMENTS[name].title}, {task}: {_compare(best, worst, task, noise)}")
-                continue
-            networks = {n: [r for r in rows if r["variant"]["network"] == n] for n in ("ipt", "edsr")}
-            for one, other in itertools.product(*networks.values()):
-                if one["variant"]["share"] == other["variant"]["share"]:
-                    high, low = sorted((one, other), key=lambda r: -r["psnr"][task])
-                    lines.append(f"{task}: {_compare(high, low, task, noise)}")
-            gains = (f"{n.upper()} {r[-1]['psnr'][task] - r[0]['psnr'][task]:.2f} dB" for n, r in networks.items() if r)
-            lines.append(f"{task}, gained from the smallest to the largest share: {', '.join(gains)}.")
+            for reference, mine in grouped((r for r in rows if "difference" in r), lambda r: r["reference"]).items():
+                verdicts = {None: "from one seed", True: "more than noise", False: "may be noise"}
+                told = [
+                    f"{verdict}: " + ", ".join(f"{r['setting']} {_shown(r['difference'][task])}" for r in same)
+                    for clear, verdict in verdicts.items()
+                    if (same := [r for r in mine if r["difference"][task]["clear"] is clear])
+                ]
+                lines.append(f"{EXPERIMENTS[name].title}, {task}, dB from {reference}: {'; '.join(told)}.")
+            if name == "data":
+                gains = [
+                    f"{network.upper()} {_shown(_difference(mine[-1]['per_seed'][task], mine[0]['per_seed'][task]))}"
+                    for network, mine in grouped(rows, lambda r: r["network"]).items()
+                ]
+                shares = f"{100 * SHARES[0]:.0f} to {100 * SHARES[-1]:.0f} %"
+                lines.append(f"{EXPERIMENTS[name].title}, {task}, dB gained from {shares}: {', '.join(gains)}.")
     return lines
 
 
-def _compare(high: Result, low: Result, task: str, noise: float | None) -> str:
-    apart = high["psnr"][task] - low["psnr"][task]
-    said = f"{high['setting']} is {apart:.2f} dB above {low['setting']}"
-    if noise is None:
-        return f"{said}; with one seed each, the noise is not known."
-    error = noise * math.sqrt(1 / high["runs"] + 1 / low["runs"])
-    verdict = "more than noise" if apart > 2 * error else "which may be noise"
-    return f"{said}, {verdict} (standard error {error:.2f} dB)."
+def markdown(summary: dict[str, Any], plots: Mapping[str, str] | None = None) -> str:
+    """The summary as a Markdown page; PSNR in dB.
 
-
-def markdown(summary: dict[str, Any]) -> str:
-    """The summary as a Markdown page; PSNR in dB."""
-    settings, tasks = summary["settings"], summary["settings"]["tasks"]
-    networks = ", ".join(
-        f"{network.upper()} {summary['parameters'][network] / 1e6:.2f} M parameters and "
-        f"{fmean(costs.values()):.0f} million multiply-adds per patch"
-        for network, costs in sorted(summary["megamacs"].items())
-    )
-    machine = summary["machine"]
+    Args:
+        plots: file names of plots by experiment.
+    """
+    settings = summary["settings"]
     lines = [
         f"# Ablations at {settings['size']} scale",
         "",
         f"{settings['steps']} steps of {settings['batch']} crops ({summary['patches']} patches), peak learning rate "
-        f"{settings['lr']:g}, the project's trainer from a start as bicubic interpolation; {networks}. "
-        f"{settings['device'].upper()}, torch {machine['torch']}. PSNR (RGB, dB) over the middles of photographs held "
-        "out, the mean over the seeds with the distance between the best and the worst in brackets. Networks of this "
-        "size trained this briefly say nothing about the paper's.",
+        f"{settings['lr']:g}, seeds: {summary['seeds']}, the project's trainer from a start as bicubic interpolation. "
+        f"{settings['device'].upper()}, torch {summary['machine']['torch']}. PSNR (RGB, dB) over the middles of "
+        "photographs held out, the mean over the seeds. In brackets the difference from the published IPT (for shares: "
+        "with the same share) ± its standard error over the seeds. **Networks of this size trained this briefly say "
+        "nothing about the paper's.**",
         "",
         f"Before training: {', '.join(f'{t} {psnr:.2f}' for t, psnr in summary['start'].items())}.",
     ]
     for name, rows in summary["experiments"].items():
-        measured = next((r["eval_set"] for r in rows if "eval" in r), None)
-        header = ["setting", "photographs", "seeds", *tasks]
-        if measured:
-            header += [f"{measured} {t}, Y" for t in tasks]
-        body = []
-        for row in rows:
-            cells = [row["setting"], row["photographs"], row["runs"]]
-            for task in tasks:
-                spread = max(row["per_seed"][task]) - min(row["per_seed"][task])
-                cells.append(f"{row['psnr'][task]:.2f}" + (f" ({spread:.2f})" if row["runs"] > 1 else ""))
-            if measured:
-                cells += [f"{row['eval'][t]:.2f}" if "eval" in row else "–" for t in tasks]
-            body.append(cells)
+        measures = [m for m in rows[0]["psnr"] if all(m in row["psnr"] for row in rows)]
+        header = ["setting", "photographs", "parameters, K", "multiply-adds, M", *measures]
+        body = [
+            [
+                row["setting"],
+                row["photographs"],
+                f"{row['parameters'] / 1e3:.0f}",
+                f"{row['megamacs']:.1f}",
+                *(
+                    f"{row['psnr'][m]:.2f}" + (f" ({_shown(row['difference'][m])})" if "difference" in row else "")
+                    for m in measures
+                ),
+            ]
+            for row in rows
+        ]
         lines += ["", f"## {EXPERIMENTS[name].title}", "", table(header, body)]
-    lines += [
-        "",
-        "## What they say",
-        "",
-        "More than noise: more than two standard errors.",
-        "",
-        *(f"- {line}" for line in summary["conclusions"]),
-    ]
+        if plots:
+            lines += ["", f"![{EXPERIMENTS[name].title}]({plots[name]})"]
+    lines += ["", "## What they say", ""]
+    lines += ["More than noise: Student's t test of the differences, seed by seed, at 5 %.", ""]
+    lines += [f"- {line}" for line in summary["conclusions"]]
+    if summary["unfinished"]:
+        counts = ", ".join(f"{name} ({n['runs']} of {n['of']} runs)" for name, n in summary["unfinished"].items())
+        lines += ["", f"Not finished: {counts}."]
     return "\n".join(lines)
 
 
 def write_report(summary: dict[str, Any], stem: Path) -> None:
-    """Write `stem`.json, `stem`.md and `stem`.png. Raises ReportError where matplotlib is not installed."""
-    picture = stem.with_suffix(".png")
-    save_plot(draw(summary), picture)
-    texts = {
-        ".json": json.dumps(summary, indent=2),
-        ".md": f"{markdown(summary)}\n\n![The same as curves]({picture.name})",
-    }
-    for suffix, text in texts.items():
+    """Write `stem`.json, `stem`.md and for each experiment `stem`-NAME.png.
+
+    Raises:
+        ReportError: matplotlib is not installed.
+    """
+    plots = {name: f"{stem.name}-{name}.png" for name in summary["experiments"]}
+    for name, picture in plots.items():
+        save_plot(draw(summary, name), stem.parent / picture)
+    for suffix, text in ((".json", json.dumps(summary, indent=2)), (".md", markdown(summary, plots))):
         with atomic_file(stem.with_suffix(suffix)) as temporary:
             temporary.write_text(text + "\n")
 
 
-def draw(summary: dict[str, Any]) -> Figure:
-    """A row of panels for each task, a panel for each experiment, a dot for each run, a line for the means.
+COLOURS = {"ipt": "#2a6fb5", "edsr": "#d1662a", "rdn": "#3a8f5c", "ignn": "#8a4fa3"}
 
-    The vertical axis is the gain in PSNR (dB) over the start, the same along a row.
+
+def draw(summary: dict[str, Any], name: str) -> Figure:
+    """An experiment, a panel for each task: of shares the curves of the networks, else differences from the reference.
+
+    A dot for each run, bars of one standard error on both sides of the means.
     """
-    tasks, experiments = summary["settings"]["tasks"], summary["experiments"]
-    size = (3.6 * len(experiments), 2.8 * len(tasks))
-    drawn, axes = figure(*size, nrows=len(tasks), ncols=len(experiments), sharex="col", sharey="row", squeeze=False)
-    for task, panels in zip(tasks, axes, strict=True):
-        for (name, rows), panel in zip(experiments.items(), panels, strict=True):
-            _draw(panel, name, rows, summary, task)
-        panels[0].set_ylabel(f"{task}: gain over start, dB")
-    drawn.suptitle(f"Ablations at {summary['settings']['size']} scale", fontsize=11)
+    tasks, rows = summary["settings"]["tasks"], summary["experiments"][name]
+    drawn, axes = figure(4.2 * len(tasks), 3.4, ncols=len(tasks), squeeze=False)
+    for task, panel in zip(tasks, axes[0], strict=True):
+        if name == "data":
+            _draw_shares(panel, rows, task)
+        else:
+            _draw_differences(panel, rows, task)
+        panel.set_title(task, fontsize=10)
+        panel.tick_params(labelsize=8)
+    drawn.suptitle(f"{EXPERIMENTS[name].title}, {summary['settings']['size']} scale", fontsize=11)
     return drawn
 
 
-COLOURS = {"ipt": "#2a6fb5", "edsr": "#d1662a"}
-
-
-def _draw(panel: Any, name: str, rows: Sequence[dict[str, Any]], summary: dict[str, Any], task: str) -> None:
-    """One panel."""
-    experiment, start = EXPERIMENTS[name], summary["start"][task]
-    for network, colour in COLOURS.items():
-        mine = [r for r in rows if r["variant"]["network"] == network]
-        ticks = [r["setting"].removeprefix(f"{network.upper()} ") for r in mine]
-        panel.plot(ticks, [r["psnr"][task] - start for r in mine], color=colour, linewidth=1.5, label=network.upper())
-        for run in summary["runs"]:
-            if run["variant"]["network"] == network and experiment.includes(run["variant"]):
-                tick = experiment.setting(run["variant"]).removeprefix(f"{network.upper()} ")
-                panel.plot(tick, run["psnr"][task] - start, "o", color=colour, markersize=4, alpha=0.7)
-    panel.set_title(experiment.title.split(",")[0], fontsize=9)
+def _draw_differences(panel: Any, rows: Sequence[dict[str, Any]], task: str) -> None:
+    """PSNR of each setting less that of the reference."""
+    reference = next(row for row in rows if "difference" not in row)
+    for place, row in enumerate(rows):
+        colour = COLOURS[row["network"]]
+        apart = [v - o for v, o in zip(row["per_seed"][task], reference["per_seed"][task], strict=True)]
+        panel.plot([place] * len(apart), apart, "o", color=colour, markersize=4, alpha=0.5)
+        panel.errorbar(place, fmean(apart), _standard_error(apart), fmt="_", markersize=14, capsize=4, color=colour)
+    panel.axhline(0, color="#888888", linewidth=0.8)
+    panel.set_xticks(range(len(rows)), [row["setting"] for row in rows])
+    panel.set_ylabel(f"dB from {reference['setting']}")
     panel.margins(x=0.1)
-    panel.tick_params(labelsize=8)
-    panel.grid(axis="x", visible=False)
-    if name == "data":
-        panel.legend(frameon=False, fontsize=8)
+
+
+def _draw_shares(panel: Any, rows: Sequence[dict[str, Any]], task: str) -> None:
+    """PSNR over the share of data, a curve for each network."""
+    for network, mine in grouped(rows, lambda r: r["network"]).items():
+        shares, colour = [100 * row["share"] for row in mine], COLOURS[network]
+        for share, row in zip(shares, mine, strict=True):
+            runs = row["per_seed"][task]
+            panel.plot([share] * len(runs), runs, "o", color=colour, markersize=3, alpha=0.4)
+        errors = [_standard_error(row["per_seed"][task]) or 0 for row in mine]
+        means = [row["psnr"][task] for row in mine]
+        panel.errorbar(shares, means, errors, color=colour, capsize=3, linewidth=1.5, label=network.upper())
+    panel.set_xticks([100 * share for share in SHARES])
+    panel.set_xlabel("share of the photographs, %")
+    panel.set_ylabel("PSNR, dB")
+    panel.legend(frameon=False, fontsize=8)

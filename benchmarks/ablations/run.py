@@ -1,8 +1,8 @@
-"""Ablations of the paper (sections 4.3 and 4.4) by the real trainer: the contrastive loss's weight λ, the position
-encoding, and the share of data against a CNN of equal cost.
+"""Ablations of the paper (sections 4.3 and 4.4) at toy scale, by the real trainer: how a token's place is told, rivals
+of equal cost (EDSR, RDN, IGNN), the contrastive loss's weight λ, and the share of data against the rivals.
 
     ipt-benchmark ablations --data photos --output build/ablations
-    ipt-benchmark ablations --data photos --output build/ablations --only contrastive --seeds 3
+    ipt-benchmark ablations --data photos --output build/ablations --only position rivals
     ipt-benchmark ablations --data photos --output build/ablations --eval Set5 --small-pool 10
     ipt-benchmark ablations --output build/ablations --table --report benchmarks/results/ablations
     ipt-benchmark ablations --data imagenet --output runs/ablations --size ipt-small --steps 200000
@@ -10,7 +10,8 @@ encoding, and the share of data against a CNN of equal cost.
 Every run takes the same number of steps on the same crops in the same order (of its seed), starts as bicubic
 interpolation, and is measured on photographs that no run is trained on, restored tile by tile. A run that is finished
 is kept and one that was interrupted is continued, so the command may be stopped and given again; `--only` divides the
-work among processes. Sizes: `toy` (patches of 24x24, 0.3 M parameters: minutes on a CPU core), or a preset.
+work among processes. An experiment is reported when all its runs are finished. Sizes: `toy` (patches of 24x24, 0.3 M
+parameters: minutes on a CPU core), or a preset.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ipt_triton.benchmarks.ablations.experiments import EXPERIMENTS, NETWORKS, Variant, variants
 from ipt_triton.benchmarks.ablations.report import markdown, summarise, write_report
 from ipt_triton.benchmarks.quality.evaluate import Score, score
 from ipt_triton.cli import make_parser, run_command
@@ -44,70 +46,37 @@ from ipt_triton.train.data.pool import Pool, load_pool
 from ipt_triton.train.data.sets import Sample, find_images, load_sample
 from ipt_triton.train.fit.command import HELD_OUT, git_commit
 from ipt_triton.train.fit.loop import Cadence, Trainer, TrainingError, train
-from ipt_triton.train.fit.recipe import PAPER_LAMBDA, Recipe
+from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
 from ipt_triton.train.fit.state import read_state
 from ipt_triton.train.model.infer import restore_image
-from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, IPTConfig, Network
+from ipt_triton.train.model.ipt import IPT, PRESETS, IPTConfig, Network
 from ipt_triton.train.model.start import identity_start
-from ipt_triton.train.rivals.edsr import CNN_PRESETS, EDSR, EDSRConfig, bicubic_start
+from ipt_triton.train.rivals.edsr import EDSRConfig
+from ipt_triton.train.rivals.ignn import IGNNConfig
+from ipt_triton.train.rivals.network import RivalConfig
+from ipt_triton.train.rivals.presets import RIVAL_PRESETS, untrained
+from ipt_triton.train.rivals.rdn import RDNConfig
 
 logger = logging.getLogger(__name__)
 
-LAMBDAS = (0.0, 0.05, 0.1, 0.2, 0.5)
-SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
-EXPERIMENTS = ("contrastive", "position", "data")
-SIZES: dict[str, tuple[IPTConfig, EDSRConfig]] = {
-    # Multiply-adds of a patch: IPT 29.0 M and EDSR 28.4 M at scale 1, IPT 30.7 M and EDSR 34.4 M at scale 2.
-    "toy": (
-        IPTConfig(features=8, patch_size=24, encoder_layers=2, decoder_layers=2, heads=3),
-        EDSRConfig(features=16, blocks=10, patch_size=24),
-    ),
-    **{name: (config, CNN_PRESETS[name.replace("ipt", "edsr")]) for name, config in PRESETS.items()},
+SIZES: dict[str, dict[str, IPTConfig | RivalConfig]] = {
+    # Million multiply-adds of a patch at scale 1 and 2: IPT 29.0 and 30.7, EDSR 28.4 and 34.4, RDN 29.3 and 35.4, IGNN
+    # 27.7 and 33.7.
+    "toy": {
+        "ipt": IPTConfig(features=8, patch_size=24, encoder_layers=2, decoder_layers=2, heads=3),
+        "edsr": EDSRConfig(features=16, patch_size=24, blocks=10),
+        "rdn": RDNConfig(features=16, patch_size=24, blocks=5, layers=4, growth=8),
+        "ignn": IGNNConfig(features=16, patch_size=24, blocks=6),
+    },
+    **{
+        name: {v.network: (RIVAL_PRESETS | PRESETS)[name.replace("ipt", v.network)] for v in NETWORKS}
+        for name in PRESETS
+    },
 }
+"""The networks of each size by name, of about equal cost."""
+
 MIDDLE_SIDE = 256  # of the middle of each photograph held out, in pixels
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One setting of one seed.
-
-    Attributes:
-        network: `ipt` or `edsr`.
-        contrastive: weight λ of the contrastive loss.
-        position: encoding of positions; empty for EDSR.
-        share: of the small pool; 0 for the whole pool.
-        seed: of weights, crops and degradations.
-    """
-
-    network: str = "ipt"
-    contrastive: float = PAPER_LAMBDA
-    position: str = "learned"
-    share: float = 0.0
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """Of the run's folder."""
-        parts = [self.network]
-        if self.network == "ipt":
-            parts += [f"lambda{self.contrastive:g}", self.position]
-        if self.share:
-            parts.append(f"share{self.share:g}")
-        return "-".join([*parts, f"seed{self.seed}"])
-
-
-def variants(experiments: Sequence[str], seeds: int) -> Iterator[Variant]:
-    """Every run of the experiments once, all of the first seed before those of the second."""
-    edsr = Variant("edsr", 0.0, "")
-    settings = {
-        "contrastive": [Variant(contrastive=weight) for weight in LAMBDAS],
-        "position": [Variant(position=position) for position in POSITIONS],
-        "data": [replace(network, share=share) for share in SHARES[::-1] for network in (Variant(), edsr)],
-    }
-    chosen = dict.fromkeys(v for experiment in experiments for v in settings[experiment])
-    for seed in range(seeds):
-        yield from (replace(variant, seed=seed) for variant in chosen)
 
 
 @dataclass(frozen=True)
@@ -140,10 +109,10 @@ class Settings:
     def model(self, variant: Variant) -> Network:
         """The untrained network of a variant, which interpolates bicubically."""
         torch.manual_seed(variant.seed)
-        transformer, cnn = SIZES[self.size]
-        if variant.network == "edsr":
-            return bicubic_start(EDSR(replace(cnn, tasks=self.tasks)))
-        return identity_start(IPT(replace(transformer, position=variant.position, tasks=self.tasks)))
+        config = replace(SIZES[self.size][variant.network], tasks=self.tasks)
+        if isinstance(config, RivalConfig):
+            return untrained(config)
+        return identity_start(IPT(replace(config, position=variant.position)))
 
     def photographs(self, variant: Variant, pool: Pool) -> Pool:
         """What a variant is trained on: the whole pool, or a share of the small one, the same for every seed."""
@@ -259,7 +228,7 @@ def run_all(arguments: argparse.Namespace, settings: Settings) -> bool:
     logger.info("%d runs, %d of them finished", len(wanted), len(wanted) - len(left))
     if not left:
         return True
-    side = max(wide_side(t, SIZES[settings.size][0].patch_size) for t in settings.tasks)
+    side = max(wide_side(t, SIZES[settings.size]["ipt"].patch_size) for t in settings.tasks)
     training, held_out = load_pool(arguments.data, side).split(HELD_OUT)
     for number, variant in enumerate(left, 1):
         logger.info("run %d of %d: %s", number, len(left), variant.name)
@@ -286,7 +255,7 @@ def run(arguments: argparse.Namespace) -> int:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-    summary = summarise(finished(arguments.output), machine)
+    summary = summarise(finished(arguments.output), arguments.seeds, machine)
     if arguments.report:
         write_report(summary, arguments.report)
     print(json.dumps(summary, indent=2) if arguments.json else markdown(summary))
@@ -299,9 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--data", type=Path, nargs="+", metavar="DIR", help="folders of clean photographs, or packed pools (.npz)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the runs")
-    add("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS, help="these experiments (default all)")
-    add("--seeds", type=int, default=1, metavar="N", help="runs of each setting (default %(default)s)")
-    add("--size", choices=SIZES, default="toy", help="of both networks (default %(default)s)")
+    add("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="run these (default all)")
+    add("--seeds", type=int, default=3, metavar="N", help="runs of each setting (default %(default)s)")
+    add("--size", choices=SIZES, default="toy", help="of all networks (default %(default)s)")
     add("--steps", type=int, default=600, help="of each run (default %(default)s)")
     add("--batch", type=int, default=16, help="(default %(default)s)")
     add("--lr", type=float, default=1e-3, help="(default %(default)s)")
@@ -310,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--eval", type=Path, metavar="DIR", help="measure each run on this test set, too")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--table", action="store_true", help="run nothing, report what is finished")
-    add("--report", type=Path, metavar="STEM", help="write STEM.json, STEM.md and STEM.png")
+    add("--report", type=Path, metavar="STEM", help="write STEM.json, STEM.md and plots")
     add("--json", action="store_true", help="print JSON instead of Markdown")
     arguments = parser.parse_args(argv)
     if not arguments.table and not arguments.data:

@@ -49,7 +49,7 @@ from ipt_triton.reading import sha256_of
 from ipt_triton.service import MAX_BATCH, gpu_batch
 from ipt_triton.tasks import Task, task_table
 from ipt_triton.train.model.checkpoint import Checkpoint, content_hash
-from ipt_triton.train.model.ipt import IPT
+from ipt_triton.train.model.ipt import IPT, POSITIONS
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,11 @@ def plan_routes(checkpoints: Sequence[Checkpoint]) -> tuple[list[Route], dict[st
     """Who is served by which part: routes in task order, and the modules by part name with their hashes.
 
     Raises:
-        ExportError: checkpoints of different patch sizes, or a task given twice.
+        ExportError: checkpoints of different patch sizes, of relative positions, or a task given twice.
     """
+    if any(c.model.config.position == "relative" for c in checkpoints):
+        able = ", ".join(name for name in POSITIONS if name != "relative")
+        raise ExportError(f"a model with position 'relative' is for comparison and cannot be exported; {able} can")
     patch_sizes = {c.model.config.patch_size for c in checkpoints}
     if len(patch_sizes) != 1:
         raise ExportError(f"checkpoints of patch sizes {sorted(patch_sizes)} cannot be served together")

@@ -15,8 +15,8 @@ warm-up and a cosine schedule over the steps or the time given, and averages the
 come the paper's learning rate, contrastive loss, noise of the nominal strength alone, and crops from anywhere.
 
 `--output` receives `checkpoint/` (averaged weights, servable) and `state.pt` (everything that `--resume` needs), both
-replaced atomically every few minutes, at the end, and on SIGINT or SIGTERM. The presets `edsr*` train a convolutional
-rival behind the same trainer; their result is `state.pt` alone.
+replaced atomically every few minutes, at the end, and on SIGINT or SIGTERM. The presets `edsr*`, `rdn*` and `ignn*`
+train a convolutional rival behind the same trainer; their result is `state.pt` alone.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ipt_triton.tasks import KNOWN_TASKS, OFFICIAL_TASKS, Task, find_task
 from ipt_triton.train.fit.command import add_arguments, check_arguments, read_parent, run, run_training
 from ipt_triton.train.fit.recipe import Recipe
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, preset
+from ipt_triton.train.model.ipt import IPT, POSITIONS, PRESETS, Network, preset
 from ipt_triton.train.model.start import identity_start, with_tasks
-from ipt_triton.train.rivals.edsr import CNN_PRESETS, EDSR, bicubic_start
+from ipt_triton.train.rivals.presets import RIVAL_PRESETS, untrained
 
 PRESET = "ipt-tiny"
 
@@ -43,9 +43,9 @@ PRESET = "ipt-tiny"
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("ipt-train pretrain", __doc__ or "")
     add = parser.add_argument
-    add("--preset", choices=sorted([*PRESETS, *CNN_PRESETS]), help=f"(default {PRESET})")
+    add("--preset", choices=sorted([*PRESETS, *RIVAL_PRESETS]), help=f"(default {PRESET})")
     add("--start", type=Path, metavar="CHECKPOINT", help="start from its weights, with its architecture")
-    add("--position", choices=POSITIONS, help="position table, for ablations (default learned)")
+    add("--position", choices=POSITIONS, help="how a token's place is told, for ablations (default learned)")
     add(
         "--tasks",
         nargs="+",
@@ -63,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                 parser.error(f"--{name} is decided by the checkpoint of --start: leave it out")
     else:
         arguments.preset = arguments.preset or PRESET
-    convolutional = arguments.preset in CNN_PRESETS
+    convolutional = arguments.preset in RIVAL_PRESETS
     if convolutional and arguments.contrastive is None:
         arguments.contrastive = 0.0
     recipe = Recipe.from_arguments(arguments)
@@ -79,11 +79,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def new_model(arguments: argparse.Namespace, tasks: Sequence[Task]) -> IPT | EDSR:
+def new_model(arguments: argparse.Namespace, tasks: Sequence[Task]) -> Network:
     """The untrained model, its weights decided by --seed."""
     torch.manual_seed(arguments.seed)
-    if arguments.preset in CNN_PRESETS:
-        return bicubic_start(EDSR(replace(CNN_PRESETS[arguments.preset], tasks=tuple(tasks))))
+    if arguments.preset in RIVAL_PRESETS:
+        return untrained(replace(RIVAL_PRESETS[arguments.preset], tasks=tuple(tasks)))
     config = preset(arguments.preset, tasks)
     return identity_start(IPT(replace(config, position=arguments.position or config.position)))
 
@@ -102,7 +102,7 @@ def choose_tasks(names: Sequence[str] | None, of_start: Sequence[Task] = ()) -> 
 
 def pretrain(arguments: argparse.Namespace, runtime: Runtime) -> None:
     """The run that the arguments describe."""
-    model: IPT | EDSR
+    model: Network
     if arguments.start:
         parent, origin = read_parent(arguments.start)
         torch.manual_seed(arguments.seed)

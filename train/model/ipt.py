@@ -33,8 +33,12 @@ from ipt_triton.train.errors import ConfigError
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean of DIV2K in 0..1; 255 times it is subtracted before every head and added after every tail (`sub_mean`)."""
 
-POSITIONS = ("learned", "none", "sincos")
+POSITIONS = ("learned", "learned_2d", "relative", "sincos", "none")
+"""How a token's place is told: `learned` as published, a vector for each of the N places; the others for comparison.
 
+`learned_2d`: a vector for each row plus one for each column. `relative`: a number for each attention head and each
+distance in rows and columns between two tokens, added to their attention score. `sincos`: a fixed table.
+"""
 
 MAX_PATCH_NUMBERS = 2**22
 """Most numbers of a patch's features; the paper has 2**17."""
@@ -59,7 +63,7 @@ class IPTConfig:
         encoder_layers, decoder_layers: depth (12 + 12).
         heads: attention heads; must divide the token width, features · token_size².
         ffn_ratio: hidden width of feed-forward layers over the token width (4).
-        position: `learned` as published, or `none` / `sincos` for ablations.
+        position: how a token's place is told, one of `POSITIONS`; `learned` as published.
         task_embedding: False leaves the decoder without the task's embedding (ablation).
         tasks: the task table.
     """
@@ -99,9 +103,14 @@ class IPTConfig:
         return self.features * self.token_size**2
 
     @property
+    def grid(self) -> int:
+        """Tokens along each side of a patch."""
+        return self.patch_size // self.token_size
+
+    @property
     def tokens(self) -> int:
         """Tokens in a patch, N."""
-        return (self.patch_size // self.token_size) ** 2
+        return self.grid**2
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `IPTConfig.from_dict` reads them back."""
@@ -224,13 +233,43 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v)
 
 
+class RelativeAttention(Attention):
+    """`Attention` among the g² tokens of a grid, with a learned number for each distance added to the scores.
+
+    Each head has one for each of the (2g - 1)² distances in rows and columns, zero at first (Liu et al., "Swin
+    Transformer", ICCV 2021, equation 4).
+    """
+
+    def __init__(self, width: int, heads: int, grid: int):
+        super().__init__(width, heads)
+        self.grid = grid
+        self.distances = nn.Parameter(torch.zeros(heads, 2 * grid - 1, 2 * grid - 1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias().to(q.dtype))
+
+    def bias(self) -> Tensor:
+        """What is added to the scores, [heads, N, N], query by key."""
+        place = torch.arange(self.grid, device=self.distances.device)
+        apart = place[:, None] - place + self.grid - 1
+        rows, columns = apart[:, None, :, None], apart[None, :, None, :]
+        return self.distances[:, rows, columns].flatten(3).flatten(1, 2)
+
+
+def make_attention(config: IPTConfig) -> Attention:
+    """The attention of a layer."""
+    if config.position == "relative":
+        return RelativeAttention(config.width, config.heads, config.grid)
+    return Attention(config.width, config.heads)
+
+
 class EncoderLayer(nn.Module):
     """Pre-norm: self-attention, then a ReLU feed-forward layer, each on a residual branch. [B, N, D] -> [B, N, D]."""
 
     def __init__(self, config: IPTConfig):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
-        self.attention = Attention(config.width, config.heads)
+        self.attention = make_attention(config)
         self.linear1 = nn.Linear(config.width, config.width * config.ffn_ratio)
         self.linear2 = nn.Linear(config.width * config.ffn_ratio, config.width)
 
@@ -246,8 +285,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: IPTConfig):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(config.width) for _ in range(3))
-        self.attention = Attention(config.width, config.heads)
-        self.cross_attention = Attention(config.width, config.heads)
+        self.attention, self.cross_attention = make_attention(config), make_attention(config)
         self.linear1 = nn.Linear(config.width, config.width * config.ffn_ratio)
         self.linear2 = nn.Linear(config.width * config.ffn_ratio, config.width)
 
@@ -275,10 +313,12 @@ class Body(nn.Module):
     def __init__(self, config: IPTConfig):
         super().__init__()
         width, hidden = config.width, config.width * config.ffn_ratio
-        self.token_size, self.grid = config.token_size, config.patch_size // config.token_size
+        self.token_size, self.grid = config.token_size, config.grid
         self.linear_encoding = nn.Linear(width, width)
         if config.position == "learned":
             self.position = nn.Parameter(torch.randn(config.tokens, width))
+        elif config.position == "learned_2d":
+            self.position = nn.Parameter(torch.randn(2, config.grid, width))
         else:
             table = sincos_positions(config.tokens, width) if config.position == "sincos" else torch.zeros(())
             self.register_buffer("position", table, persistent=False)
@@ -299,13 +339,20 @@ class Body(nn.Module):
         Args:
             run: `run_layer`, or what does the same and keeps less for the backward pass.
         """
-        x = self.linear_encoding(tokens) + tokens + self.position
+        x = self.linear_encoding(tokens) + tokens + self.places()
         for layer in self.encoder:
             x = run(layer, x)
         memory = x
         for layer in self.decoder:
             x = run(layer, x, memory, embedding)
         return x
+
+    def places(self) -> Tensor:
+        """What is added to the tokens for their places, [N, D], or nothing, []."""
+        if self.position.ndim < 3:
+            return self.position
+        rows, columns = self.position
+        return (rows[:, None] + columns).flatten(0, 1)
 
     def project(self, x: Tensor) -> Tensor:
         """Output layers on the decoder's output [B, N, D] -> [B, N, D]."""

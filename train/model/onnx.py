@@ -26,9 +26,9 @@ class ExplicitAttention(Attention):
 
 
 def for_onnx(module: Module) -> Module:
-    """A copy for `torch.onnx.export`, with `ExplicitAttention` throughout; it shares its weights with the module."""
+    """A copy for `torch.onnx.export`, with `ExplicitAttention` for `Attention`; both share their weights."""
     copied = copy.deepcopy(module, {id(p): p for p in module.parameters()})
     for layer in copied.modules():
-        if isinstance(layer, Attention):
+        if type(layer) is Attention:
             layer.__class__ = ExplicitAttention
     return copied.eval()

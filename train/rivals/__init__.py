@@ -1,1 +1,1 @@
-"""Convolutional networks that the paper's ablations compare IPT with."""
+"""Convolutional networks that the paper compares IPT with."""

@@ -157,6 +157,23 @@ def test_task_given_twice_is_an_error():
         plan_routes([one_task(3), one_task(3, seed=1)])
 
 
+def test_relative_positions_are_for_comparison_alone(tmp_path: Path):
+    checkpoint = checkpoint_of(small_model(config=replace(TINY, tasks=OFFICIAL_TASKS[3:4], position="relative")))
+    with pytest.raises(ExportError, match=r"'relative' is for comparison .* learned, learned_2d, sincos, none can"):
+        export_parts([checkpoint], tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", ["learned_2d", "sincos", "none"])
+def test_other_positions_are_exported_and_agree_with_pytorch(tmp_path: Path, position: str):
+    config = replace(TINY, tasks=OFFICIAL_TASKS[3:4], position=position)
+    first, second = (checkpoint_of(small_model(seed, config)) for seed in (0, 1))
+    for folder, checkpoint in (("first", first), ("second", second)):  # the second takes the graph of the first
+        manifest = export_parts([checkpoint], tmp_path / folder)
+        assert manifest.part("body").parity.max_abs < 0.01
+
+
 @pytest.mark.slow
 def test_single_task_checkpoint_keeps_its_id(tmp_path: Path):
     manifest = export_parts([one_task(5)], tmp_path / "parts")

@@ -25,6 +25,7 @@ from ipt_triton.train.fit import state
 from ipt_triton.train.fit.command import HELD_OUT, parse_duration
 from ipt_triton.train.fit.pretrain import main
 from ipt_triton.train.model.checkpoint import load_checkpoint
+from ipt_triton.train.rivals.presets import RIVAL_PRESETS
 
 ROOT = Path(__file__).parents[3]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -254,14 +255,15 @@ def test_a_run_starts_from_a_checkpoint_with_its_architecture_and_tasks(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_convolutional_rival_is_trained_and_resumed(photos: Path, tmp_path: Path) -> None:
-    arguments = command(photos, tmp_path / "run", "--preset", "edsr-tiny")
+@pytest.mark.parametrize("rival", ["edsr", "rdn", "ignn"])
+def test_a_convolutional_rival_is_trained_and_resumed(photos: Path, tmp_path: Path, rival: str) -> None:
+    arguments = command(photos, tmp_path / "run", "--preset", f"{rival}-tiny")
     assert main([*arguments, "--steps", "1"]) == 0
     assert main([*arguments, "--steps", "2", "--resume"]) == 0
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["recipe.json", "state.pt"]
     saved = state.read_state(tmp_path / "run" / "state.pt")
     assert saved["step"] == 2 and saved["recipe"]["contrastive"] == 0
-    assert saved["config"]["blocks"] == 12
+    assert saved["config"]["blocks"] == RIVAL_PRESETS[f"{rival}-tiny"].to_dict()["blocks"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ipt_triton.tasks import OFFICIAL_TASKS, Task, TaskError
 from ipt_triton.train.model.import_official import convert
-from ipt_triton.train.model.ipt import IPT, PRESETS, Attention, ConfigError, IPTConfig, preset, sincos_positions
+from ipt_triton.train.model.ipt import (
+    IPT,
+    POSITIONS,
+    PRESETS,
+    Attention,
+    ConfigError,
+    IPTConfig,
+    RelativeAttention,
+    preset,
+    sincos_positions,
+)
 from ipt_triton.train.model.onnx import ExplicitAttention, for_onnx
 from ipt_triton.train.model.start import identity_start
 
@@ -135,7 +145,7 @@ def test_identity_start_enlarges_as_the_bicubic_filter_does(task: str, tolerance
 
 @torch.no_grad()
 def test_identity_start_holds_with_every_ablation() -> None:
-    for position in ("learned", "none", "sincos"):
+    for position in POSITIONS:
         for task_embedding in (True, False):
             config = replace(SMALL, position=position, task_embedding=task_embedding)
             x = patches(2)
@@ -146,11 +156,68 @@ def test_identity_start_holds_with_every_ablation() -> None:
 def test_without_positions_tokens_may_be_permuted_and_with_them_not() -> None:
     torch.manual_seed(0)
     tokens, order = torch.randn(1, 256, 72), torch.randperm(256)
-    for position, equivariant in (("none", True), ("sincos", False), ("learned", False)):
+    for position in POSITIONS:
         body = IPT(replace(SMALL, position=position, task_embedding=False)).body.eval()
+        for layer in body.modules():
+            if isinstance(layer, RelativeAttention):
+                layer.distances.normal_()
         nothing = torch.zeros(1, 256, 72)
         permuted = body.transform(tokens[:, order], nothing)
-        assert torch.allclose(permuted, body.transform(tokens, nothing)[:, order], atol=1e-4) is equivariant
+        equivariant = torch.allclose(permuted, body.transform(tokens, nothing)[:, order], atol=1e-4)
+        assert equivariant is (position == "none"), position
+
+
+@torch.no_grad()
+def test_a_place_in_two_dimensions_is_the_vector_of_its_row_plus_that_of_its_column() -> None:
+    body = IPT(replace(SMALL, position="learned_2d")).body
+    assert body.position.shape == (2, 16, 72)
+    places = body.places()
+    for token in (0, 15, 16, 100, 255):
+        torch.testing.assert_close(places[token], body.position[0, token // 16] + body.position[1, token % 16])
+
+
+@torch.no_grad()
+def test_relative_attention_adds_to_each_score_the_number_of_its_distance() -> None:
+    torch.manual_seed(0)
+    attention = RelativeAttention(8, 2, grid=3).double()
+    attention.distances.normal_()
+    query, memory = torch.randn(2, 9, 8).double(), torch.randn(2, 9, 8).double()
+    to_q, to_k, to_v = attention.projection.view(3, 2, 4, 8)
+    expected = torch.empty(2, 9, 8).double()
+    for head in range(2):
+        for i in range(9):
+            scores = torch.stack(
+                [
+                    ((to_q[head] @ query[:, i].T) * (to_k[head] @ memory[:, j].T)).sum(0) / 2
+                    + attention.distances[head, i // 3 - j // 3 + 2, i % 3 - j % 3 + 2]
+                    for j in range(9)
+                ]
+            )  # [key, batch]
+            values = to_v[head] @ memory.transpose(1, 2)  # [batch, 4, key]
+            expected[:, i, 4 * head : 4 * head + 4] = torch.einsum("kb,bdk->bd", scores.softmax(0), values)
+    torch.testing.assert_close(attention(query, memory, memory), attention.out(expected))
+
+
+def test_only_the_published_places_are_a_table_for_each_token() -> None:
+    shapes = {
+        position: {n: tuple(t.shape) for n, t in IPT(replace(SMALL, position=position)).state_dict().items()}
+        for position in POSITIONS
+    }
+    published = shapes["learned"].pop("body.position")
+    assert published == (256, 72)
+    assert shapes["learned"] == shapes["sincos"] == shapes["none"]
+    distances = {n for n in shapes["relative"] if n.endswith("distances")}
+    assert len(distances) == 3 and all(shapes["relative"][n] == (2, 31, 31) for n in distances)
+    assert {n: s for n, s in shapes["relative"].items() if n not in distances} == shapes["learned"]
+
+
+def test_places_of_every_kind_learn() -> None:
+    torch.manual_seed(0)
+    for position in ("learned", "learned_2d", "relative"):
+        model = IPT(replace(SMALL, position=position))
+        model(patches(1), "derain").mean().backward()
+        own = [p for n, p in model.named_parameters() if n.endswith(("position", "distances"))]
+        assert own and all(p.grad is not None and p.grad.abs().max() > 0 for p in own), position
 
 
 @torch.no_grad()
@@ -215,7 +282,7 @@ def test_a_configuration_survives_its_dictionary(name: str) -> None:
         ({"decoder_layers": 1.5}, "decoder_layers 1.5"),
         ({"patch_size": 50}, "patch_size 50 .* token_size 3"),
         ({"heads": 7}, "heads 7 .* width 576"),
-        ({"position": "rotary"}, "'rotary'.*learned, none, sincos"),
+        ({"position": "rotary"}, "'rotary'.*learned, learned_2d, relative, sincos, none"),
         ({"depth": 3, "width": 1}, "depth, width"),
     ],
 )
