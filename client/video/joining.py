@@ -15,7 +15,7 @@ import av
 from ipt_triton.client.video.encoding import Plan, ordinary_threads
 from ipt_triton.client.video.errors import UnsupportedVideo, VideoError
 from ipt_triton.client.video.segments import read_header, read_packets
-from ipt_triton.client.video.source import Source, readable
+from ipt_triton.client.video.source import Source, open_to_read, readable
 
 _OF_THE_CONTAINER = frozenset(("major_brand", "minor_version", "compatible_brands", "encoder"))
 """Metadata that describes the source's container, not the video."""
@@ -42,7 +42,7 @@ def join(source: Source, segments: Sequence[Path], plan: Plan, path: Path) -> No
     """
     try:
         with (
-            av.open(str(source.path), metadata_errors="replace") as old,
+            open_to_read(source.path) as old,
             av.open(str(path), "w") as new,
         ):
             _join(source, old, new, segments, plan)

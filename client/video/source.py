@@ -73,6 +73,17 @@ class Orientation:
         return np.ascontiguousarray(picture)
 
 
+def open_to_read(path: Path) -> av.container.InputContainer:
+    """A video file. Its metadata may be no UTF-8, which PyAV takes from 19 on, and older ones if they are asked to.
+
+    Raises:
+        av.FFmpegError: it cannot be read.
+    """
+    if int(av.__version__.split(".")[0]) >= 19:
+        return av.open(str(path))
+    return av.open(str(path), metadata_errors="replace")
+
+
 class Source:
     """A video file whose first video stream (cover pictures aside) is read.
 
@@ -102,7 +113,7 @@ class Source:
         self.path, self.notes = path, list[str]()
         self._damaged = 0
         try:
-            self._container = av.open(str(path), metadata_errors="replace")
+            self._container = open_to_read(path)
         except av.FFmpegError as error:
             raise _unreadable(path, error) from error
         try:
