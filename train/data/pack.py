@@ -104,7 +104,7 @@ def pack_pool(arguments: argparse.Namespace) -> None:
 def pack_shards(arguments: argparse.Namespace) -> None:
     """Tar shards. Raises DataError if shards of that name are there already."""
     output: Path = arguments.output
-    if there := sorted(output.parent.glob(f"{glob.escape(output.stem)}-*{SHARD}")):
+    if there := sorted(output.parent.glob(f"{glob.escape(output.stem)}-[0-9]*{SHARD}")):
         raise DataError(f"{there[0]} is there already; delete it, or choose another --output")
     found = find_photographs(arguments.folders)
     sizes = {p: size for p in found if (size := size_of(p))}
