@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_shards_that_cannot_be_written_are_refused(
         ended = int(error.code or 0)
     assert ended == status and message in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos-of-mine.tar", "there-7.tar"]
+
+
+def test_packing_shards_without_pillow_says_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)  # as if not installed
+    assert pack([str(folder), "--shards", "1", "--output", str(tmp_path / "photos.tar")]) == 1
+    assert "pip install pillow" in capsys.readouterr().err
 
 
 def test_a_pool_from_shards_is_the_one_from_the_folder_and_bad_members_are_counted(
