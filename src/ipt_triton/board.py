@@ -92,7 +92,10 @@ class Board:
         if not 0 <= slot < _SLOTS:
             raise ValueError(f"a board has {_SLOTS} slots and none with number {slot}")
         shape = (_SLOTS + 1, _WIDTH)
-        with path.open("ab") as file:  # zeros, nothing to do, in blocks of their own: a disk that fills up is no matter
+        path.touch()
+        # Zeros, nothing to do, in blocks of their own: a disk that fills up is no matter. Where a file system sets none
+        # aside, glibc writes them, for which the file must be open for reading and not for appending.
+        with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, 8 * shape[0] * shape[1])
         self._rows = np.memmap(path, np.int64, "r+", shape=shape)
         self._slots, self._own, self._slot = self._rows[: routers or _SLOTS], self._rows[slot], slot

@@ -52,6 +52,10 @@ def test_the_page_shows_each_record_with_table_plot_and_command(folder: Path) ->
     assert report.main(["--results", str(folder), "--check"]) == 0
 
 
+def test_the_projects_page_is_in_step_with_its_records(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["--check"]) == 0, capsys.readouterr().err
+
+
 def test_a_changed_record_or_a_missing_plot_is_out_of_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check = ["--results", str(folder), "--check"]
     assert report.main(check) == 1

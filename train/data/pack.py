@@ -25,7 +25,7 @@ from ipt_triton.cli import make_parser, run_command
 from ipt_triton.files import atomic_file
 from ipt_triton.train.data.pool import PACKED, Photograph, Pool, by_hash, find_photographs, load_pool
 from ipt_triton.train.data.shards import SHARD, shard_paths, write_shard
-from ipt_triton.train.errors import DataError
+from ipt_triton.train.errors import DataError, needs
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,13 @@ def write_packed(pool: Pool, path: Path) -> None:
 
 
 def size_of(photograph: Photograph) -> tuple[int, int] | None:
-    """Width and height that an image file gives of itself; None if it cannot be read."""
-    from PIL import Image
+    """Width and height that an image file gives of itself; None if it cannot be read.
+
+    Raises:
+        MissingPackage: Pillow is not installed.
+    """
+    with needs("pillow", "ipt-train pack --shards"):
+        from PIL import Image
 
     try:
         with Image.open(photograph.path if photograph.size is None else io.BytesIO(photograph.read())) as image:
@@ -104,7 +109,7 @@ def pack_pool(arguments: argparse.Namespace) -> None:
 def pack_shards(arguments: argparse.Namespace) -> None:
     """Tar shards. Raises DataError if shards of that name are there already."""
     output: Path = arguments.output
-    if there := sorted(output.parent.glob(f"{glob.escape(output.stem)}-*{SHARD}")):
+    if there := sorted(output.parent.glob(f"{glob.escape(output.stem)}-[0-9]*{SHARD}")):
         raise DataError(f"{there[0]} is there already; delete it, or choose another --output")
     found = find_photographs(arguments.folders)
     sizes = {p: size for p in found if (size := size_of(p))}
@@ -120,7 +125,7 @@ def pack_shards(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 2 wrong arguments or data."""
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments or data."""
     arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     return run_command(lambda: pack_pool(arguments) if arguments.shards is None else pack_shards(arguments))

@@ -100,7 +100,8 @@ def check_enough(usable: int, held_out: int) -> None:
 
 def by_hash(names: Sequence[str], salt: str = "") -> list[int]:
     """Numbers of the names in an order that looks random and is the same everywhere."""
-    return sorted(range(len(names)), key=lambda i: hashlib.sha256((salt + names[i]).encode()).digest())
+    encoded = [(salt + name).encode(errors="surrogateescape") for name in names]
+    return sorted(range(len(names)), key=lambda i: hashlib.sha256(encoded[i]).digest())
 
 
 def share(names: Sequence[str], fraction: float) -> list[int]:

@@ -40,9 +40,9 @@ def read_index(path: Path) -> list[Member]:
             end = tar.offset
         with path.open("rb") as file:
             file.seek(end)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
-                raise tarfile.ReadError(f"no header at byte {end}")
-    except (OSError, tarfile.TarError) as error:
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any other one for the end, too
+                raise tarfile.ReadError(f"neither a header nor the end at byte {end}")
+    except (OSError, tarfile.TarError, ValueError) as error:  # ValueError: a damaged list of a sparse file's parts
         raise DataError(f"{path} is not a whole, uncompressed tar file ({excerpt(error)}); write it again") from None
     return members
 

@@ -84,13 +84,17 @@ def from_patches(patches: Tensor, height: int, width: int) -> Tensor:
 def retrieve(shallow: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """The nearest patches at half scale of each patch: features [B, C, H, W], height and width even.
 
+    Computed in float32 at least, under autocast too: in BF16 the terms of a distance hide what near patches differ in.
+
     Returns:
         Their numbers, nearest first, [B, patches, k], and the differences |E_q - E↓_n| summed over a patch,
         [B, patches, k, C].
     """
+    shallow = shallow.to(torch.promote_types(shallow.dtype, torch.float32))
     queries, candidates = to_patches(shallow), to_patches(F.avg_pool2d(shallow, 2))
     q, n = queries.flatten(2), candidates.flatten(2)
-    distances = n.square().sum(2)[:, None] - 2 * q @ n.transpose(1, 2)  # |q|² is the same for all n
+    with torch.autocast(shallow.device.type, enabled=False):
+        distances = n.square().sum(2)[:, None] - 2 * q @ n.transpose(1, 2)  # |q|² is the same for all n
     chosen = distances.topk(min(neighbours, n.shape[1]), dim=2, largest=False).indices
     return chosen, (queries[:, :, None] - gather(candidates, chosen)).abs().sum(-1)
 

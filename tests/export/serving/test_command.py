@@ -167,15 +167,15 @@ class TestARunningServer:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard < 3000:
             pytest.skip(f"this user may have {hard} files open, and the test needs 3000")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3000), hard))
         with contextlib.ExitStack() as silent:
+            silent.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3000), hard))
             for number in range(2000):
                 connection = silent.enter_context(socket.create_connection((host, int(port)), 10))
                 if number % 2:
                     connection.sendall(HTTP2)
             with RestorationClient(server.grpc_url, retries=0, timeout=60) as client:
                 assert client.restore(np.zeros((3, 3, 3), np.uint8), "derain").shape == (3, 3, 3)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     def test_two_servers_stand_side_by_side_and_one_ends_without_harm_to_the_other(
         self, server: TritonServer, repository: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def test_the_index_finds_the_bytes_of_images_in_what_tar_wrote(folder: Path, tmp
         assert found == files and len(found) == 10
 
 
+def test_names_that_are_no_utf8_are_read_and_chosen_like_others(folder: Path, tmp_path: Path) -> None:
+    files = find_photographs([folder])
+    names = [f"\udce9{number}.png" for number in range(len(files))]  # Latin-1 é, as Python reads it
+    write_shard(tmp_path / "photos.tar", ((name, file.read()) for name, file in zip(names, files, strict=True)))
+    training, held_out = load_pool([tmp_path / "photos.tar"], 48).split(3)
+    assert len(training.names) == 4 and {*training.names, *held_out.names} < set(names)
+
+
 def test_packed_shards_hold_the_files_as_they_are_and_are_the_same_each_time(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -91,12 +100,21 @@ def test_shards_that_cannot_be_written_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there-7.tar").touch()
+    Path("photos-of-mine.tar").touch()
     try:
         ended = pack([str(folder), "--min-side", "48", *more])
     except SystemExit as error:  # argparse's
         ended = int(error.code or 0)
     assert ended == status and message in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["there-7.tar"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos-of-mine.tar", "there-7.tar"]
+
+
+def test_packing_shards_without_pillow_says_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)  # as if not installed
+    assert pack([str(folder), "--shards", "1", "--output", str(tmp_path / "photos.tar")]) == 1
+    assert "pip install pillow" in capsys.readouterr().err
 
 
 def test_a_pool_from_shards_is_the_one_from_the_folder_and_bad_members_are_counted(
@@ -139,7 +157,7 @@ def test_photographs_of_a_shard_are_degraded_as_those_of_a_folder(tmp_path: Path
     assert [p.read_bytes() for p in pictures[0]] == [p.read_bytes() for p in pictures[1]]
 
 
-@pytest.mark.parametrize("damage", ["none", "text", "empty", "cut", "compressed", "header", "folder"])
+@pytest.mark.parametrize("damage", ["none", "text", "empty", "cut", "end", "compressed", "header", "sparse", "folder"])
 def test_a_shard_that_is_not_whole_is_refused(folder: Path, tmp_path: Path, damage: str) -> None:
     shard = tmp_path / "photos.tar"
     write_shard(shard, ((p.name, p.read()) for p in find_photographs([folder])))
@@ -147,11 +165,16 @@ def test_a_shard_that_is_not_whole_is_refused(folder: Path, tmp_path: Path, dama
     shard.unlink()
     if damage == "folder":
         shard.mkdir()
-    elif damage == "header":
+    elif damage in ("header", "end"):
         with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
             third = tar.getmembers()[2].offset
         whole[third : third + 100] = b"?" * 100
-        shard.write_bytes(whole)
+        shard.write_bytes(whole if damage == "header" else whole[:third])
+    elif damage == "sparse":  # a member that says it has a list of parts, and has none
+        with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as tar:
+            member = tarfile.TarInfo("a.png")
+            member.size, member.pax_headers = 600, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+            tar.addfile(member, io.BytesIO(b"5" * 600))
     elif damage != "none":
         damaged = {"text": b"no tar" * 200, "empty": b"", "cut": whole[: len(whole) // 2]}
         shard.write_bytes(gzip.compress(whole) if damage == "compressed" else damaged[damage])

@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The same photographs in five shards, of which the last lacks half of one."""
+    """The same photographs in five shards, but for the broken one."""
     output = tmp_path_factory.mktemp("shards")
     assert pack([str(folder), "--output", str(output / "photos.tar"), "--shards", "5", "--min-side", "48"]) == 0
     return sorted(output.iterdir())

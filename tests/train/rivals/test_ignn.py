@@ -114,6 +114,15 @@ def test_a_patch_that_is_somewhere_at_twice_the_size_is_found_there():
     torch.testing.assert_close(differences[0, query, 0], torch.zeros(4), atol=1e-4, rtol=0)
 
 
+def test_under_autocast_the_same_patches_are_found():
+    """Features far from zero, so that distances are small beside the features themselves."""
+    shallow = (100 + 5 * features(24, 24)).float().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen, differences = retrieve(shallow, 3)
+    expected, apart = retrieve(shallow.float(), 3)
+    assert torch.equal(chosen, expected) and torch.equal(differences, apart)
+
+
 @torch.no_grad()
 def test_what_is_flat_stays_flat():
     torch.manual_seed(0)
