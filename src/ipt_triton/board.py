@@ -113,12 +113,13 @@ class Board:
             Busy: it would have to wait too long.
         """
         self._own[_BEGAN] = time.monotonic_ns()
+        self._own[_LEFT] = patches  # before the look at the others: two that begin at once see each other
         if self._routers and patches > chunk and (wait := self._wait(patches, within)):
+            self._own[_LEFT] = 0
             self._own[_REFUSED] += 1
             raise Busy(f"{self._under_way()} photographs are under way; ask again in {wait:.1f} s")
         self._own[_TASK] = task
         self._since, self._done_then = time.monotonic(), self._done()
-        self._own[_LEFT] = patches
         self._own[_TURNS] += 1
 
     def turn_to(self, task: int) -> None:
@@ -179,7 +180,11 @@ class Board:
         left[self._slot] = 0
         before = int(left[self._goes_before(left, patches)].sum())
         free = max(0, len(self._alike) - 1 - int((left[self._alike.start : self._alike.stop] > 0).sum()))
-        return wait_for(patches, before, int(self._rows[_WAITING]), free, self._reserved, rate, within)
+        wait = wait_for(patches, before, int(self._rows[_WAITING]), free, self._reserved, rate, within)
+        if not wait or free >= self._reserved:
+            return wait
+        soonest = left[left > 0].min(initial=_LONGEST_HINT_S * rate) / rate  # until a router is free
+        return min(max(wait, float(soonest)), _LONGEST_HINT_S)
 
     def _done(self) -> int:
         return int(self._slots[:, _DONE].sum())
