@@ -97,9 +97,13 @@ def running_envoy(folder: Path, servers: Places, gateways: Places = ()) -> Itera
     ask(config, "servers", servers)
     ask(config, "gateways", gateways)
     cluster = config["static_resources"]["clusters"][0]
-    cluster["health_checks"][0] |= {"timeout": "1s", "interval": "0.2s", "no_traffic_interval": "0.2s"}
+    cluster["health_checks"][0] |= {
+        "timeout": "4s",
+        "interval": "0.2s",
+        "no_traffic_interval": "0.2s",
+    }  # late is not lost
     (protocol,) = cluster["typed_extension_protocol_options"].values()
-    pings = {"interval": "0.5s", "timeout": "2s"}
+    pings = {"interval": "0.5s", "timeout": "4s"}
     protocol["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"] = pings
     let_in(config, KEY)
     with envoy(folder, config) as port:

@@ -45,7 +45,8 @@ class Photograph:
     size: int | None = None
 
     def __str__(self) -> str:
-        return str(self.path) if self.size is None else f"{self.path}: {self.name}"
+        text = str(self.path) if self.size is None else f"{self.path}: {self.name}"
+        return text.encode("utf-8", "backslashreplace").decode()  # not every name is text
 
     def read(self) -> bytes:
         """The image file as it is. Raises OSError."""

@@ -30,6 +30,7 @@ What differs from the paper and its code (sczhou/IGNN), so that it is small and 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +94,7 @@ def retrieve(shallow: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     shallow = shallow.to(torch.promote_types(shallow.dtype, torch.float32))
     queries, candidates = to_patches(shallow), to_patches(F.avg_pool2d(shallow, 2))
     q, n = queries.flatten(2), candidates.flatten(2)
-    with torch.autocast(shallow.device.type, enabled=False):
+    with nullcontext() if shallow.is_meta else torch.autocast(shallow.device.type, enabled=False):  # meta has none
         distances = n.square().sum(2)[:, None] - 2 * q @ n.transpose(1, 2)  # |q|² is the same for all n
     chosen = distances.topk(min(neighbours, n.shape[1]), dim=2, largest=False).indices
     return chosen, (queries[:, :, None] - gather(candidates, chosen)).abs().sum(-1)
