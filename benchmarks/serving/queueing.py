@@ -76,10 +76,10 @@ class Server:
         before = sum(photo.left for photo in self._photos if photo.left <= patches)
         free = _OPTIONS.router_instances - 1 - len(self._photos)
         reserved = reserved_routers(_OPTIONS.router_instances)
+        soonest = min((photo.left for photo in self._photos), default=0)
+        patience = max(0.0, until - self._env.now)
         if patches > MAX_BATCH and (
-            wait := wait_for(
-                patches, before, len(self._waiting), free, reserved, self._rate, max(0.0, until - self._env.now)
-            )
+            wait := wait_for(patches, before, len(self._waiting), free, reserved, soonest, self._rate, patience)
         ):
             raise Refused(wait)
         photo = Photo(patches, self._env.now, self._env.now, self._env.event())

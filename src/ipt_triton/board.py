@@ -51,7 +51,14 @@ def reserved_routers(routers: int) -> int:
 
 
 def wait_for(
-    patches: int, before: int, waiting: int, free: int, reserved: int, rate: float, within: float = math.inf
+    patches: int,
+    before: int,
+    waiting: int,
+    free: int,
+    reserved: int,
+    soonest: int,
+    rate: float,
+    within: float = math.inf,
 ) -> float:
     """Seconds after which a photograph that a router has got may be asked for again; 0 if it is taken on now.
 
@@ -61,12 +68,15 @@ def wait_for(
         waiting: requests that wait for a router, taken as if each were like this one.
         free: routers that have nothing to do beside this one.
         reserved: see `reserved_routers`.
+        soonest: patches left of the one under way that is done first, which frees a router.
         rate: patches a second of the server.
         within: seconds after which its caller leaves.
     """
     waits = before + patches * waiting
     too_long = free < reserved and (waits + patches) / rate > ROOM_S[free]
     too_long = too_long or (before > 0 and (before + patches) / rate > within)
+    if free < reserved:
+        waits = max(waits, soonest)
     return min(max(waits / rate, 0.1), _LONGEST_HINT_S) if too_long else 0.0
 
 
@@ -180,11 +190,9 @@ class Board:
         left[self._slot] = 0
         before = int(left[self._goes_before(left, patches)].sum())
         free = max(0, len(self._alike) - 1 - int((left[self._alike.start : self._alike.stop] > 0).sum()))
-        wait = wait_for(patches, before, int(self._rows[_WAITING]), free, self._reserved, rate, within)
-        if not wait or free >= self._reserved:
-            return wait
-        soonest = left[left > 0].min(initial=_LONGEST_HINT_S * rate) / rate  # until a router is free
-        return min(max(wait, float(soonest)), _LONGEST_HINT_S)
+        soonest = int(left[left > 0].min(initial=np.iinfo(left.dtype).max))
+        waiting = int(self._rows[_WAITING])
+        return wait_for(patches, before, waiting, free, self._reserved, soonest, rate, within)
 
     def _done(self) -> int:
         return int(self._slots[:, _DONE].sum())
