@@ -151,7 +151,6 @@ def recompute_layer(layer: nn.Module, *inputs: Tensor) -> Tensor:
 
     So its inputs alone are kept, and the activations of one layer at a time exist.
     """
-    output: Tensor = checkpoint(
-        layer, *inputs, use_reentrant=False, preserve_rng_state=False
-    )  # nothing is random there
+    # Nothing is random in a layer, so no random state need be kept.
+    output: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
     return output

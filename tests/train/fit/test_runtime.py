@@ -75,15 +75,11 @@ def test_what_torchrun_starts_again_goes_on_and_no_other_run_does(
         begin("ours")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("few_held_out_crops")
-def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_batch(
-    photos: Path, tmp_path: Path
-) -> None:
+def torchrun(*words: str) -> str:
+    """Run a script in two processes of one thread each; what they say on standard error."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*arguments(photos, tmp_path / "two"), "--interval", "0s", "--activation-checkpointing"]
     ended = subprocess.run(
-        [*launcher, "--max-restarts", "1", dying_process.__file__, *command],
+        [*launcher, *words],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -91,7 +87,17 @@ def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_ba
         timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
-    assert "exitcode: -9" in ended.stderr
+    return ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_held_out_crops")
+def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_batch(
+    photos: Path, tmp_path: Path
+) -> None:
+    command = [*arguments(photos, tmp_path / "two"), "--interval", "0s", "--activation-checkpointing"]
+    told = torchrun("--max-restarts", "1", dying_process.__file__, *command)
+    assert "exitcode: -9" in told
     with one_thread():
         assert main([*arguments(photos, tmp_path / "one"), "--accumulate", "2"]) == 0
     one, two = (read_state(tmp_path / name / "state.pt") for name in ("one", "two"))
@@ -113,18 +119,9 @@ def test_two_processes_of_which_one_dies_train_what_one_trains_with_twice_the_ba
 def test_each_of_two_processes_opens_shards_of_its_own_alone(photos: Path, tmp_path: Path) -> None:
     assert pack([str(photos), "--output", str(tmp_path / "photos.tar"), "--shards", "4", "--min-side", "48"]) == 0
     shards = sorted(tmp_path.glob("*.tar"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = arguments(photos, tmp_path / "run")
     command[1:2] = map(str, shards)
-    ended = subprocess.run(
-        [*launcher, watched_process.__file__, str(tmp_path / "opened"), *command, "--workers", "1"],
-        cwd=Path(__file__).parents[3],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode == 0, ended.stderr
+    torchrun(watched_process.__file__, str(tmp_path / "opened"), *command, "--workers", "1")
     opened = [line.split(" ", 1) for line in (tmp_path / "opened").read_text().splitlines()]
     for rank in (0, 1):
         assert {Path(path) for by, path in opened if by == str(rank)} == set(shards[rank::2])
