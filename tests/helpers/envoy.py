@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 from helpers.chart import ROOT, tool
 from helpers.nginx import free_port
+from helpers.serve import until
 
 CONFIGURATION = ROOT / "deploy" / "proxy" / "envoy.yaml"
 CERTIFICATE = CONFIGURATION.with_name("envoy-certificate.yaml")
@@ -92,7 +94,7 @@ def envoy(folder: Path, config: Any) -> Iterator[int]:
 
 @contextmanager
 def running_envoy(folder: Path, servers: Places, gateways: Places = ()) -> Iterator[int]:
-    """Our Envoy with one key, and shorter times; its port."""
+    """Our Envoy with one key, and shorter times; its port, once all are known as healthy."""
     config = configuration(folder)
     ask(config, "servers", servers)
     ask(config, "gateways", gateways)
@@ -106,5 +108,14 @@ def running_envoy(folder: Path, servers: Places, gateways: Places = ()) -> Itera
     pings = {"interval": "0.5s", "timeout": "4s"}
     protocol["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"] = pings
     let_in(config, KEY)
+    admin = free_port()
+    config["admin"] = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}}
     with envoy(folder, config) as port:
+        wanted = len(servers) + len(gateways)  # Envoy itself begins when the first one is
+        until(lambda: _healthy(admin) == wanted, 30, "healthy servers")
         yield port
+
+
+def _healthy(admin: int) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/clusters", timeout=10) as answer:
+        return answer.read().count(b"::health_flags::healthy")
