@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -96,16 +97,23 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def stop_when(condition: Callable[[], object]) -> threading.Thread:
-    """Send this process SIGTERM as soon as something is so."""
+@contextmanager
+def stopped_when(condition: Callable[[], object]) -> Iterator[None]:
+    """Send this process SIGTERM as soon as something is so, but never after the block, where nothing waits for it."""
+    left = threading.Event()
 
     def wait() -> None:
-        until(condition)
-        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: left.is_set() or condition())
+        if not left.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()
 
 
 def alive(process: int) -> bool:
@@ -128,9 +136,8 @@ def test_a_repository_without_plans_is_built_once_for_each_kind_of_gpu_and_then_
         said += capfd.readouterr().out
         return "ready: " in said
 
-    thread = stop_when(ready)
-    assert serve(repository) == 0
-    thread.join()
+    with stopped_when(ready):
+        assert serve(repository) == 0
     assert (repository / "asked").read_text().split() == ["0", "2"]
     assert plans(repository) == sorted(f"{part}/1/model_{number}.plan" for part in PARTS for number in ("8.9", "9.0"))
     assert "2 tasks: sr_x2, derain" in said
@@ -226,10 +233,9 @@ def test_a_signal_ends_the_build_with_exit_0_and_no_process_is_left(
     monkeypatch.setattr(missing_engines, "_PATIENCE_S", 0.5)
     (repository / "hang").write_text(manner)
     pid = repository / "process"
-    thread = stop_when(lambda: pid.exists() and pid.read_text())
     began = time.monotonic()
-    assert serve(repository) == 0
-    thread.join()
+    with stopped_when(lambda: pid.exists() and pid.read_text()):
+        assert serve(repository) == 0
     assert time.monotonic() - began < 20
     assert not alive(int(pid.read_text()))
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"ipt-serve-{supervise._namespace()}-{os.getpid()}-*"))
