@@ -57,6 +57,8 @@ class Moment:
 class ObservedServer:
     """A server under load, and its models by role: head, body, tail, router. A context manager, for its connection.
 
+    A model that runs head, body and tail counts as a body.
+
     Args:
         url: HOST:PORT of its gRPC port.
         tasks: names of the tasks whose ensembles tell which models are heads, bodies and tails.
@@ -71,7 +73,8 @@ class ObservedServer:
         self._roles = {service.ROUTER: ROUTER}
         for task in tasks:
             steps = self._connection.get_model_config(service.ensemble_name(task)).config.ensemble_scheduling.step
-            self._roles.update(zip((step.model_name for step in steps), PARTS, strict=True))
+            models = [step.model_name for step in steps]
+            self._roles.update(zip(models, PARTS if len(models) > 1 else ("body",), strict=True))
         self._processes = {pid: self._roles.get(process_name(pid), SERVER) for pid in self.pids}
         if self._processes:
             self._processes[os.getpid()] = LOAD

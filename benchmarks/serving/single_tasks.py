@@ -74,8 +74,9 @@ def _share_of(cells: list[dict[str, Any]]) -> str:
 def _server_table(cells: list[dict[str, Any]], images: bool) -> str:
     """Mean queue + compute times of the requests to each part, and the shares."""
     cpu = cells[0]["server"]["cpu"] is not None
-    roles = [*PARTS, *([ROUTER] if images else [])]
-    holders = [*roles, SERVER, LOAD] if cpu else list(PARTS)
+    parts = [part for part in PARTS if part in cells[0]["server"]]
+    roles = [*parts, *([ROUTER] if images else [])]
+    holders = [*roles, SERVER, LOAD] if cpu else parts
     rows = []
     for cell in cells:
         server = cell["server"]

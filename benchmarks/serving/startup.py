@@ -28,7 +28,7 @@ from ipt_triton.export.parts.split import export_parts
 from ipt_triton.export.repository.write import ServingOptions, write_repository
 from ipt_triton.export.serving.server import TritonServer
 
-KINDS = {"tritonserver": "tritonserver", "restore": "routers", "body": "bodies", "heads": "heads", "tails": "tails"}
+KINDS = {"tritonserver": "tritonserver", "restore": "routers", "body": "bodies"}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory_by_kind(pids: Sequence[int]) -> dict[str, dict[str, int]]:
-    """`count` and `memory_mib` of a server's processes: tritonserver, routers, bodies, heads, tails."""
+    """`count` and `memory_mib` of a server's processes: tritonserver, routers, bodies."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for pid in pids:
         kind = KINDS.get(process_name(pid).split("_")[0])

@@ -3,15 +3,15 @@
 Ensembles and the router have the same names and tensors in every runtime; what differs is how parts are run: `openvino`
 in Triton's Python backend on the CPU, `tensorrt` in Triton's TensorRT backend, `tensorrt-python` and `tensorrt-rtx` in
 its Python backend with a plan of TensorRT or of TensorRT for RTX. On GPUs a part is a model. On CPUs a model is a
-process with a runtime of its own, so the heads of all tasks are one model there, and the tails another one; and as
-tensors are copied from process to process, a number goes from head to body in place of the task's embedding.
+process with a runtime of its own, and tensors are copied from process to process: a body is one model there with the
+heads and tails of its tasks.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,7 @@ PLAN_STEM = "model"
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
 """Compute capabilities that TensorRT 10 and 11 run on; Triton picks the plan of the GPU at hand."""
 
-EMBEDDING, KEY = "TASK_EMBEDDING", "EMBEDDING_KEY"
-"""A task's embedding, and the number that stands for it between processes."""
-
-_TYPES = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16, "int64": pb.TYPE_INT64}
+_TYPES = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16}
 
 
 def _option(default: int, help: str) -> Any:
@@ -76,48 +73,44 @@ class ServingOptions:
 
 @dataclass(frozen=True)
 class Model:
-    """A served model and the parts that it runs; a request to it is for one of them.
+    """A served model; a request goes one of its ways.
 
     Attributes:
         name: of the model.
-        parts: by the ending that the names of their tensors get in this model, with the tensors that Triton sees.
-        is_body: whether it is the body of a route.
+        ways: parts one after the other, by the ending that the names of the first one's inputs and of the last one's
+            outputs get in this model.
+        has_body: whether a body is among them.
     """
 
     name: str
-    parts: Mapping[str, Part]
-    is_body: bool = False
+    ways: Mapping[str, tuple[Part, ...]]
+    has_body: bool
+
+    @property
+    def parts(self) -> list[Part]:
+        """Each once."""
+        return list({part.name: part for way in self.ways.values() for part in way}.values())
 
 
 def models_of(manifest: Manifest) -> list[Model]:
     """The models that run a manifest's parts."""
-    bodies = dict.fromkeys(route.body for route in manifest.routes)
+    bodies = list(dict.fromkeys(route.body for route in manifest.routes))
     if manifest.runtime != "openvino":
-        return [Model(part.name, {"": part}, part.name in bodies) for part in manifest.parts]
-    parts = {part.name: _with_key(part) for part in manifest.parts}
-    return [
-        Model("heads", {f"_{route.task.name}": parts[route.head] for route in manifest.routes}),
-        *(Model(name, {"": parts[name]}, is_body=True) for name in bodies),
-        Model("tails", {f"_{route.task.name}": parts[route.tail] for route in manifest.routes}),
-    ]
+        return [Model(part.name, {"": (part,)}, part.name in bodies) for part in manifest.parts]
+    ways = {
+        body: {f"_{r.task.name}": parts_of(r, manifest) for r in manifest.routes if r.body == body} for body in bodies
+    }
+    return [Model(body, ways[body], has_body=True) for body in bodies]
 
 
-def _with_key(part: Part) -> Part:
-    """The part with a number in place of the task's embedding."""
-    inputs, outputs = (
-        tuple(Port(KEY, (1,), "int64") if port.name == EMBEDDING else port for port in ports)
-        for ports in (part.inputs, part.outputs)
-    )
-    return replace(part, inputs=inputs, outputs=outputs)
+def parts_of(route: Route, manifest: Manifest) -> tuple[Part, ...]:
+    """Head, body and tail of a task."""
+    return tuple(manifest.part(name) for name in (route.head, route.body, route.tail))
 
 
-def model_config(model: Model, manifest: Manifest, options: ServingOptions, keys: Mapping[str, int]) -> pb.ModelConfig:
-    """Configuration of a model of parts, with dynamic batching.
-
-    Args:
-        keys: by the name of a head, for the runtime openvino, what it writes in place of its task's embedding.
-    """
-    count = options.body_instances if model.is_body else 1
+def model_config(model: Model, manifest: Manifest, options: ServingOptions) -> pb.ModelConfig:
+    """Configuration of a model of parts, with dynamic batching."""
+    count = options.body_instances if model.has_body else 1
     kind = pb.ModelInstanceGroup.KIND_CPU if manifest.runtime == "openvino" else pb.ModelInstanceGroup.KIND_GPU
     config = pb.ModelConfig(
         name=model.name,
@@ -125,13 +118,13 @@ def model_config(model: Model, manifest: Manifest, options: ServingOptions, keys
         instance_group=[pb.ModelInstanceGroup(count=count, kind=kind)],
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=options.queue_delay_us),
     )
-    first = any(port.name == "IMAGE" for part in model.parts.values() for port in part.inputs)
+    first = any(port.name == "IMAGE" for way in model.ways.values() for port in way[0].inputs)
     sealed = is_sealed(manifest.runtime)
-    for ending, part in model.parts.items():
-        config.input.extend(pb.ModelInput(**_tensor(port, ending), optional=bool(ending)) for port in part.inputs)
-        config.output.extend(pb.ModelOutput(**_tensor(port, ending)) for port in part.outputs)
+    for ending, way in model.ways.items():
+        config.input.extend(pb.ModelInput(**_tensor(port, ending), optional=bool(ending)) for port in way[0].inputs)
+        config.output.extend(pb.ModelOutput(**_tensor(port, ending)) for port in way[-1].outputs)
         for batch in (1, manifest.max_batch):
-            config.model_warmup.append(_warm_up(part, ending, batch, sealed and not first))
+            config.model_warmup.append(_warm_up(way[0].inputs, ending, batch, sealed and not first))
     if sealed:
         config.output.add(name=SEAL, data_type=pb.TYPE_INT64, dims=[2])
         if not first:
@@ -148,9 +141,8 @@ def model_config(model: Model, manifest: Manifest, options: ServingOptions, keys
         config.backend = "python"
     _set_parameters(config, precision=manifest.precision)
     if manifest.runtime == "openvino":
-        names = {ending: part.name for ending, part in model.parts.items()}
-        own = {ending: keys[name] for ending, name in names.items() if name in keys}
-        _set_parameters(config, threads=options.threads, parts=json.dumps(names), embedding_keys=json.dumps(own))
+        ways = {ending: [part.name for part in way] for ending, way in model.ways.items()}
+        _set_parameters(config, threads=options.threads, ways=json.dumps(ways))
     return config
 
 
@@ -171,15 +163,22 @@ def ensemble_config(route: Route, models: Sequence[Model], manifest: Manifest) -
     sealed = is_sealed(manifest.runtime)
     if sealed:
         config.output.add(name=SEAL, data_type=pb.TYPE_INT64, dims=[2])
-    # Tensors keep their names from part to part, but for seals: each part writes its own.
-    seals = ["", "HEAD_SEAL", "BODY_SEAL", SEAL]
-    for step, name in enumerate((route.head, route.body, route.tail)):
-        model, ending, part = next((m, e, p) for m in models for e, p in m.parts.items() if p.name == name)
-        read, write = ({port.name + ending: port.name for port in ports} for ports in (part.inputs, part.outputs))
+    # Tensors keep their names from model to model, but for seals: each model writes its own.
+    left, seal = [part.name for part in parts_of(route, manifest)], ""
+    while left:
+        model, ending, way = next(
+            (model, ending, way)
+            for model in models
+            for ending, way in model.ways.items()
+            if [part.name for part in way] == left[: len(way)]
+        )
+        left = left[len(way) :]
+        read = {port.name + ending: port.name for port in way[0].inputs}
+        write = {port.name + ending: port.name for port in way[-1].outputs}
         if sealed:
-            write[SEAL] = seals[step + 1]
-            if step:
-                read[SEAL] = seals[step]
+            if seal:
+                read[SEAL] = seal
+            seal = write[SEAL] = f"{way[-1].outputs[0].name}_{SEAL}" if left else SEAL
         config.ensemble_scheduling.step.append(
             pb.ModelEnsembling.Step(model_name=model.name, model_version=-1, input_map=read, output_map=write)
         )
@@ -257,12 +256,11 @@ def _tensor(port: Port, ending: str = "") -> dict[str, Any]:
     return {"name": port.name + ending, "data_type": _TYPES[port.dtype], "dims": port.shape}
 
 
-def _warm_up(part: Part, ending: str, batch: int, sealed: bool) -> pb.ModelWarmup:
-    """Random values, and zeros for numbers; Triton sends `batch` single requests, which the batcher may join."""
+def _warm_up(inputs: Sequence[Port], ending: str, batch: int, sealed: bool) -> pb.ModelWarmup:
+    """Random values, and seals of zeros; Triton sends `batch` single requests, which the batcher may join."""
     warm_up = pb.ModelWarmup(name=f"batch_{batch}{ending}", batch_size=batch)
-    for port in part.inputs:
-        values = "zero_data" if port.dtype == "int64" else "random_data"
-        entry = pb.ModelWarmup.Input(data_type=_TYPES[port.dtype], dims=port.shape, **{values: True})
+    for port in inputs:
+        entry = pb.ModelWarmup.Input(data_type=_TYPES[port.dtype], dims=port.shape, random_data=True)
         warm_up.inputs[port.name + ending].CopyFrom(entry)
     if sealed:
         warm_up.inputs[SEAL].CopyFrom(pb.ModelWarmup.Input(data_type=pb.TYPE_INT64, dims=[2], zero_data=True))

@@ -18,16 +18,11 @@ recognised by its absence.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnx.numpy_helper
 from google.protobuf import text_format
-from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ipt_triton.export.engines.metadata import (
@@ -38,7 +33,6 @@ from ipt_triton.export.engines.metadata import (
     read_metadata,
 )
 from ipt_triton.export.repository.configs import (
-    EMBEDDING,
     GENERATOR,
     PLAN_STEM,
     ServingOptions,
@@ -81,7 +75,7 @@ def write_repository(
         engines: folders with plans of the parts, for the runtimes that run on a GPU.
 
     Raises:
-        RepositoryError: graphs that are not those of the manifest or of a head, plans that are not those of the parts,
+        RepositoryError: graphs that are not those of the manifest, plans that are not those of the parts,
             or a folder that a model needs was not generated; nothing is written then.
     """
     runtime = manifest.runtime
@@ -94,8 +88,6 @@ def write_repository(
     for part in manifest.parts:
         _check_graph(parts_folder / f"{part.name}.onnx", part)
     plans = read_plans(parts_folder, manifest, engines)
-    embeddings = _embeddings(parts_folder, manifest)
-    keys = {head: key for head, (key, _) in embeddings.items()}
     repository.mkdir(parents=True, exist_ok=True)
     models = models_of(manifest)
     routers = router_configs(manifest, options)
@@ -117,13 +109,10 @@ def write_repository(
             version.mkdir()
             if runtime == "openvino":
                 shutil.copyfile(ROOM / "runner_openvino.py", version / "model.py")
-                for part in model.parts.values():
+                for part in model.parts:
                     shutil.copyfile(parts_folder / f"{part.name}.onnx", version / f"{part.name}.onnx")
-                    if part.name in embeddings:
-                        key, embedding = embeddings[part.name]
-                        np.save(version / f"embedding_{key}.npy", embedding)
             else:
-                (part,) = model.parts.values()
+                (part,) = model.parts
                 shutil.copyfile(parts_folder / f"{part.name}.onnx", version / "model.onnx")
                 _add_plans(part, plans[part.name], version, repository / part.name / "1")
             if runtime not in ("openvino", "tensorrt"):
@@ -132,7 +121,7 @@ def write_repository(
                 shutil.copyfile(ROOM / "part_model.py", version / "part_model.py")
                 shutil.copyfile(SEAL_SOURCE, version / "seal.py")
                 _keep_out_bytecode(version)
-            _write(folder / "config.pbtxt", model_config(model, manifest, options, keys))
+            _write(folder / "config.pbtxt", model_config(model, manifest, options))
     for route in manifest.routes:
         with atomic_directory(repository / ensemble_name(route.task.name)) as folder:
             (folder / "1").mkdir()  # Triton wants a version folder, and an ensemble has nothing to put there
@@ -175,22 +164,6 @@ def _write_sources(parts_folder: Path, manifest: Manifest, repository: Path) -> 
             _replace(parts_folder / name, repository / name)
         elif (repository / MANIFEST).is_file():  # of an earlier export
             (repository / name).unlink(missing_ok=True)
-
-
-def _embeddings(parts_folder: Path, manifest: Manifest) -> dict[str, tuple[int, np.ndarray]]:
-    """What the heads of a repository for CPUs give to the body, float32 [N, D], and the number of it, by head."""
-    found = {}
-    for route in manifest.routes if manifest.runtime == "openvino" else ():
-        path = parts_folder / f"{route.head}.onnx"
-        try:
-            graph = onnx.load(path).graph
-            [source] = [node.input[0] for node in graph.node if EMBEDDING in node.output]
-            [embedding] = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == source]
-        except (DecodeError, ValueError) as error:
-            raise RepositoryError(f"{path} holds no embedding of its task: run ipt-export CHECKPOINT again") from error
-        key = int.from_bytes(hashlib.sha256(embedding.tobytes()).digest()[:8], "big") >> 1
-        found[route.head] = key, embedding
-    return found
 
 
 def _add_plans(part: Part, plans: Sequence[Plan], version: Path, there: Path) -> None:

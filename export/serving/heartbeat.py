@@ -25,7 +25,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from ipt_triton.export.serving.counters import Counters
-from ipt_triton.service import ROUTER, ensemble_name
+from ipt_triton.service import ROUTER, body_of, ensemble_name
 from ipt_triton.tasks import Task
 
 BEAT_S = 1.5
@@ -127,7 +127,7 @@ class Heart:
 
     def _is_idle_under_work(self, counters: Counters, busy: bool, now: float) -> bool:
         """Whether photographs other than beats are under way and no body has computed a patch for them for long."""
-        bodies = {beat.way[2] for beat in self._beats if len(beat.way) > 2}
+        bodies = {body_of(way) for way in self.ways.values() if way}
         patches = sum(counters.computed.get(body, 0) for body in bodies) - self._restored
         beats = sum(beat.sent is not None for beat in self._beats)
         if busy or patches != self._patches or sum(counters.under_way.values()) <= beats:

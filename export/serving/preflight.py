@@ -210,10 +210,9 @@ def _missing_files(repository: Path, configs: Mapping[str, model_config_pb2.Mode
         wanted = list({ROUTER: ROUTER_FILES, STREAM: STREAM_FILES}.get(name, ()))
         if name not in ROUTERS and runtime == "openvino":
             try:
-                parts, keys = (json.loads(config.parameters[name].string_value) for name in ("parts", "embedding_keys"))
-                wanted = [f"{part}.onnx" for part in parts.values()]
-                wanted += [f"embedding_{key}.npy" for key in keys.values()]
-            except (ValueError, AttributeError):
+                ways = json.loads(config.parameters["ways"].string_value)
+                wanted = [f"{part}.onnx" for part in dict.fromkeys(part for way in ways.values() for part in way)]
+            except (ValueError, AttributeError, TypeError):
                 problems.append(f"{repository / name / 'config.pbtxt'} is of another version: {_EXPORT_AGAIN}")
         for version in (repository / name).glob("[1-9]*"):
             missing = [file for file in wanted if not (version / file).is_file()]

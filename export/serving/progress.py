@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ipt_triton.board import Board
 from ipt_triton.export.serving.counters import Counters
-from ipt_triton.service import ROUTERS
+from ipt_triton.service import ROUTERS, body_of
 
 STILL_S = 3.0
 """Seconds without a turn after which a photograph may be lost."""
@@ -42,7 +42,7 @@ class Progress:
     """Watches the board of one server.
 
     Args:
-        ways: head, body and tail for each task, by its id.
+        ways: the models behind the router for each task, by its id.
         most_waiting: requests that may wait for a router, 0 for a queue without bound.
     """
 
@@ -65,9 +65,9 @@ class Progress:
         turns, self._turns = self._turns, {}
         for router, slot in self.board.under_way().items():
             way = self.ways.get(slot.task, ())
-            if len(way) != 3:
+            if not way:
                 continue
-            answered = counters.answered.get(way[1], 0)
+            answered = counters.answered.get(body_of(way), 0)
             turn = turns.get(router)
             if turn is None or turn.number != slot.turns:
                 ahead = sum(counters.waiting.get(model, 0) for model in way)

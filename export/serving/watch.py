@@ -84,7 +84,7 @@ class Watch:
 
 
 def _way(server: TritonServer, task: str) -> list[str]:
-    """Head, body and tail of a task; none in a repository of another kind."""
+    """The models behind the router for a task; none in a repository of another kind."""
     with contextlib.suppress(OSError, text_format.ParseError):
         config = preflight.read_config(server.repository / ensemble_name(task))
         return [step.model_name for step in config.ensemble_scheduling.step]

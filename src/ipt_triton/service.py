@@ -7,7 +7,7 @@ Standard library only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -87,6 +87,11 @@ def requests_in_flight(body_instances: int) -> int:
 def ensemble_name(task: str) -> str:
     """Name of the ensemble that restores patches of a task, by the task's name."""
     return f"ipt_{task}"
+
+
+def body_of(models: Sequence[str]) -> str:
+    """The model that runs the body among those of an ensemble: head, body and tail, or one that runs all three."""
+    return models[len(models) // 2]
 
 
 @dataclass(frozen=True)

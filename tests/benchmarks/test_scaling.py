@@ -92,8 +92,6 @@ def test_start_up_is_timed_and_every_process_counted(checkpoint: Path, tmp_path:
         "tritonserver": 1,
         "routers": 14,
         "bodies": 2,
-        "heads": 1,
-        "tails": 1,
     }
     assert all(p["memory_mib"] > 5 for p in processes.values())
     assert len(startup.draw(record).axes) == 2

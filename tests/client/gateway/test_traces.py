@@ -90,19 +90,17 @@ def test_a_photo_through_gateway_and_triton_is_one_trace(
     found = traced(collector, send, request, *STEPS)
     whole = f"{router} < InferRequest < restore < {request}"
     chunk = f"ipt_sr_x2 < {whole}"
-    parts = {f"{part} < {chunk}" for part in ("heads", "body", "tails")}
-    computed = {f"compute < {way}" for way in (whole, *parts)}
+    network = f"body < {chunk}"
+    computed = {f"compute < {way}" for way in (whole, network)}
     steps = {f"{step} < {request}" for step in STEPS}
     ways = [way_of(span, found) for span in found]
-    assert set(ways) == {request, *steps, f"InferRequest < restore < {request}", whole, chunk, *parts, *computed}
-    assert ways.count(f"body < {chunk}") == ways.count(chunk) == 2  # chunks of one photo
+    assert set(ways) == {request, *steps, f"InferRequest < restore < {request}", whole, chunk, network, *computed}
+    assert ways.count(network) == ways.count(chunk) == 2  # chunks of one photo
     services = {span.name: span.service for span in found}
     assert services["decode"] == "ipt-gateway" and services["body"] == "ipt-server"
     ids = {span.attributes[name] for span in found for name in span.attributes if name.endswith("request_id")}
     assert ids == {"mine"}
-    assert (
-        sum("triton.request_id" in span.attributes for span in found) == 1 + 4 * 2
-    )  # the router, and two chunks' parts
+    assert sum("triton.request_id" in span.attributes for span in found) == 1 + 2 * 2  # the router, and two chunks
 
 
 @pytest.mark.server

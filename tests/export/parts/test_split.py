@@ -194,7 +194,7 @@ def test_repository_replaces_its_own_folders_and_never_touches_others(tmp_path: 
 
     second = export_parts([one_task(0)], tmp_path / "second")
     names = write_repository(tmp_path / "second", second, models, ServingOptions())
-    assert sorted(names) == ["body", "heads", "ipt_sr_x2", "restore", "restore_stream", "tails"]
+    assert sorted(names) == ["body", "ipt_sr_x2", "restore", "restore_stream"]
     assert sorted(p.name for p in models.iterdir()) == sorted([*names, "my_model", "notes.txt"])
     assert (mine / "config.pbtxt").read_text() == 'name: "my_model"\n'
     assert {p.name for p in (models / "restore" / "1").iterdir()} == {"model.py", "tiling.py", "board.py", "seal.py"}
@@ -217,7 +217,7 @@ def test_every_configuration_is_a_valid_protobuf_with_the_tensors_of_its_part(se
         assert config.name == folder.name
         if config.platform == "ensemble":
             task = folder.name.removeprefix("ipt_")
-            assert [s.model_name for s in config.ensemble_scheduling.step] == ["heads", "body", "tails"]
+            assert [s.model_name for s in config.ensemble_scheduling.step] == ["body"]
             assert {f"IMAGE_{task}", f"RESTORED_{task}"} <= {
                 name for step in config.ensemble_scheduling.step for name in (*step.input_map, *step.output_map)
             }
@@ -225,11 +225,10 @@ def test_every_configuration_is_a_valid_protobuf_with_the_tensors_of_its_part(se
             assert not config.model_warmup
         elif folder.name not in ROUTERS:
             inputs, outputs = [], [SEAL]
-            for ending, part in json.loads(config.parameters["parts"].string_value).items():
-                graph = onnx.load(folder / "1" / f"{part}.onnx").graph
-                inputs += [i.name.replace("TASK_EMBEDDING", "EMBEDDING_KEY") + ending for i in graph.input]
-                outputs += [o.name.replace("TASK_EMBEDDING", "EMBEDDING_KEY") + ending for o in graph.output]
-            inputs += [] if folder.name == "heads" else [SEAL]  # which a head makes and the others check
+            for ending, way in json.loads(config.parameters["ways"].string_value).items():
+                head, _, tail = (onnx.load(folder / "1" / f"{part}.onnx").graph for part in way)
+                inputs += [port.name + ending for port in head.input]
+                outputs += [port.name + ending for port in tail.output]
             assert sorted(i.name for i in config.input) == sorted(inputs)
             assert sorted(o.name for o in config.output) == sorted(outputs)
 

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
-import torch
 from google.protobuf import text_format
 from helpers.small_engines import TypedParts, metadata, typed_parts, write_engines
 from onnx import TensorProto
@@ -31,6 +29,7 @@ from ipt_triton.seal import SEAL
 pytestmark = pytest.mark.slow
 
 PARTS = ("body", "head_derain", "tail_derain")
+WAY = ["head_derain", "body", "tail_derain"]
 
 
 @pytest.fixture(scope="module")
@@ -113,25 +112,16 @@ def test_what_clients_see_is_the_same_on_gpus_and_on_cpus(
     assert [step.model_name for step in gpu["ipt_derain"].ensemble_scheduling.step] == ["head_derain", *PARTS[::2]]
 
 
-def test_on_cpus_heads_and_tails_are_one_model_each_and_no_embedding_travels(parts: TypedParts, for_cpus: Path):
+def test_on_cpus_a_body_with_the_heads_and_tails_of_its_tasks_is_one_model(parts: TypedParts, for_cpus: Path):
     configs = {folder.name: read(folder) for folder in for_cpus.iterdir()}
-    assert sorted(configs) == ["body", "heads", "ipt_derain", "restore", "restore_stream", "tails"]
-    steps = {step.model_name: step for step in configs["ipt_derain"].ensemble_scheduling.step}
-    assert list(steps) == ["heads", "body", "tails"]
-    assert dict(steps["heads"].output_map) == {
-        "FEATURES_derain": "FEATURES",
-        "EMBEDDING_KEY_derain": "EMBEDDING_KEY",
-        "SEAL": "HEAD_SEAL",
-    }
-    assert dict(steps["tails"].input_map) == {"BODY_FEATURES_derain": "BODY_FEATURES", "SEAL": "BODY_SEAL"}
-    for model in steps:
-        assert all(
-            port.name.startswith(("EMBEDDING_KEY", "SEAL")) or len(port.dims) == 3 for port in configs[model].output
-        )
-    [key] = json.loads(configs["heads"].parameters["embedding_keys"].string_value).values()
-    embedding = np.load(for_cpus / "heads" / "1" / f"embedding_{key}.npy")
-    _, expected = parts.checkpoint.model.heads["derain"](torch.zeros(1, 3, 48, 48))
-    np.testing.assert_array_equal(embedding, expected[0].detach().numpy())
+    assert sorted(configs) == ["body", "ipt_derain", "restore", "restore_stream"]
+    (step,) = configs["ipt_derain"].ensemble_scheduling.step
+    assert step.model_name == "body"
+    assert dict(step.input_map) == {"IMAGE_derain": "IMAGE"}
+    assert dict(step.output_map) == {"RESTORED_derain": "RESTORED", "SEAL": "SEAL"}
+    assert json.loads(configs["body"].parameters["ways"].string_value) == {"_derain": WAY}
+    assert configs["body"].instance_group[0].count == 2
+    assert {path.stem for path in (for_cpus / "body" / "1").glob("*.onnx")} == set(WAY)
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-python"])

@@ -534,15 +534,14 @@ def drop_the_version_folder(repository: Path) -> None:
     (repository / "restore" / "1").rmdir()
 
 
-def write_a_body_without_its_graph(repository: Path, parts: str = '{"": "body"}') -> None:
+def write_a_body_without_its_graphs(repository: Path, ways: str = '{"": ["head", "body"]}') -> None:
     generated = 'parameters { key: "generated_by" value { string_value: "ipt-export" } }'
-    parts = f"parameters {{ key: 'parts' value {{ string_value: '{parts}' }} }}"
-    parts += """parameters { key: 'embedding_keys' value { string_value: '{"": 7}' } }"""
-    write_model(repository, "body", PART_CONFIG % "body" + generated + parts, "")
+    parameter = f"parameters {{ key: 'ways' value {{ string_value: '{ways}' }} }}"
+    write_model(repository, "body", PART_CONFIG % "body" + generated + parameter, "")
 
 
 def write_a_body_of_another_version(repository: Path) -> None:
-    write_a_body_without_its_graph(repository, parts="")
+    write_a_body_without_its_graphs(repository, ways="")
 
 
 def drop_what_the_router_imports(repository: Path) -> None:
@@ -582,8 +581,8 @@ def add_an_onnx_model(repository: Path) -> None:
         (empty_it, "holds no model: run ipt-export CHECKPOINT first"),
         (drop_the_routers_config, "restore/config.pbtxt is missing: run ipt-export CHECKPOINT first"),
         (drop_the_routers_code, "restore/1/model.py is missing"),
-        (write_a_body_without_its_graph, "body/1/body.onnx is missing: run ipt-export CHECKPOINT again"),
-        (write_a_body_without_its_graph, "body/1/embedding_7.npy is missing: run ipt-export CHECKPOINT again"),
+        (write_a_body_without_its_graphs, "body/1/body.onnx is missing: run ipt-export CHECKPOINT again"),
+        (write_a_body_without_its_graphs, "body/1/head.onnx is missing: run ipt-export CHECKPOINT again"),
         (write_a_body_of_another_version, "body/config.pbtxt is of another version: run ipt-export CHECKPOINT again"),
         *(
             (drop_what_the_router_imports, f"restore/1/{name} is missing: run ipt-export CHECKPOINT again")

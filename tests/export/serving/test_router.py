@@ -321,7 +321,7 @@ def test_caller_who_leaves_stops_the_rest_of_the_image(served: Served):
 def test_part_that_computes_nan_is_an_error_and_the_server_does_not_get_ready(served: Served, tmp_path: Path):
     repository = tmp_path / "models"
     shutil.copytree(served.repository, repository)
-    path = repository / "tails" / "1" / "tail_derain.onnx"
+    path = repository / "body" / "1" / "tail_derain.onnx"
     graph = onnx.load(path)
     bias = next(i for i in graph.graph.initializer if list(i.dims) == [3])
     bias.CopyFrom(numpy_helper.from_array(np.array([np.nan, 0, 0], np.float32), bias.name))
