@@ -189,6 +189,32 @@ def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPat
     assert (gaps > 0.009).all()  # one chunk at a time, while a smaller picture is under way
 
 
+@pytest.mark.parametrize(("lately", "largest", "most"), [(np.inf, 1, 2), (0.0, 2, 3)])
+def test_after_a_small_picture_a_large_one_goes_on_in_smaller_steps_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lately: float, largest: int, most: int
+) -> None:
+    monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
+    module, model = router(monkeypatch, Network([]))
+    monkeypatch.setattr(module, "LATELY_S", lately)
+    other = Board(tmp_path / BOARD, 5)
+    asked, under_way = [], []
+
+    async def ask(ensemble: str, patches: np.ndarray, side: int, passed: object) -> np.ndarray:
+        if not asked:
+            other.end()
+        asked.append(len(patches))
+        under_way.append(under_way[-1] + 1 if under_way else 1)
+        await asyncio.sleep(0.001)
+        under_way.append(under_way[-1] - 1)
+        return answer(patches)[0]
+
+    monkeypatch.setattr(model, "_ask", ask)
+    other.begin(3, 1)
+    image = picture(170, 330)
+    assert np.array_equal(restore(model, image)["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
+    assert max(asked[2:]) == largest and max(under_way) == most  # the first chunk was cut while the other was there
+
+
 def test_what_would_wait_too_long_is_refused_before_it_costs_anything(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

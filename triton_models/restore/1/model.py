@@ -35,6 +35,10 @@ LOOK_S, PATIENCE_S = (0.005, 0.05), 5.0
 """A photograph whose turn it is not looks again so soon, then after twice as long, at most the second time; it sends a
 chunk in any case when it has waited so long."""
 
+LATELY_S = 2.0
+"""So long after a smaller photograph a larger one goes on with halves of chunks and none waiting at the bodies: the next
+small one then waits for half of a chunk at most."""
+
 TRACED_CHUNKS = 64
 """Of one photograph; each is some eight spans, and Triton keeps them until the photograph is answered."""
 
@@ -199,11 +203,11 @@ class TritonPythonModel:
         """All patches through a task's ensemble, at most `requests_in_flight` chunks under way, joined in order.
 
         As long as a smaller photograph is under way it is one chunk, and none while there are as many smaller ones as
-        bodies. `left` patches of the whole chain are to be answered; `note` is told how many still are.
+        bodies; see LATELY_S for the time after it. `left` patches of the whole chain are to be answered; `note` is told how many still are.
         `passed` goes along with each chunk, see `_passed`.
         """
         ensemble, side = "ipt_" + task["name"], self._patch * task["scale"]
-        pending = []
+        pending, smaller_came = [], -math.inf
 
         async def take():
             nonlocal left
@@ -215,13 +219,36 @@ class TritonPythonModel:
             left -= len(answers)
             note(left)
 
-        try:
+        def smaller():
+            """How many smaller photographs are under way."""
+            nonlocal smaller_came
+            if before := 0 if self._board is None else self._board.before():
+                smaller_came = time.monotonic()
+            return before
+
+        def lately():
+            return time.monotonic() - smaller_came < LATELY_S
+
+        def chunks():
             for first, last in tiler.batches(self._chunk, self._bodies):
-                while pending and len(pending) >= (1 if self._before() else self._in_flight):
+                middle = (first + last) // 2
+                if lately() and first < middle:
+                    yield first, middle
+                    first = middle
+                yield first, last
+
+        def most():
+            if smaller():
+                return 1
+            return self._bodies if lately() else self._in_flight
+
+        try:
+            for first, last in chunks():
+                while pending and len(pending) >= most():
                     await take()
                 waited_until, look = time.monotonic() + PATIENCE_S, LOOK_S[0]
                 with self._timed(task, "turn"):
-                    while self._before() >= self._bodies and time.monotonic() < waited_until:
+                    while smaller() >= self._bodies and time.monotonic() < waited_until:
                         await asyncio.sleep(look)
                         look = min(2 * look, LOOK_S[1])
                         note(left)
@@ -238,9 +265,6 @@ class TritonPythonModel:
                 await take()
         finally:
             await asyncio.gather(*pending, return_exceptions=True)
-
-    def _before(self):
-        return 0 if self._board is None else self._board.before()
 
     async def _restore_patches(self, ensemble, patches, side, passed):
         """Answers [n, 3, side, side] for patches [n, 3, patch, patch]; a chunk that goes wrong is tried once more."""
