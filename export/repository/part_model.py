@@ -11,10 +11,10 @@ from seal import SEAL, BrokenSeal, check_seal, fingerprint, seal
 
 
 class PartModel:
-    """Requests that the dynamic batcher brings together run as one batch.
+    """Requests for one task that the dynamic batcher brings together run as one batch.
 
     A runner derives from this, calls `prepare` when it has loaded its parts, and defines `compute`. The first model of
-    a way gets patches without seals and makes their tags; the others check what they get.
+    an ensemble gets patches without seals and makes their tags; the others check what they get.
     """
 
     FAILURES = ()
@@ -25,8 +25,8 @@ class PartModel:
         self._ways = {ending: (sorted(inputs), sorted(outputs)) for ending, (inputs, outputs) in ways.items()}
         self._sealed = SEAL in {port["name"] for port in config["input"]}
 
-    def compute(self, batches):
-        """Rows of outputs by name for rows of inputs by name, both by ending; valid until the next call."""
+    def compute(self, ending, batch):
+        """Rows of outputs by name for rows of inputs; they need not stay valid after the next call."""
         raise NotImplementedError
 
     def execute(self, requests):
@@ -35,7 +35,7 @@ class PartModel:
         for place, request in enumerate(requests):
             ending = next((e for e, (inputs, _) in self._ways.items() if _read(request, inputs[0] + e)), None)
             if ending is None:
-                answers[place] = _refusal("no part's inputs are given", pb_utils.TritonError.INVALID_ARG)
+                answers[place] = _refusal("no task's inputs are given", pb_utils.TritonError.INVALID_ARG)
                 continue
             try:
                 tensors = [_read(request, name + ending).as_numpy() for name in self._ways[ending][0]]
@@ -44,36 +44,28 @@ class PartModel:
                 answers[place] = _refusal(str(error), pb_utils.TritonError.UNAVAILABLE)
                 continue
             taken.setdefault(ending, []).append((place, tags, tensors))
-        if not taken:
-            return answers
-        try:
-            results = self.compute({ending: self._batch(ending, rows) for ending, rows in taken.items()})
-        except self.FAILURES as error:
-            for place, _, _ in (row for rows in taken.values() for row in rows):
-                answers[place] = _refusal(str(error), pb_utils.TritonError.INTERNAL)
-            return answers
         for ending, rows in taken.items():
-            self._answer(ending, rows, results[ending], answers)
+            self._run(ending, rows, answers)
         return answers
 
-    def _batch(self, ending, taken):
-        """The inputs of requests one below the other; `taken`: place among answers, tags and inputs of each."""
+    def _run(self, ending, taken, answers):
+        """Compute for one task; `taken`: place among the answers, tags and inputs of each request."""
+        inputs, outputs = self._ways[ending]
         columns = zip(*(tensors for _, _, tensors in taken))
-        return {name: joined(column) for name, column in zip(self._ways[ending][0], columns)}
-
-    def _answer(self, ending, taken, results, answers):
-        outputs, first = self._ways[ending][1], 0
+        batch = {n: column[0] if len(column) == 1 else np.concatenate(column) for n, column in zip(inputs, columns)}
+        try:
+            results = self.compute(ending, batch)
+        except self.FAILURES as error:
+            for place, _, _ in taken:
+                answers[place] = _refusal(str(error), pb_utils.TritonError.INTERNAL)
+            return
+        first = 0
         for place, tags, _ in taken:
             rows = [np.ascontiguousarray(results[name][first : first + len(tags)]) for name in outputs]
             tensors = [pb_utils.Tensor(name + ending, x) for name, x in zip(outputs, rows)]
             tensors.append(pb_utils.Tensor(SEAL, seal(tags, rows)))
             answers[place] = pb_utils.InferenceResponse(tensors)
             first += len(tags)
-
-
-def joined(arrays):
-    """Rows one below the other; a single array as it is."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _read(request, name):

@@ -2,11 +2,10 @@
 
 `ipt-export` copies this file as `model.py` into the model's folder, beside the ONNX graphs of its parts. Inputs are
 those of the heads and outputs those of the tails, with an ending for each task; what lies between stays in this
-process, where nothing is copied. Patches of several tasks, which the dynamic batcher brings together, go through the
-body as one batch. Parameters of the model's configuration: `ways`, JSON of the names of head, body and tail by ending,
-`precision` and `threads` (0: half of the cores, because two instances run side by side). `fp32` and `bf16` are hints to
-OpenVINO, while the graph itself is FP32; an `int8` graph has its INT8 layers marked, and the others compute in BF16 if
-the CPU can. Python 3.9 syntax.
+process, where nothing is copied. Parameters of the model's configuration: `ways`, JSON of the names of head, body and
+tail by ending, `precision` and `threads` (0: half of the cores, because two instances run side by side). `fp32` and
+`bf16` are hints to OpenVINO, while the graph itself is FP32; an `int8` graph has its INT8 layers marked, and the others
+compute in BF16 if the CPU can. Python 3.9 syntax.
 """
 
 import json
@@ -15,10 +14,7 @@ from pathlib import Path
 
 import openvino as ov
 import triton_python_backend_utils as pb_utils
-from part_model import PartModel, joined
-
-BETWEEN = ("FEATURES", "TASK_EMBEDDING")
-"""What heads hand to the body."""
+from part_model import PartModel
 
 
 class TritonPythonModel(PartModel):
@@ -41,30 +37,17 @@ class TritonPythonModel(PartModel):
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # instances are processes: all would pin themselves to core 0
         }
-        self._way, ports, requests = {}, {}, {}
+        self._requests, ports, loaded = {}, {}, {}
         for ending, names in json.loads(parameters["ways"]).items():
             for name in names:
-                if name not in requests:
-                    compiled = core.compile_model(folder / (name + ".onnx"), "CPU", options)
-                    requests[name] = compiled.create_infer_request()
-            self._way[ending] = head, _, tail = [requests[name] for name in names]
-            ports[ending] = [[port.any_name for port in side] for side in (head.model_inputs, tail.model_outputs)]
+                if name not in loaded:
+                    loaded[name] = core.compile_model(folder / (name + ".onnx"), "CPU", options).create_infer_request()
+            way = self._requests[ending] = [loaded[name] for name in names]
+            ports[ending] = [[port.any_name for port in side] for side in (way[0].model_inputs, way[-1].model_outputs)]
         self.prepare(config, ports)
 
-    def compute(self, batches):
-        ways = [self._way[ending] for ending in batches]
-        heads = [_infer(head, batch) for (head, _, _), batch in zip(ways, batches.values())]
-        features = _infer(ways[0][1], {name: joined([head[name] for head in heads]) for name in BETWEEN})[
-            "BODY_FEATURES"
-        ]
-        results, first = {}, 0
-        for (ending, batch), (_, _, tail) in zip(batches.items(), ways):
-            last = first + len(batch["IMAGE"])
-            results[ending] = _infer(tail, {"BODY_FEATURES": features[first:last]})
-            first = last
-        return results
-
-
-def _infer(request, inputs):
-    """Outputs by name, valid until the next call of the same part."""
-    return request.infer(inputs, share_inputs=True, share_outputs=True)
+    def compute(self, ending, batch):
+        for request in self._requests[ending]:
+            results = request.infer(batch, share_inputs=True, share_outputs=True)
+            batch = {port.any_name: rows for port, rows in results.items()}
+        return batch

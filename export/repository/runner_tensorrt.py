@@ -40,8 +40,8 @@ class TritonPythonModel(PartModel):
         ports = (self._runner.inputs, self._runner.outputs)
         self.prepare(config, {"": [[info.name for info in group] for group in ports]})
 
-    def compute(self, batches):
-        results = {ending: self._runner.run(batch) for ending, batch in batches.items()}
+    def compute(self, ending, batch):
+        results = self._runner.run(batch)
         if self._runner.graph_error != self._told:
             self._told = self._runner.graph_error
             pb_utils.Logger.log_warn(f"{self._runner.facts.part} runs without some CUDA graphs: {self._told}")

@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,31 @@ class Command:
     def left(self) -> list[object]:
         alive = [process for process in self.family if parent_of(process) is not None]
         return [*alive, *self.regions, *self.temporary.iterdir()]
+
+
+def assert_batches_are_shared(url: str, asked: Sequence[tuple[str, np.ndarray]], times: int = 40) -> None:
+    """Callers send patches [1, 3, side, side] to ensembles of tasks, again and again, alone and side by side: the body
+    takes several at once, and each answer is the same."""
+
+    def one_caller(task: str, patch: np.ndarray) -> list[np.ndarray]:
+        image = triton.InferInput("IMAGE", list(patch.shape), "FP32")
+        image.set_data_from_numpy(patch)
+        with triton.InferenceServerClient(url) as connection:
+            answers = [connection.infer(f"ipt_{task}", [image]) for _ in range(times)]
+        return [answer.as_numpy("RESTORED") for answer in answers]
+
+    def batches() -> dict[int, int]:
+        with triton.InferenceServerClient(url) as connection:
+            [stats] = connection.get_inference_statistics("body").model_stats
+        return {batch.batch_size: batch.compute_infer.count for batch in stats.batch_stats}
+
+    alone = [one_caller(*request)[0] for request in asked]
+    before = batches()
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda request: one_caller(*request), asked))
+    after = batches()
+    shared = sum(count - before.get(size, 0) for size, count in after.items() if size > 1)
+    assert shared > 0, f"no batch of the body held more than one patch: {after}"
+    for expected, answers in zip(alone, together, strict=True):
+        for answer in answers:
+            np.testing.assert_array_equal(answer, expected)

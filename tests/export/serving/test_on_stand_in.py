@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.serve import assert_batches_are_shared
 from helpers.support import SMALL, read_image
 from stand_in.machine import CAPABILITY, BuiltEngines, StandIn
 
@@ -142,7 +143,7 @@ def assert_same_picture(found: np.ndarray, wanted: np.ndarray) -> None:
     assert found.shape == wanted.shape and np.abs(found.astype(int) - wanted).max() <= 1
 
 
-def test_triton_restores_with_the_plans_as_pytorch_does_and_goes_on_after_a_kill(
+def test_triton_restores_with_the_plans_as_pytorch_does_in_shared_batches_and_goes_on_after_a_kill(
     python: Path, exported: Path, expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     server = Served(python, exported, tmp_path / "server.log")
@@ -150,6 +151,8 @@ def test_triton_restores_with_the_plans_as_pytorch_does_and_goes_on_after_a_kill
         assert f"6 tasks: {', '.join(TASKS)}" in server.ready, server.output
         for task in (*TASKS, *TASKS):
             assert_same_picture(server.restore(task), expected[task])
+        patch = PHOTO[None, :48, :48].transpose(0, 3, 1, 2).astype(np.float32)
+        assert_batches_are_shared(server.url, [(task, patch) for task in TASKS])
         bodies = server.processes("triton_python_backend_stub", "/body/1/model.py")
         assert len(bodies) == 2
         os.kill(bodies[0], signal.SIGKILL)

@@ -36,8 +36,8 @@ LOOK_S, PATIENCE_S = (0.005, 0.05), 5.0
 chunk in any case when it has waited so long."""
 
 LATELY_S = 2.0
-"""So long after a smaller photograph a larger one goes on with halves of chunks and none waiting at the bodies: the next
-small one then waits for half of a chunk at most."""
+"""So long after a smaller photograph a larger one goes on with halves of chunks and none waiting at the bodies: the
+next small one then waits for half of a chunk at most."""
 
 TRACED_CHUNKS = 64
 """Of one photograph; each is some eight spans, and Triton keeps them until the photograph is answered."""
@@ -203,8 +203,8 @@ class TritonPythonModel:
         """All patches through a task's ensemble, at most `requests_in_flight` chunks under way, joined in order.
 
         As long as a smaller photograph is under way it is one chunk, and none while there are as many smaller ones as
-        bodies; see LATELY_S for the time after it. `left` patches of the whole chain are to be answered; `note` is told how many still are.
-        `passed` goes along with each chunk, see `_passed`.
+        bodies; see LATELY_S for the time after it. `left` patches of the whole chain are to be answered; `note` is told
+        how many still are. `passed` goes along with each chunk, see `_passed`.
         """
         ensemble, side = "ipt_" + task["name"], self._patch * task["scale"]
         pending, smaller_came = [], -math.inf
