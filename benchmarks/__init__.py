@@ -11,6 +11,7 @@ BENCHMARKS = {
     "soak": "serving.soak",
     "joiner": "serving.joiner",
     "router": "serving.router",
+    "client": "serving.client",
     "engines": "compute.engines",
     "baselines": "compute.baselines",
     "training": "compute.training",

@@ -41,6 +41,7 @@ HEADINGS = {
     "soak": "Soak",
     "joiner": "Cutting and joining",
     "router": "Around the network",
+    "client": "The command",
     "training": "Training",
     "training_memory": "Memory of training",
 }

@@ -56,23 +56,29 @@ ROLES = ("router", "tritonserver", "network", "load")
 
 
 @contextmanager
-def null_server(tasks: Sequence[Task], chunk: int) -> Iterator[TritonServer]:
-    """A server of the real router, and a stand-in for each task's ensemble that takes `chunk` patches at once."""
+def null_server(
+    tasks: Sequence[Task], chunk: int, options: ServingOptions | None = None, marks: bool = False
+) -> Iterator[TritonServer]:
+    """A server of the real router, and a stand-in for each task's ensemble that takes `chunk` patches at once.
+
+    Args:
+        marks: the stand-in adds to each pixel what depends on its place in the patch.
+    """
     torch.manual_seed(0)
     config = IPTConfig(features=3, encoder_layers=0, decoder_layers=0, heads=1, ffn_ratio=1, tasks=tuple(tasks))
     with tempfile.TemporaryDirectory() as name:
         parts, repository = Path(name) / "parts", Path(name) / "models"
         manifest = export_parts([checkpoint_of(identity_start(IPT(config)))], parts, "fp32", max_batch=chunk)
-        write_repository(parts, manifest, repository, ServingOptions())
+        write_repository(parts, manifest, repository, options or ServingOptions())
         for model in models_of(manifest):
             shutil.rmtree(repository / model.name)
         for task in tasks:
-            stand_in(repository / ensemble_name(task.name))
+            stand_in(repository / ensemble_name(task.name), marks)
         with TritonServer(repository) as server:
             yield server
 
 
-def stand_in(folder: Path) -> None:
+def stand_in(folder: Path, marks: bool) -> None:
     """Put the model that costs nothing in an ensemble's place."""
     ensemble = text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), pb.ModelConfig())
     config = pb.ModelConfig(
@@ -84,6 +90,7 @@ def stand_in(folder: Path) -> None:
         instance_group=[
             pb.ModelInstanceGroup(count=ServingOptions().body_instances, kind=pb.ModelInstanceGroup.KIND_CPU)
         ],
+        parameters={"marks": pb.ModelParameter(string_value=str(int(marks)))},
     )
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
     (folder / "1").mkdir(exist_ok=True)

@@ -56,6 +56,9 @@ _UNQUESTIONED_PIXELS, _PIXELS_PER_BYTE = 2**27, 8 * 1032
 # large enough to hold them.
 
 
+_PART_PIXELS = 2**22
+
+
 @dataclass(frozen=True)
 class Header:
     """What the beginning of a picture's file says: format as in `Photo`, and the sides of the upright picture."""
@@ -253,11 +256,10 @@ def decode(name: str, image: ImageFile.ImageFile, data: bytes, page: int = 0) ->
         pixels, alpha = _deep_samples(name, image, data, maximum, page)
     else:
         has_alpha = image.has_transparency_data
+        colours: Image.Image = image
         if image.mode == "CMYK":
             colours, icc = _cmyk_to_srgb(image, icc), None
-        else:
-            colours = image.convert("RGBA" if has_alpha else "RGB")
-        samples = np.asarray(colours)
+        samples = _samples(colours, "RGBA" if has_alpha else "RGB")
         pixels, alpha = samples[..., :3], samples[..., 3] if has_alpha else None
     return Photo(
         pixels=upright(pixels, orientation),
@@ -267,6 +269,20 @@ def decode(name: str, image: ImageFile.ImageFile, data: bytes, page: int = 0) ->
         format=kind,
         **metadata,
     )
+
+
+def _samples(image: Image.Image, mode: str) -> Samples:
+    """A loaded picture's samples in a mode of 8-bit samples, uint8 [height, width, channels].
+
+    Part by part: on its way from Pillow to an array a picture is in memory three times.
+    """
+    samples = np.empty((image.height, image.width, len(mode)), np.uint8)
+    rows = max(1, _PART_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        part = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
+        samples[top:bottom] = np.asarray(part if part.mode == mode else part.convert(mode))
+    return samples
 
 
 def _refuse_unsupported(name: str, image: ImageFile.ImageFile) -> None:

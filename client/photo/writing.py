@@ -11,6 +11,7 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -29,6 +30,7 @@ from ipt_triton.version import installed_version
 
 log = logging.getLogger(__name__)
 
+_PART_BYTES = 2**24
 _TIFF_XMP = 700
 _JPEG_XMP, _JPEG_COMMENT = 65_504, 65_533  # the most bytes that fit into one segment
 
@@ -88,7 +90,7 @@ def name_of(target: Path | str | BinaryIO) -> str:
     return str(target) if isinstance(target, (str, Path)) else str(getattr(target, "name", "the stream"))
 
 
-def store(data: bytes, target: Path | str | BinaryIO, name: str, mtime: float | None) -> None:
+def store(data: bytes | memoryview, target: Path | str | BinaryIO, name: str, mtime: float | None) -> None:
     """Put a file's bytes where they belong, see `write_photo`.
 
     Raises:
@@ -141,7 +143,7 @@ def samples_of(photo: Photo, alpha: bool = True) -> Samples:
     return samples if photo.alpha is None or not alpha else np.dstack([samples, photo.alpha])
 
 
-def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes:
+def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes | memoryview:
     samples = samples_of(photo, fmt.alpha)
     if fmt.pillow == "TIFF":
         return b"II*\0" + struct.pack("<I", 8) + tiff_page(samples, photo, 8)
@@ -152,7 +154,7 @@ def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes:
         options["quality"] = quality
     buffer = io.BytesIO()
     Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(buffer, fmt.pillow, **options)
-    return buffer.getvalue()
+    return buffer.getbuffer()  # getvalue would copy it
 
 
 def metadata_options(photo: Photo, fmt: Format) -> dict[str, Any]:
@@ -194,11 +196,15 @@ def _png_info(photo: Photo) -> PngImagePlugin.PngInfo:
 def _png16(samples: Samples, photo: Photo) -> bytes:
     """16-bit PNG of 1 to 4 channels (gray, gray and alpha, RGB, RGBA) with ICC profile and EXIF."""
     height, width, channels = samples.shape
-    rows = np.ascontiguousarray(samples, ">u2").view(np.uint8).reshape(height, -1)
-    filtered = np.ones((height, rows.shape[1] + 1), np.uint8)  # the first byte names the filter: 1 is Sub
     step = 2 * channels
-    filtered[:, 1 : 1 + step] = rows[:, :step]
-    np.subtract(rows[:, step:], rows[:, :-step], out=filtered[:, 1 + step :])
+
+    def filtered(part: Samples) -> Samples:
+        rows = np.ascontiguousarray(part, ">u2").view(np.uint8).reshape(len(part), -1)
+        made = np.ones((len(part), rows.shape[1] + 1), np.uint8)  # the first byte names the filter: 1 is Sub
+        made[:, 1 : 1 + step] = rows[:, :step]
+        np.subtract(rows[:, step:], rows[:, :-step], out=made[:, 1 + step :])
+        return made
+
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
     if photo.icc:
@@ -208,10 +214,18 @@ def _png16(samples: Samples, photo: Photo) -> bytes:
     if photo.dpi:
         chunks.append((b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in photo.dpi), 1)))
     chunks += [(chunk[0], chunk[1]) for chunk in _png_info(photo).chunks]
-    chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), DEFLATE_LEVEL)), (b"IEND", b"")]
+    chunks += [(b"IDAT", _deflated(samples, filtered)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
+
+
+def _deflated(samples: Samples, predict: Callable[[Samples], Samples]) -> bytes:
+    """What a predictor makes of samples [height, width, ...], deflated; some rows at a time, to save memory."""
+    compressor = zlib.compressobj(DEFLATE_LEVEL)
+    rows = max(1, _PART_BYTES // samples[0].nbytes)
+    parts = [compressor.compress(predict(samples[top : top + rows]).tobytes()) for top in range(0, len(samples), rows)]
+    return b"".join((*parts, compressor.flush()))
 
 
 def tiff_page(samples: Samples, photo: Photo, offset: int) -> bytes:
@@ -222,9 +236,13 @@ def tiff_page(samples: Samples, photo: Photo, offset: int) -> bytes:
     if samples.shape[2] == 2 and photo.bits == 16:  # neither Pillow nor OpenCV reads gray and alpha of this depth
         samples = samples[..., [0, 0, 0, 1]]
     height, width, channels = samples.shape
-    differences = samples.astype(samples.dtype.newbyteorder("<"))
-    differences[:, 1:] -= samples[:, :-1]
-    body = zlib.compress(differences.tobytes(), DEFLATE_LEVEL)
+
+    def differences(part: Samples) -> Samples:
+        made = part.astype(part.dtype.newbyteorder("<"))
+        made[:, 1:] -= part[:, :-1]
+        return made
+
+    body = _deflated(samples, differences)
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     if photo.exif:
         exif = Image.Exif()

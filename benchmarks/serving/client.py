@@ -1,0 +1,271 @@
+"""What `ipt-restore` itself costs: CPU time beside the time that photographs take, and memory for large ones.
+
+    ipt-benchmark client --checkpoint weights/ipt-tiny --precision bf16
+    ipt-benchmark client --checkpoint weights/ipt-tiny --only memory --megapixels 100 300 --json build/client.json
+
+CPU: batches of JPEGs of 512x512 go through the command, as a process of its own, a smaller and a larger one. What the
+larger takes more, for each photograph that it has more, is the cost of a photograph: user and system time, and beside
+it the time that passes, for which the server is busy all the while. The rest of the smaller is the command's start. Its
+output is no terminal, so it draws no progress.
+
+Memory: a large PNG becomes a PNG, through a server that takes it in blocks and one that takes it whole. A throw-away
+network marks each pixel with its place in the patch that it came from, so two files of the same bytes were cut alike.
+The peak is that of the command's process when it sends blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ipt_triton import RestorationClient
+from ipt_triton.benchmarks.errors import LoadError
+from ipt_triton.benchmarks.presentation import Figure, figure, quartiles, table
+from ipt_triton.benchmarks.record import Record, Spread, command_line, run_benchmark
+from ipt_triton.benchmarks.served import add_precision, add_source, photograph, serving, source_of
+from ipt_triton.benchmarks.serving.memory import MIB
+from ipt_triton.benchmarks.serving.router import null_server
+from ipt_triton.client import restore
+from ipt_triton.client.photo import MAX_PIXELS
+from ipt_triton.client.protocol import Restoration
+from ipt_triton.export.repository.configs import ServingOptions
+from ipt_triton.service import MAX_BATCH
+from ipt_triton.tasks import OFFICIAL_TASKS
+
+SIDE, QUALITY, WORKERS = 512, 92, 2
+DERAIN = OFFICIAL_TASKS[3]
+NOTHING_MEGAPIXELS = 0.01
+"""Of a picture that takes no memory to speak of: the command's own."""
+_LOOK_S = 0.02
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of the command took: CPU time and time that passed in seconds, and its peak resident size in bytes."""
+
+    cpu_s: float
+    wall_s: float
+    peak: int
+
+
+def run_command(url: str, *arguments: object) -> Cost:
+    """Run `ipt-restore` in a process of its own.
+
+    Raises:
+        LoadError: it failed.
+    """
+    words = [sys.executable, "-m", restore.__name__, *map(str, arguments), "--url", url, "--overwrite"]
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as told:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=told)
+        peak = 0
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            peak = max(peak, _peak(process.pid))
+            time.sleep(_LOOK_S)
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            told.seek(0)
+            raise LoadError(f"ipt-restore ended with {process.returncode}: {told.read().decode(errors='replace')}")
+    return Cost(usage.ru_utime + usage.ru_stime, wall, peak)
+
+
+def _peak(pid: int) -> int:
+    """Peak resident size of a process so far in bytes; what `wait4` tells counts the process that it was forked from."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def write_photographs(folder: Path, number: int) -> Path:
+    """A folder of JPEGs, the same photograph shifted by a pixel each."""
+    folder.mkdir()
+    image = photograph(SIDE, SIDE)
+    for shift in range(number):
+        Image.fromarray(np.roll(image, shift, 1)).save(folder / f"{shift}.jpg", quality=QUALITY)
+    return folder
+
+
+def measure_cpu(url: str, task: str, photos: tuple[int, int], runs: int) -> dict[str, Any]:
+    """CPU time and time that passes for a photograph, and CPU time before the first one, each in seconds."""
+    fewer, more = photos
+    cpu, wall, start = [], [], []
+    with tempfile.TemporaryDirectory() as name:
+        folders = [write_photographs(Path(name) / str(number), number) for number in photos]
+        for _ in range(runs):
+            few, many = (
+                run_command(url, folder, "-t", task, "-o", Path(name) / "out", "-j", WORKERS) for folder in folders
+            )
+            cpu.append((many.cpu_s - few.cpu_s) / (more - fewer))
+            wall.append((many.wall_s - few.wall_s) / (more - fewer))
+            start.append(few.cpu_s - fewer * cpu[-1])
+    return {
+        "task": task,
+        **{f"{what}_s": asdict(Spread.of(values)) for what, values in (("cpu", cpu), ("wall", wall), ("start", start))},
+        "share": asdict(Spread.of([used / passed for used, passed in zip(cpu, wall)])),
+    }
+
+
+def measure_memory(megapixels: Sequence[float], block_pixels: int) -> list[dict[str, Any]]:
+    """Peak memory of the command for pictures of so many megapixels, and whether blocks made another picture."""
+    rows = []
+    whole = ServingOptions(max_input_pixels=MAX_PIXELS, max_output_pixels=MAX_PIXELS)
+    blocks = ServingOptions(max_input_pixels=block_pixels, max_output_pixels=4 * block_pixels)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for each in (NOTHING_MEGAPIXELS, *megapixels):
+            height = round(math.sqrt(each * 1e6 * 3 / 4))
+            width = height * 4 // 3
+            source = folder / "large.png"
+            Image.fromarray(photograph(width, height)).save(source, compress_level=1)
+            costs, results, parts = [], [folder / "blocks.png", folder / "whole.png"], []
+            for options, result in zip((blocks, whole), results):
+                with null_server([DERAIN], MAX_BATCH, options, marks=True) as server:
+                    with RestorationClient(server.grpc_url) as client:
+                        picture = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
+                        parts.append(len(Restoration(client.info(), picture, DERAIN.name, None, None).parts))
+                    costs.append(run_command(server.grpc_url, source, "-t", DERAIN.name, "-o", result))
+            rows.append(
+                {
+                    "megapixels": width * height / 1e6,
+                    "file_mib": source.stat().st_size / MIB,
+                    "result_mib": results[0].stat().st_size / MIB,
+                    "blocks": parts,
+                    "seconds": costs[0].wall_s,
+                    "peak_mib": costs[0].peak / MIB,
+                    "identical": filecmp.cmp(*results, shallow=False),
+                }
+            )
+            print(f"{each:g} megapixels: {rows[-1]}", file=sys.stderr)
+    return rows
+
+
+def bytes_a_pixel(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float:
+    """What a picture takes more than the smallest one, for each pixel that it has more."""
+    more = (row["peak_mib"] - rows[0]["peak_mib"]) * MIB
+    return float(more / (row["megapixels"] - rows[0]["megapixels"]) / 1e6)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a record: CPU time, memory, or both."""
+    figures: dict[str, Any] = {}
+    if arguments.only != "memory":
+        name, checkpoint = source_of(arguments)
+        with serving([checkpoint], arguments.precision) as served:
+            rows = []
+            for task in arguments.tasks.split(","):
+                rows.append(measure_cpu(served.server.grpc_url, task, tuple(arguments.photos), arguments.runs))
+                print(f"{task}: {rows[-1]}", file=sys.stderr)
+        figures["cpu"] = {"model": name, "precision": arguments.precision, "photos": arguments.photos, "rows": rows}
+    if arguments.only != "cpu":
+        block_pixels = round(arguments.block_megapixels * 1e6)
+        figures["memory"] = {
+            "block_megapixels": arguments.block_megapixels,
+            "rows": measure_memory(arguments.megapixels, block_pixels),
+        }
+    return figures
+
+
+def markdown(record: Record) -> str:
+    """A table for CPU time and one for memory, as far as they were measured."""
+    cpu, memory = record.figures.get("cpu"), record.figures.get("memory")
+    parts = []
+    if cpu:
+        fewer, more = cpu["photos"]
+        rows = [
+            (
+                row["task"],
+                quartiles(row["cpu_s"], ".1f", 1000),
+                quartiles(row["wall_s"], ".0f", 1000),
+                quartiles(row["share"], ".2f", 100),
+                quartiles(row["start_s"], ".2f"),
+                row["share"]["runs"],
+            )
+            for row in cpu["rows"]
+        ]
+        header = ("task", "CPU a photograph, ms", "served in, ms", "share, %", "CPU of the start, s", "runs")
+        parts.append(
+            f"JPEGs of {SIDE}x{SIDE} through `ipt-restore --workers {WORKERS}` to `{cpu['model']}` in "
+            f"{cpu['precision']} on the same cores; {more} photographs against {fewer}.\n\n" + table(header, rows)
+        )
+    if memory:
+        rows = [
+            (
+                f"{row['megapixels']:.2f}",
+                f"{row['file_mib']:.0f}",
+                f"{row['result_mib']:.0f}",
+                row["blocks"][0],
+                f"{row['seconds']:.0f}",
+                f"{row['peak_mib']:.0f}",
+                f"{bytes_a_pixel(memory['rows'], row):.1f}" if row is not memory["rows"][0] else "–",
+                f"{'the same bytes' if row['identical'] else 'ANOTHER FILE'} as in {row['blocks'][1]}",
+            )
+            for row in memory["rows"]
+        ]
+        header = ("megapixels", "file, MiB", "result, MiB", "blocks", "seconds", "peak, MiB", "bytes a pixel", "result")
+        parts.append(
+            f"PNGs through `ipt-restore` to a network that only marks pixels, in blocks of "
+            f"{memory['block_megapixels']:g} megapixels at most: peak resident size of the command.\n\n"
+            + table(header, rows)
+        )
+    return "\n\n".join(parts)
+
+
+def draw(record: Record) -> Figure:
+    """Share of the served time by task, and peak memory by size."""
+    cpu, memory = record.figures.get("cpu"), record.figures.get("memory")
+    number = sum(part is not None for part in (cpu, memory))
+    drawn, grid = figure(4.5 * number, 3.6, ncols=number, squeeze=False)
+    axes = iter(grid.flat)
+    if cpu:
+        ax = next(axes)
+        ax.bar([row["task"] for row in cpu["rows"]], [100 * row["share"]["median"] for row in cpu["rows"]], 0.6)
+        ax.set(ylabel="CPU of the command, % of the served time", title=f"JPEGs of {SIDE}x{SIDE}", ylim=(0, None))
+    if memory:
+        ax, rows = next(axes), memory["rows"]
+        ax.plot([row["megapixels"] for row in rows], [row["peak_mib"] for row in rows], "o-")
+        ax.set(xlabel="megapixels", ylabel="peak of the command, MiB", title="PNG to PNG", ylim=(0, None))
+    return drawn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
+    parser = command_line("client", __doc__)
+    add_source(parser)
+    add_precision(parser)
+    default = "(default %(default)s)"
+    parser.add_argument("--tasks", default="derain,denoise_30,sr_x2", help=default)
+    parser.add_argument("--photos", type=int, nargs=2, default=[20, 60], metavar="N", help=f"of the batches {default}")
+    parser.add_argument("--runs", type=int, default=1, help=f"of each pair of batches {default}")
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[100, 300], metavar="N", help=default)
+    parser.add_argument(
+        "--block-megapixels", type=float, default=64, metavar="N", help=f"that a server takes {default}"
+    )
+    parser.add_argument("--only", choices=("cpu", "memory"))
+    arguments = parser.parse_args(argv)
+    if not 0 < arguments.photos[0] < arguments.photos[1] or min(arguments.runs, *arguments.megapixels) <= 0:
+        parser.error("--photos takes two numbers, the larger one last; --runs and --megapixels take numbers above 0")
+    if max(arguments.megapixels) * 1e6 > MAX_PIXELS:
+        parser.error(
+            f"--megapixels {max(arguments.megapixels):g} is not allowed; a picture has {MAX_PIXELS} pixels at most"
+        )
+    packages = ("numpy", "openvino", "nvidia-pytriton", "tritonclient", "pillow", "psutil")
+    return run_benchmark("client", argv, arguments, measure, markdown, draw, packages)
