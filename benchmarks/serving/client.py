@@ -87,7 +87,7 @@ def run_command(url: str, *arguments: object) -> Cost:
 
 
 def _peak(pid: int) -> int:
-    """Peak resident size of a process so far in bytes; what `wait4` tells counts the process that it was forked from."""
+    """Peak resident size of a process in bytes; what `wait4` tells counts the process that it was forked from."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
@@ -120,7 +120,7 @@ def measure_cpu(url: str, task: str, photos: tuple[int, int], runs: int) -> dict
     return {
         "task": task,
         **{f"{what}_s": asdict(Spread.of(values)) for what, values in (("cpu", cpu), ("wall", wall), ("start", start))},
-        "share": asdict(Spread.of([used / passed for used, passed in zip(cpu, wall)])),
+        "share": asdict(Spread.of([used / passed for used, passed in zip(cpu, wall, strict=True)])),
     }
 
 
@@ -136,8 +136,9 @@ def measure_memory(megapixels: Sequence[float], block_pixels: int) -> list[dict[
             width = height * 4 // 3
             source = folder / "large.png"
             Image.fromarray(photograph(width, height)).save(source, compress_level=1)
-            costs, results, parts = [], [folder / "blocks.png", folder / "whole.png"], []
-            for options, result in zip((blocks, whole), results):
+            costs, parts = [], []
+            in_blocks, at_once = folder / "blocks.png", folder / "whole.png"
+            for options, result in ((blocks, in_blocks), (whole, at_once)):
                 with null_server([DERAIN], MAX_BATCH, options, marks=True) as server:
                     with RestorationClient(server.grpc_url) as client:
                         picture = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
@@ -147,11 +148,11 @@ def measure_memory(megapixels: Sequence[float], block_pixels: int) -> list[dict[
                 {
                     "megapixels": width * height / 1e6,
                     "file_mib": source.stat().st_size / MIB,
-                    "result_mib": results[0].stat().st_size / MIB,
+                    "result_mib": in_blocks.stat().st_size / MIB,
                     "blocks": parts,
                     "seconds": costs[0].wall_s,
                     "peak_mib": costs[0].peak / MIB,
-                    "identical": filecmp.cmp(*results, shallow=False),
+                    "identical": filecmp.cmp(in_blocks, at_once, shallow=False),
                 }
             )
             print(f"{each:g} megapixels: {rows[-1]}", file=sys.stderr)
@@ -207,7 +208,7 @@ def markdown(record: Record) -> str:
             f"{cpu['precision']} on the same cores; {more} photographs against {fewer}.\n\n" + table(header, rows)
         )
     if memory:
-        rows = [
+        lines = [
             (
                 f"{row['megapixels']:.2f}",
                 f"{row['file_mib']:.0f}",
@@ -220,11 +221,11 @@ def markdown(record: Record) -> str:
             )
             for row in memory["rows"]
         ]
-        header = ("megapixels", "file, MiB", "result, MiB", "blocks", "seconds", "peak, MiB", "bytes a pixel", "result")
+        names = ("megapixels", "file, MiB", "result, MiB", "blocks", "seconds", "peak, MiB", "bytes a pixel", "result")
         parts.append(
             f"PNGs through `ipt-restore` to a network that only marks pixels, in blocks of "
             f"{memory['block_megapixels']:g} megapixels at most: peak resident size of the command.\n\n"
-            + table(header, rows)
+            + table(names, lines)
         )
     return "\n\n".join(parts)
 
