@@ -125,7 +125,9 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--reference", type=Path, metavar="DIR", help="measure PSNR and SSIM against its images")
     there = group.add_mutually_exclusive_group()
     there.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    there.add_argument("--skip-existing", action="store_true", help="leave results that exist, restore the others")
+    there.add_argument(
+        "--skip-existing", action="store_true", help="leave results that are up to date, restore the others"
+    )
     group.add_argument("--log", metavar="FILE", help="append a line of JSON for each photo as soon as it is done")
 
 

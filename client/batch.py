@@ -12,7 +12,7 @@ import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ipt_triton.client.errors import PlanError
-from ipt_triton.client.photo import READ_SUFFIXES, WRITTEN_SUFFIXES, same_format, unread_kind
+from ipt_triton.client.photo import READ_SUFFIXES, WRITTEN_SUFFIXES, recorded_action, same_format, unread_kind
 
 Existing = Literal["refuse", "overwrite", "skip"]
 
@@ -33,6 +33,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 NO_FILE = "no file but a pipe, a socket, a device or a link to nothing"
 _STREAM_NAME = "stdin"
 _FIRST = 20
+_COARSE_S = 2.0
+"""So coarsely some file systems keep times: FAT."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class Plan:
         listed: more files, one name after the other. Relative names keep their folders below `output`.
         suffix: added to each file's stem, may be empty.
         format: of the results, without a dot; `same` keeps that of each file where it can be written.
-        existing: what to do about results that are there already.
+        existing: what to do about results that are there already. To skip is to leave what is up to date.
+        made: tells how results are made, as their files will; one that tells otherwise, or has an older time than its
+            photo, is out of date. Files that tell nothing are never.
         limit: restore no more than so many.
         shard: (i, n): only what falls to the i-th of n, from 1.
         kinds: suffixes of files that are taken from folders.
@@ -97,6 +101,7 @@ class Plan:
     suffix: str = ""
     format: str = "same"
     existing: Existing = "refuse"
+    made: Callable[[], str] | None = None
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
     kinds: frozenset[str] = READ_SUFFIXES
@@ -182,7 +187,13 @@ class Plan:
             raise PlanError(f"{target} is one of the photos; choose another --output or a --suffix")
         if self.existing == "refuse":
             raise PlanError(f"{target} exists; give --overwrite, --skip-existing, a --suffix or another --output")
-        return Job(source, target, skipped=self.existing == "skip")
+        return Job(source, target, skipped=self.existing == "skip" and not self._is_outdated(source, target))
+
+    def _is_outdated(self, source: Path, target: Path) -> bool:
+        told = recorded_action(target) if self.made and source != STREAM else None
+        if self.made is None or told is None:
+            return False
+        return told != self.made() or source.stat().st_mtime > target.stat().st_mtime + _COARSE_S
 
     def _is_input(self, target: Path) -> bool:
         """Whether a file that is there is one of the inputs, or lies in one and is no result."""

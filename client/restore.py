@@ -15,7 +15,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,9 +42,11 @@ from ipt_triton.client.work import (
     complain,
     deliver,
     is_plain_file,
+    recipe,
     run_batch,
     write_report,
 )
+from ipt_triton.tasks import Chain
 
 DONE, PHOTOS_FAILED, NOT_POSSIBLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -99,6 +102,11 @@ class _Complaints(logging.Handler):
 def _run(args: argparse.Namespace, client: RestorationClient) -> int:
     if args.list_tasks:
         return _list_tasks(_ask(client), args.json)
+
+    @cache
+    def asked() -> Asked:
+        return Asked.of(client, args)
+
     plan = Plan(
         inputs=tuple(args.photos),
         output=args.output,
@@ -106,13 +114,30 @@ def _run(args: argparse.Namespace, client: RestorationClient) -> int:
         suffix=args.suffix,
         format=args.format,
         existing="overwrite" if args.overwrite else "skip" if args.skip_existing else "refuse",
+        made=lambda: asked().recipe,
         limit=args.limit,
         shard=args.shard,
     )
     jobs = Ahead(plan.jobs())
-    info = _ask(client)
+    asked()
     with contextlib.closing(_open_log(args.log)) as log:
-        return _restore_all(client, info, plan, jobs, args, log)
+        return _restore_all(client, asked(), plan, jobs, args, log)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the server is asked for: its tasks, how results are made as their files tell it, and as a report does."""
+
+    chain: Chain
+    recipe: str
+    report: dict[str, Any]
+
+    @classmethod
+    def of(cls, client: RestorationClient, args: argparse.Namespace) -> Asked:
+        info = _ask(client)
+        chain = info.chain(args.task)
+        report = asked_for(client.url, info, chain, args.options, args.stride, args.keep)
+        return cls(chain, recipe(report, args), report)
 
 
 def _ask(client: RestorationClient) -> ServerInfo:
@@ -135,19 +160,17 @@ def _list_tasks(info: ServerInfo, report: str | None) -> int:
 
 
 def _restore_all(
-    client: RestorationClient, info: ServerInfo, plan: Plan, jobs: Ahead, args: argparse.Namespace, log: IO[str]
+    client: RestorationClient, asked: Asked, plan: Plan, jobs: Ahead, args: argparse.Namespace, log: IO[str]
 ) -> int:
     """Restore the jobs, `args.workers` at a time; print, report and summarise what became of them."""
-    chain = info.chain(args.task)
     giving_up = threading.Event()
-    asked = asked_for(client.url, info, chain, args.options, args.stride, args.keep)
     started = time.perf_counter()
     quiet = "-" in (args.json, str(args.output), args.log)
     record = Record(quiet, log, keep=bool(args.json))
 
     def report() -> dict[str, Any]:
         return {
-            **asked,
+            **asked.report,
             "seconds": round(time.perf_counter() - started, 3),
             "counts": record.counts,
             "photos": [asdict(outcome) for outcome in record.kept or ()],
@@ -165,7 +188,7 @@ def _restore_all(
         client.close()
 
     with Progress(lambda: jobs.total) as progress:
-        restorer = Restorer(client, chain, args, progress, giving_up.is_set)
+        restorer = Restorer(client, asked.chain, asked.recipe, args, progress, giving_up.is_set)
         ended = run_batch(jobs, restorer.restore, record, progress, args.workers, close)
     written = not args.json or (args.json == "-" and ended.lost is not None) or deliver(args.json, report())
     if ended.lost is not None:

@@ -43,6 +43,7 @@ class Restorer:
 
     Args:
         chain: tasks of the server.
+        made: how, for the results' history; see `work.recipe`.
         args: of the command, see `arguments`.
         progress: is told how far each photo is.
         cancelled: whether nobody wants the rest.
@@ -52,11 +53,12 @@ class Restorer:
         self,
         client: RestorationClient,
         chain: Chain,
+        made: str,
         args: argparse.Namespace,
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._client, self._chain, self._args = client, chain, args
+        self._client, self._chain, self._made, self._args = client, chain, made, args
         self._progress, self._cancelled = progress, cancelled
         self._watched = threading.Semaphore(WATCHED)
 
@@ -78,6 +80,8 @@ class Restorer:
 
     def _restore(self, job: Job) -> dict[str, Any]:
         args, chain = self._args, self._chain
+        # Before it is read: of a photo that is changed meanwhile the result is older.
+        mtime = None if job.source == STREAM else job.source.stat().st_mtime
         frames = read_frames(sys.stdin.buffer if job.source == STREAM else job.source)
         photo = frames.photos[0]
         form = args.format if job.target == STREAM else None  # else the target's suffix tells
@@ -85,7 +89,7 @@ class Restorer:
         reference = reference_of(job.source, args.reference) if args.reference else None
         made = self._restored(frames, job)
         restored = made.photos[0]
-        self._write(made, job, form)
+        self._write(made, job, form, mtime)
         if args.compare and job.target != STREAM:
             write_photo(side_by_side(photo, restored), job.target.with_name(f"{job.target.stem}_compare.png"))
         width, height = restored.size
@@ -159,7 +163,7 @@ class Restorer:
             plane, args.task, args.stride, args.keep, **options, progress=tell, cancelled=self._cancelled
         )
 
-    def _write(self, frames: Frames, job: Job, form: str | None) -> None:
+    def _write(self, frames: Frames, job: Job, form: str | None, mtime: float | None) -> None:
         args, kept = self._args, not self._args.strip_metadata
         if job.target != STREAM:
             job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +175,6 @@ class Restorer:
             flatten=args.flatten,
             depth=args.depth,
             metadata=kept,
-            action=self._chain.name,
-            mtime=job.source.stat().st_mtime if kept and job.source != STREAM else None,
+            action=self._made,
+            mtime=mtime if kept else None,
         )

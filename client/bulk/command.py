@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ipt_triton.client.bulk.plan import Photo, photos
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.local import chosen_server
 from ipt_triton.client.restore import DONE, INTERRUPTED, NOT_POSSIBLE, PHOTOS_FAILED, exit_code
-from ipt_triton.client.work import Ended, Outcome, Progress, Record, asked_for, complain, deliver
+from ipt_triton.client.work import Ended, Outcome, Progress, Record, asked_for, complain, deliver, recipe
 from ipt_triton.reading import excerpt
 from ipt_triton.tasks import Chain
 from ipt_triton.version import installed_version
@@ -108,7 +108,7 @@ def _run(args: argparse.Namespace, server: dict[str, Any], client: RestorationCl
         batch = _Batch(Place(args.source), Place(args.target), args, settings, Record(True, nowhere, False, say))
         left = batch.look(naming)
         with Progress(lambda: len(left)) as progress:
-            ended = batch.restore(left, server, chain, progress)
+            ended = batch.restore(left, server, chain, recipe(asked, args), progress)
     seconds = time.perf_counter() - batch.started
     rates = {"photos_per_s": batch.restored / seconds, "megapixels_per_s": batch.pixels / 1e6 / seconds}
     counts = batch.record.counts
@@ -167,13 +167,16 @@ class _Batch:
         say(f"{len(left)} of {len(found)} photos to restore; the others are done or set aside")
         return left
 
-    def restore(self, left: list[Photo], server: dict[str, Any], chain: Chain, progress: Progress) -> Ended:
-        """Restore photos, and record them."""
+    def restore(self, left: list[Photo], server: dict[str, Any], chain: Chain, made: str, progress: Progress) -> Ended:
+        """Restore photos, and record them.
+
+        Args:
+            made: how, for the results' history.
+        """
         self.started = time.perf_counter()
         try:
             with cluster(self._args.ray) if left else contextlib.nullcontext():
-                made = outcomes(left, self._args.source, self._args.target, server, chain, self._args) if left else ()
-                for outcome in made:
+                for outcome in self._outcomes(left, server, chain, made):
                     if outcome["status"] == "not reached":
                         return Ended(outcome["error"])
                     written, told = self._take(left[outcome.pop("number")], outcome)
@@ -187,6 +190,10 @@ class _Batch:
         finally:
             self._manifest.flush()
         return Ended()
+
+    def _outcomes(self, left: list[Photo], server: dict[str, Any], chain: Chain, made: str) -> Iterable[dict[str, Any]]:
+        places = self._args.source, self._args.target
+        return outcomes(left, *places, server, chain, made, self._args) if left else ()
 
     def summary(self) -> str:
         """What has been done, and how fast."""

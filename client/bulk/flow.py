@@ -74,11 +74,13 @@ def outcomes(
     target: str,
     server: dict[str, Any],
     chain: Chain,
+    made: str,
     args: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
     """What `Worker` makes of the photos, in no order, each with the `number` of its photo in the sequence.
 
     Args:
+        made: how, for the results' history.
         args: of the command; `args.workers` processes restore.
     """
     context = ray.data.DataContext.get_current()
@@ -87,10 +89,10 @@ def outcomes(
     together = max(1, min(_MOST_TOGETHER, len(photos) // (16 * workers)))
     rows = [{"number": number, **asdict(photo)} for number, photo in enumerate(photos)]
     attempts = _SharedAttempts()
-    made = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // together)).map(
+    results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // together)).map(
         Worker,  # type: ignore[arg-type]  # a class is made once in each process
-        fn_constructor_args=(source, target, server, chain, args, attempts),
+        fn_constructor_args=(source, target, server, chain, made, args, attempts),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=min(1.0, ray.cluster_resources().get("CPU", 1) / workers),
     )
-    yield from made.iter_rows()
+    yield from results.iter_rows()

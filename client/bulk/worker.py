@@ -42,6 +42,7 @@ class Worker:
         source, target: addresses of the two places.
         server: arguments of a client.
         chain: tasks of the server.
+        made: how, for the results' history; see `work.recipe`.
         args: of the command.
         attempts: shared by all processes.
     """
@@ -52,12 +53,13 @@ class Worker:
         target: str,
         server: dict[str, Any],
         chain: Chain,
+        made: str,
         args: argparse.Namespace,
         attempts: Attempts,
     ) -> None:
         self._source, self._target = Place(source), Place(target)
         self._client = RestorationClient(**server)
-        self._chain, self._args, self._attempts = chain, args, attempts
+        self._chain, self._made, self._args, self._attempts = chain, made, args, attempts
         self._lost = ""  # why the others cannot be restored either
 
     def __call__(self, photo: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Worker:
             flatten=args.flatten,
             depth=args.depth,
             metadata=not args.strip_metadata,
-            action=chain.name,
+            action=self._made,
         )
         mtime = None if args.strip_metadata else photo["mtime"]
         self._target.write(photo["target"], result.getvalue(), mtime)

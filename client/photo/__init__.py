@@ -13,6 +13,7 @@ from ipt_triton.client.photo.frames import Frames, check_frames, read_frames, wr
 from ipt_triton.client.photo.picture import Photo
 from ipt_triton.client.photo.reading import MAX_BYTES, MAX_PIXELS, Header, as_image, read_header, read_photo
 from ipt_triton.client.photo.writing import write_photo
+from ipt_triton.client.photo.xmp import recorded_action
 
 __all__ = [
     "FORMATS",
@@ -30,6 +31,7 @@ __all__ = [
     "read_frames",
     "read_header",
     "read_photo",
+    "recorded_action",
     "same_format",
     "unread_kind",
     "write_frames",

@@ -26,7 +26,6 @@ from ipt_triton.client.photo.picture import Photo
 from ipt_triton.client.photo.samples import Samples, eight_bits
 from ipt_triton.client.photo.xmp import with_provenance
 from ipt_triton.files import atomic_file
-from ipt_triton.version import installed_version
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def write_photo(
         flatten: colour, 0 to 255, that is put under transparent pixels; the result has no alpha.
         depth: 8 rounds 16-bit samples to 8 bits; 16, the default, leaves them.
         metadata: False drops all but the ICC profile, without which colours change, and leaves no provenance.
-        action: what was done, such as "sr_x2", for the history in XMP.
+        action: what was done, such as "sr_x2", for the history in XMP; see `recorded_action`.
         mtime: the file's time of modification, seconds since 1970; by default now. Paths only.
 
     Raises:
@@ -125,7 +124,7 @@ def prepared(
         return replace(photo, exif=None, xmp=None, iptc=None, dpi=None, comment="", texts={})
     if action is None:
         return photo
-    return replace(photo, xmp=with_provenance(photo.xmp, f"ipt-triton {installed_version()}", action))
+    return replace(photo, xmp=with_provenance(photo.xmp, action))
 
 
 def _flattened(photo: Photo, colour: tuple[int, int, int]) -> Photo:

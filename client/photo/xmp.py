@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from xml.dom import minidom
+from xml.sax.saxutils import unescape
 
 from ipt_triton.reading import excerpt
+from ipt_triton.version import installed_version
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,12 @@ _UNTRUE = (
 _EMPTY = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"/></x:xmpmeta>'.encode()
 _BEGIN = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
 _END = '\n<?xpacket end="w"?>'
+_AGENT = "ipt-triton"
+_OUR_EVENT = re.compile(
+    f"<stEvt:softwareAgent>{_AGENT} [^<]*</stEvt:softwareAgent><stEvt:parameters>([^<]*)</stEvt:parameters>".encode()
+)
+_HEAD_BYTES, _TAIL_BYTES = 2**18, 2**17
+"""Where formats keep XMP: a WebP at its end, the others at their beginning."""
 
 
 def portable_xmp(name: str, packet: bytes | str | None) -> bytes | None:
@@ -50,13 +60,14 @@ def portable_xmp(name: str, packet: bytes | str | None) -> bytes | None:
         return None
 
 
-def with_provenance(packet: bytes | None, tool: str, action: str) -> bytes:
-    """XMP that names `tool` as xmp:CreatorTool, with one more event in xmpMM:History.
+def with_provenance(packet: bytes | None, action: str) -> bytes:
+    """XMP that names ipt-triton as xmp:CreatorTool, with one more event in xmpMM:History.
 
     Args:
         packet: what `portable_xmp` gave, or None.
         action: what was done, such as a task's name; goes into the event's stEvt:parameters.
     """
+    tool = f"{_AGENT} {installed_version()}"
     document = _parse(packet or _EMPTY)
     _remove(document, XMP, "CreatorTool")
     tree = document.getElementsByTagNameNS(RDF, "RDF")[0]
@@ -71,6 +82,23 @@ def with_provenance(packet: bytes | None, tool: str, action: str) -> bytes:
         if value:
             _add(document, event, EVENT, f"stEvt:{key}").appendChild(document.createTextNode(value))
     return _serialise(document)
+
+
+def recorded_action(path: Path) -> str | None:
+    """The `action` of the last provenance in a file; None if there is none, or not where our files have it.
+
+    It reads some hundred kilobytes and decodes nothing, so that a million files are looked at.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(_HEAD_BYTES)
+        if len(data) == _HEAD_BYTES:
+            file.seek(max(_HEAD_BYTES, file.seek(0, 2) - _TAIL_BYTES))
+            data += file.read()
+    events = _OUR_EVENT.findall(data)
+    return unescape(events[-1].decode()) if events else None
 
 
 def _history(document: minidom.Document, about: minidom.Element) -> minidom.Element:

@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from helpers.here import Here, run
+from helpers.here import INFO, Here, run
 from PIL import Image
 
 from ipt_triton.client import local, restore
@@ -119,6 +120,68 @@ def test_denoising_what_is_not_noisy_is_warned_of(tmp_path: Path, capsys: pytest
     assert "flat.png: its noise is about σ 0, denoise_30 is for σ 30 and may blur or tint it" in capsys.readouterr().err
     assert estimate_sigma(np.zeros((64, 64, 3), np.uint8)) is None and estimate_sigma(flat[:9]) is None
     assert denoising_warning(flat, Chain((OFFICIAL_TASKS[0],))) == ""
+
+
+def test_results_are_left_alone_while_they_are_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    told = ("a.jpg", "b.png", "c.webp", "d.tif", "e.avif")
+    for name in (*told, "f.bmp"):
+        write_photo(Photo(picture(side=200)), folder / name, mtime=10**9)
+
+    def again(*options: object) -> set[str]:
+        """Names of what a second run restores."""
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        assert run(folder, "-o", out, "--skip-existing", "--log", log, *options) == 0
+        lines = map(json.loads, log.read_text().splitlines())
+        return {Path(line["input"]).name for line in lines if line["status"] == "restored"}
+
+    assert again(*DERAIN) == {*told, "f.bmp"} and again(*DERAIN) == set()
+    for made in (
+        (*DERAIN, "--strength", 0.5),
+        ("-t", "derain,denoise_30"),
+        (*DERAIN, "--tta"),
+        (*DERAIN, "--stride", 12, "--keep", 24),
+        (*DERAIN, "-q", 80),
+        DERAIN,
+    ):
+        assert again(*made) == set(told) and again(*made) == set()  # nothing is known of a BMP
+    os.utime(folder / "b.png", (10**9 + 1, 10**9 + 1))
+    assert again(*DERAIN) == set()  # as coarsely as FAT keeps times
+    for name in ("b.png", "f.bmp"):
+        os.utime(folder / name, (10**9 + 60, 10**9 + 60))
+    assert again(*DERAIN) == {"b.png"} and again(*DERAIN) == set()
+    monkeypatch.setattr(Here, "info", lambda _: replace(INFO, checkpoint_sha256="1" * 64))
+    assert again(*DERAIN) == set(told)
+    assert again(*DERAIN, "--strip-metadata", "--suffix", "_bare") == {*told, "f.bmp"}
+    assert again("-t", "denoise_30", "--strip-metadata", "--suffix", "_bare") == set()
+
+
+def test_a_file_that_is_not_ours_is_left_alone_however_old_it_is(tmp_path: Path) -> None:
+    write_photo(Photo(picture()), tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    write_photo(Photo(picture(1)), tmp_path / "out" / "a.png", metadata=False, mtime=1)
+    assert run(tmp_path / "a.png", *DERAIN, "-o", tmp_path / "out", "--skip-existing") == 0
+    np.testing.assert_array_equal(read_photo(tmp_path / "out" / "a.png").pixels, picture(1))
+
+
+def test_a_photo_that_changes_while_it_is_restored_is_restored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photo(Photo(picture()), tmp_path / "a.png", mtime=10**9)
+    arguments = (tmp_path / "a.png", *DERAIN, "-o", tmp_path / "out", "--skip-existing")
+
+    def restore_and_change(_: Here, image: np.ndarray, *__: object, **___: object) -> np.ndarray:
+        write_photo(Photo(picture(1)), tmp_path / "a.png", mtime=10**9 + 60)
+        return image
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Here, "restore", restore_and_change)
+        assert run(*arguments) == 0
+    np.testing.assert_array_equal(read_photo(tmp_path / "out" / "a.png").pixels, picture())
+    assert run(*arguments) == 0
+    np.testing.assert_array_equal(read_photo(tmp_path / "out" / "a.png").pixels, picture(1))
 
 
 def test_a_log_has_a_line_for_each_photo_and_says_what_was_passed_over(

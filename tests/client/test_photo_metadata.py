@@ -27,6 +27,7 @@ from ipt_triton.client.photo import (
     as_image,
     check_format,
     read_photo,
+    recorded_action,
     same_format,
     unread_kind,
     write_photo,
@@ -164,6 +165,18 @@ def test_provenance_holds_no_time_so_that_results_are_the_same_bytes_each_time(t
     assert written[0] == written[1]
     xmp = read_photo(tmp_path / "a.png").xmp
     assert xmp is not None and b"softwareAgent" in xmp and b"when" not in xmp
+
+
+@pytest.mark.parametrize("name", ["jpg", "png", "tiff", "webp", "avif"])
+def test_what_was_done_last_is_read_without_decoding_the_picture(tmp_path: Path, name: str) -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
+    path = tmp_path / f"a.{name}"
+    write_photo(Photo(noisy, icc=SRGB, exif=full_photo().exif, iptc=IPTC), path, action="sr_x2")
+    write_photo(read_photo(path), path, action="derain; flatten <1 & 2>")
+    assert path.stat().st_size > 400_000
+    assert recorded_action(path) == "derain; flatten <1 & 2>"
+    write_photo(Photo(noisy), path, metadata=False)
+    assert recorded_action(path) is None
 
 
 def test_sources_that_run_without_an_installation_write_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_a_process_asks_a_server_that_is_away_once_for_all_photos_that_it_was_gi
     args.options = Options()
     pretended.before = lambda *_: pretended.failures.append(Refusal(grpc.StatusCode.UNAVAILABLE, "stopping"))
     arguments = {"url": pretended.address, "retries": 0}
-    worker = Worker(args.source, args.target, arguments, Chain(OFFICIAL_TASKS[:1]), args, Attempts())
+    worker = Worker(args.source, args.target, arguments, Chain(OFFICIAL_TASKS[:1]), "sr_x2", args, Attempts())
     row = {"number": 0, "source": "a.png", "target": "a.png", "mtime": None}
     assert [worker(row)["status"] for _ in range(3)] == ["not reached"] * 3 and pretended.asked == 1
 
