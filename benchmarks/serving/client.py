@@ -1,4 +1,4 @@
-"""What `ipt-restore` itself costs: CPU time beside the time that photographs take, and memory for large ones.
+"""What `ipt-restore` itself costs: CPU time beside the served time, memory for large pictures, plans of many files.
 
     ipt-benchmark client --checkpoint weights/ipt-tiny --precision bf16
     ipt-benchmark client --checkpoint weights/ipt-tiny --only memory --megapixels 100 300 --json build/client.json
@@ -11,6 +11,10 @@ output is no terminal, so it draws no progress.
 Memory: a large PNG becomes a PNG, through a server that takes it in blocks and one that takes it whole. A throw-away
 network marks each pixel with its place in the patch that it came from, so two files of the same bytes were cut alike.
 The peak is that of the command's process when it sends blocks.
+
+Planning: a folder of small photographs, hard links to a few. First the time from the command's start until one result
+is there; then, where all results are there but the last one, the time until that one is there too, for which every
+photograph and result is looked at.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ import argparse
 import filecmp
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +54,10 @@ SIDE, QUALITY, WORKERS = 512, 92, 2
 DERAIN = OFFICIAL_TASKS[3]
 NOTHING_MEGAPIXELS = 0.01
 """Of a picture that takes no memory to speak of: the command's own."""
+PARTS = ("cpu", "memory", "planning")
 _LOOK_S = 0.02
+_LINKS = 50_000
+"""To one file; ext4 takes 65 000."""
 
 
 @dataclass(frozen=True)
@@ -61,26 +69,32 @@ class Cost:
     peak: int
 
 
-def run_command(url: str, *arguments: object) -> Cost:
+def run_command(url: str, *arguments: object, until: Callable[[], bool] | None = None) -> Cost:
     """Run `ipt-restore` in a process of its own.
+
+    Args:
+        until: interrupts the command when it is true, and ends the time.
 
     Raises:
         LoadError: it failed.
     """
-    words = [sys.executable, "-m", restore.__name__, *map(str, arguments), "--url", url, "--overwrite"]
+    words = [sys.executable, "-m", restore.__name__, *map(str, arguments), "--url", url]
     started = time.perf_counter()
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=told)
-        peak = 0
+        peak, reached = 0, 0.0
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
             peak = max(peak, _peak(process.pid))
+            if until is not None and not reached and until():
+                reached = time.perf_counter() - started
+                process.send_signal(signal.SIGINT)
             time.sleep(_LOOK_S)
-        wall = time.perf_counter() - started
+        wall = reached or time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if process.returncode != (restore.INTERRUPTED if reached else restore.DONE):
             told.seek(0)
             raise LoadError(f"ipt-restore ended with {process.returncode}: {told.read().decode(errors='replace')}")
     return Cost(usage.ru_utime + usage.ru_stime, wall, peak)
@@ -112,7 +126,8 @@ def measure_cpu(url: str, task: str, photos: tuple[int, int], runs: int) -> dict
         folders = [write_photographs(Path(name) / str(number), number) for number in photos]
         for _ in range(runs):
             few, many = (
-                run_command(url, folder, "-t", task, "-o", Path(name) / "out", "-j", WORKERS) for folder in folders
+                run_command(url, folder, "-t", task, "-o", Path(name) / "out", "-j", WORKERS, "--overwrite")
+                for folder in folders
             )
             cpu.append((many.cpu_s - few.cpu_s) / (more - fewer))
             wall.append((many.wall_s - few.wall_s) / (more - fewer))
@@ -143,7 +158,7 @@ def measure_memory(megapixels: Sequence[float], block_pixels: int) -> list[dict[
                     with RestorationClient(server.grpc_url) as client:
                         picture = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
                         parts.append(len(Restoration(client.info(), picture, DERAIN.name, None, None).parts))
-                    costs.append(run_command(server.grpc_url, source, "-t", DERAIN.name, "-o", result))
+                    costs.append(run_command(server.grpc_url, source, "-t", DERAIN.name, "-o", result, "--overwrite"))
             rows.append(
                 {
                     "megapixels": width * height / 1e6,
@@ -159,6 +174,46 @@ def measure_memory(megapixels: Sequence[float], block_pixels: int) -> list[dict[
     return rows
 
 
+def measure_planning(files: int) -> dict[str, Any]:
+    """Seconds to the first result of so many photographs, and to the last where the others are there; with peaks.
+
+    Raises:
+        LoadError: a result is missing.
+    """
+    with tempfile.TemporaryDirectory() as name, null_server([DERAIN], MAX_BATCH) as server:
+        photos, results = Path(name) / "in", Path(name) / "out"
+        names = [f"{number:08}.jpg" for number in range(files)]
+        photos.mkdir()
+        Image.fromarray(photograph(64, 64)).save(photos / names[0])
+        _fill(photos, names)
+        arguments = (photos, "-t", DERAIN.name, "-o", results, "--skip-existing")
+        first = run_command(server.grpc_url, *arguments, until=(results / names[0]).exists)
+        _fill(results, names[:-1])
+        every = run_command(server.grpc_url, *arguments)
+        if not (results / names[-1]).exists():
+            raise LoadError(f"of {files} photographs the last one was not restored")
+    return {
+        "files": files,
+        "first_s": first.wall_s,
+        "first_peak_mib": first.peak / MIB,
+        "every_s": every.wall_s,
+        "every_peak_mib": every.peak / MIB,
+    }
+
+
+def _fill(folder: Path, names: Sequence[str]) -> None:
+    """Give a folder files of these names, all the same as the first, which is there."""
+    data, time_ns = (folder / names[0]).read_bytes(), (folder / names[0]).stat().st_mtime_ns
+    for number, name in enumerate(names):
+        path = folder / name
+        if number % _LINKS == 0:
+            original = path
+            path.write_bytes(data)
+            os.utime(path, ns=(time_ns, time_ns))
+        elif not path.exists():
+            os.link(original, path)
+
+
 def bytes_a_pixel(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float:
     """What a picture takes more than the smallest one, for each pixel that it has more."""
     more = (row["peak_mib"] - rows[0]["peak_mib"]) * MIB
@@ -168,7 +223,7 @@ def bytes_a_pixel(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a record: CPU time, memory, or both."""
     figures: dict[str, Any] = {}
-    if arguments.only != "memory":
+    if arguments.only in (None, "cpu"):
         name, checkpoint = source_of(arguments)
         with serving([checkpoint], arguments.precision) as served:
             rows = []
@@ -176,18 +231,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 rows.append(measure_cpu(served.server.grpc_url, task, tuple(arguments.photos), arguments.runs))
                 print(f"{task}: {rows[-1]}", file=sys.stderr)
         figures["cpu"] = {"model": name, "precision": arguments.precision, "photos": arguments.photos, "rows": rows}
-    if arguments.only != "cpu":
+    if arguments.only in (None, "memory"):
         block_pixels = round(arguments.block_megapixels * 1e6)
         figures["memory"] = {
             "block_megapixels": arguments.block_megapixels,
             "rows": measure_memory(arguments.megapixels, block_pixels),
         }
+    if arguments.only in (None, "planning"):
+        figures["planning"] = measure_planning(arguments.files)
     return figures
 
 
 def markdown(record: Record) -> str:
-    """A table for CPU time and one for memory, as far as they were measured."""
-    cpu, memory = record.figures.get("cpu"), record.figures.get("memory")
+    """Tables for CPU time and memory, and a sentence for planning, as far as they were measured."""
+    cpu, memory, planning = (record.figures.get(part) for part in PARTS)
     parts = []
     if cpu:
         fewer, more = cpu["photos"]
@@ -227,13 +284,19 @@ def markdown(record: Record) -> str:
             f"{memory['block_megapixels']:g} megapixels at most: peak resident size of the command.\n\n"
             + table(names, lines)
         )
+    if planning:
+        parts.append(
+            f"A folder of {planning['files']} photographs: the first result {planning['first_s']:.2f} s after the "
+            f"command, {planning['first_peak_mib']:.0f} MiB at its peak. Where all results are there but the last, "
+            f"that one after {planning['every_s']:.0f} s, {planning['every_peak_mib']:.0f} MiB at its peak."
+        )
     return "\n\n".join(parts)
 
 
 def draw(record: Record) -> Figure:
-    """Share of the served time by task, and peak memory by size."""
-    cpu, memory = record.figures.get("cpu"), record.figures.get("memory")
-    number = sum(part is not None for part in (cpu, memory))
+    """Share of the served time by task, peak memory by size, and peak memory while planning."""
+    cpu, memory, planning = (record.figures.get(part) for part in PARTS)
+    number = len(record.figures)
     drawn, grid = figure(4.5 * number, 3.6, ncols=number, squeeze=False)
     axes = iter(grid.flat)
     if cpu:
@@ -244,6 +307,10 @@ def draw(record: Record) -> Figure:
         ax, rows = next(axes), memory["rows"]
         ax.plot([row["megapixels"] for row in rows], [row["peak_mib"] for row in rows], "o-")
         ax.set(xlabel="megapixels", ylabel="peak of the command, MiB", title="PNG to PNG", ylim=(0, None))
+    if planning:
+        ax = next(axes)
+        ax.bar(["first result", "all looked at"], [planning["first_peak_mib"], planning["every_peak_mib"]], 0.6)
+        ax.set(ylabel="peak of the command, MiB", title=f"A folder of {planning['files']} photographs")
     return drawn
 
 
@@ -260,10 +327,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--block-megapixels", type=float, default=64, metavar="N", help=f"that a server takes {default}"
     )
-    parser.add_argument("--only", choices=("cpu", "memory"))
+    parser.add_argument("--files", type=int, default=1_000_000, metavar="N", help=f"of a folder {default}")
+    parser.add_argument("--only", choices=PARTS)
     arguments = parser.parse_args(argv)
     if not 0 < arguments.photos[0] < arguments.photos[1] or min(arguments.runs, *arguments.megapixels) <= 0:
         parser.error("--photos takes two numbers, the larger one last; --runs and --megapixels take numbers above 0")
+    if arguments.files < 2:
+        parser.error(f"--files {arguments.files} is not allowed; give 2 or more")
     if max(arguments.megapixels) * 1e6 > MAX_PIXELS:
         parser.error(
             f"--megapixels {max(arguments.megapixels):g} is not allowed; a picture has {MAX_PIXELS} pixels at most"

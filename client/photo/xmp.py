@@ -34,9 +34,8 @@ _EMPTY = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"/></x:x
 _BEGIN = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
 _END = '\n<?xpacket end="w"?>'
 _AGENT = "ipt-triton"
-_OUR_EVENT = re.compile(
-    f"<stEvt:softwareAgent>{_AGENT} [^<]*</stEvt:softwareAgent><stEvt:parameters>([^<]*)</stEvt:parameters>".encode()
-)
+_OURS = f"<stEvt:softwareAgent>{_AGENT} ".encode()
+_OUR_ACTION = re.compile(_OURS + rb"[^<]*</stEvt:softwareAgent><stEvt:parameters>([^<]*)</stEvt:parameters>")
 _HEAD_BYTES, _TAIL_BYTES = 2**18, 2**17
 """Where formats keep XMP: a WebP at its end, the others at their beginning."""
 
@@ -97,8 +96,8 @@ def recorded_action(path: Path) -> str | None:
         if len(data) == _HEAD_BYTES:
             file.seek(max(_HEAD_BYTES, file.seek(0, 2) - _TAIL_BYTES))
             data += file.read()
-    events = _OUR_EVENT.findall(data)
-    return unescape(events[-1].decode()) if events else None
+    action = _OUR_ACTION.match(data, max(0, data.rfind(_OURS)))
+    return unescape(action[1].decode()) if action else None
 
 
 def _history(document: minidom.Document, about: minidom.Element) -> minidom.Element:
