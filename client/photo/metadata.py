@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import MutableMapping
 from typing import Any
 
 from PIL import ExifTags, Image
@@ -28,6 +29,13 @@ _TIFF_DESCRIPTIONS = frozenset(
         ExifTags.Base.Artist,
         ExifTags.Base.HostComputer,
         ExifTags.Base.Copyright,
+        ExifTags.Base.Rating,
+        ExifTags.Base.RatingPercent,
+        ExifTags.Base.XPTitle,
+        ExifTags.Base.XPComment,
+        ExifTags.Base.XPAuthor,
+        ExifTags.Base.XPKeywords,
+        ExifTags.Base.XPSubject,
         ExifTags.IFD.Exif,
         ExifTags.IFD.GPSInfo,
     )
@@ -65,10 +73,26 @@ def portable_exif(name: str, image: Image.Image) -> bytes | None:
         details = exif.get_ifd(ExifTags.IFD.Exif)
         for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight):
             details.pop(tag, None)
+        keep_text(exif)
+        keep_text(details)
         return exif.tobytes() if len(exif) else None
     except Exception as error:  # a photo is worth more than its EXIF
         log.warning("%s: its EXIF is damaged (%s) and dropped", name, excerpt(error))
         return None
+
+
+class _Text(str):
+    """A text of EXIF, which Pillow reads as Latin-1 whatever it is. It writes question marks for what is not ASCII."""
+
+    def encode(self, encoding: str = "latin-1", errors: str = "strict") -> bytes:
+        return super().encode("latin-1", errors)
+
+
+def keep_text(tags: MutableMapping[int, Any]) -> None:
+    """Make Pillow write texts of EXIF as the bytes that it read."""
+    for tag, value in tags.items():
+        if isinstance(value, str) and not value.isascii():
+            tags[tag] = _Text(value)
 
 
 def jpeg_iptc(records: bytes) -> bytes:
@@ -109,8 +133,8 @@ def _resolution(dpi: Any) -> tuple[float, float] | None:
 def _iptc(name: str, image: Image.Image) -> bytes | None:
     try:
         if image.format == "TIFF":
-            value = image.tag_v2.get(IPTC_TIFF_TAG)  # type: ignore[attr-defined]
-            return bytes(value) if isinstance(value, bytes) else None
+            # Many write it as numbers of 32 bits, of which Pillow publicly gives the first one alone.
+            return image.tag_v2._tagdata.get(IPTC_TIFF_TAG)  # type: ignore[attr-defined, no-any-return]
         if image.format == "PNG" and _PNG_IPTC in image.info:
             _, _, _, digits = str(image.info[_PNG_IPTC]).split("\n", 3)
             data = bytes.fromhex("".join(digits.split()))

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, TiffTags
 
 from ipt_triton.client.errors import ImageError, UnsupportedFormat
 from ipt_triton.client.photo.formats import DEFLATE_LEVEL, Format, check_format
-from ipt_triton.client.photo.metadata import IPTC_TIFF_TAG, PNG_XMP, jpeg_iptc, png_texts
+from ipt_triton.client.photo.metadata import IPTC_TIFF_TAG, PNG_XMP, jpeg_iptc, keep_text, png_texts
 from ipt_triton.client.photo.picture import Photo
 from ipt_triton.client.photo.samples import Samples, eight_bits
 from ipt_triton.client.photo.xmp import with_provenance
@@ -246,8 +246,14 @@ def tiff_page(samples: Samples, photo: Photo, offset: int) -> bytes:
     if photo.exif:
         exif = Image.Exif()
         exif.load(photo.exif)
+        keep_text(exif)
         for tag in exif:
-            tags[tag] = exif.get_ifd(tag) if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) else exif[tag]
+            if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+                directory = exif.get_ifd(tag)
+                keep_text(directory)
+                tags[tag] = directory
+            else:
+                tags[tag] = exif[tag]
     if photo.xmp:
         tags[_TIFF_XMP] = photo.xmp
     if photo.iptc:
