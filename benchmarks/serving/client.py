@@ -141,37 +141,53 @@ def measure_cpu(url: str, task: str, photos: tuple[int, int], runs: int) -> dict
 
 def measure_memory(megapixels: Sequence[float], block_pixels: int) -> list[dict[str, Any]]:
     """Peak memory of the command for pictures of so many megapixels, and whether blocks made another picture."""
-    rows = []
     whole = ServingOptions(max_input_pixels=MAX_PIXELS, max_output_pixels=MAX_PIXELS)
     blocks = ServingOptions(max_input_pixels=block_pixels, max_output_pixels=4 * block_pixels)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for each in (NOTHING_MEGAPIXELS, *megapixels):
-            height = round(math.sqrt(each * 1e6 * 3 / 4))
-            width = height * 4 // 3
-            source = folder / "large.png"
-            Image.fromarray(photograph(width, height)).save(source, compress_level=1)
-            costs, parts = [], []
-            in_blocks, at_once = folder / "blocks.png", folder / "whole.png"
-            for options, result in ((blocks, in_blocks), (whole, at_once)):
-                with null_server([DERAIN], MAX_BATCH, options, marks=True) as server:
-                    with RestorationClient(server.grpc_url) as client:
-                        picture = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
-                        parts.append(len(Restoration(client.info(), picture, DERAIN.name, None, None).parts))
-                    costs.append(run_command(server.grpc_url, source, "-t", DERAIN.name, "-o", result, "--overwrite"))
-            rows.append(
-                {
-                    "megapixels": width * height / 1e6,
-                    "file_mib": source.stat().st_size / MIB,
-                    "result_mib": in_blocks.stat().st_size / MIB,
-                    "blocks": parts,
-                    "seconds": costs[0].wall_s,
-                    "peak_mib": costs[0].peak / MIB,
-                    "identical": filecmp.cmp(in_blocks, at_once, shallow=False),
-                }
+        sources = [_write_large(Path(name), each) for each in (NOTHING_MEGAPIXELS, *megapixels)]
+        in_blocks = _restore_large(sources, blocks, "blocks")
+        at_once = _restore_large(sources, whole, "whole")
+        return [
+            {
+                "megapixels": width * height / 1e6,
+                "file_mib": source.stat().st_size / MIB,
+                "result_mib": result.stat().st_size / MIB,
+                "blocks": [parts, other_parts],
+                "seconds": cost.wall_s,
+                "peak_mib": cost.peak / MIB,
+                "identical": filecmp.cmp(result, other, shallow=False),
+            }
+            for (source, width, height), (result, parts, cost), (other, other_parts, _) in zip(
+                sources, in_blocks, at_once, strict=True
             )
-            print(f"{each:g} megapixels: {rows[-1]}", file=sys.stderr)
-    return rows
+        ]
+
+
+def _write_large(folder: Path, megapixels: float) -> tuple[Path, int, int]:
+    """A photograph of so many megapixels as a PNG, and its width and height."""
+    height = round(math.sqrt(megapixels * 1e6 * 3 / 4))
+    width = height * 4 // 3
+    path = folder / f"{megapixels:g}.png"
+    Image.fromarray(photograph(width, height)).save(path, compress_level=1)
+    return path, width, height
+
+
+def _restore_large(
+    sources: Sequence[tuple[Path, int, int]], options: ServingOptions, suffix: str
+) -> list[tuple[Path, int, Cost]]:
+    """Each picture through a server: its result, the blocks that it went in, and what that cost."""
+    made = []
+    with null_server([DERAIN], MAX_BATCH, options, marks=True) as server:
+        with RestorationClient(server.grpc_url) as client:
+            info = client.info()
+        for source, width, height in sources:
+            result = source.with_name(f"{source.stem}_{suffix}.png")
+            picture = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
+            parts = len(Restoration(info, picture, DERAIN.name, None, None).parts)
+            cost = run_command(server.grpc_url, source, "-t", DERAIN.name, "-o", result)
+            made.append((result, parts, cost))
+            print(f"{source.stem} megapixels in {parts} blocks: {cost}", file=sys.stderr)
+    return made
 
 
 def measure_planning(files: int) -> dict[str, Any]:
