@@ -31,7 +31,8 @@ examples:
   a third of a large archive:     ipt-restore archive/ -t derain -o out --shard 1/3 --log done.jsonl --skip-existing
 
 Without --url, and with no server at localhost:8001, it starts one of its own with the weights that come with the
-package, or with --weights, and stops it in the end. That needs: pip install 'ipt-triton[serve,export]'
+package, and stops it in the end. That needs pip install 'ipt-triton[serve]'; for other weights (--weights) it is
+'ipt-triton[serve,export]'.
 
 What is not given is taken from IPT_URL, IPT_TLS, IPT_CA, IPT_CERT, IPT_KEY, IPT_TOKEN and IPT_TIMEOUT. Others can read
 a command line, so a token is better there.
@@ -105,6 +106,10 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tiling (the server's own rule if not given)")
     group.add_argument("--stride", type=int, metavar="N", help="pixels between neighbouring tiles, 1 to KEEP")
     group.add_argument("--keep", type=int, metavar="N", help="side of each tile's centre that is used, even, 2 to 48")
+
+
+STORED = ("quality", "flatten", "depth")
+"""Of those of `add_files`, what decides how samples are written in a format."""
 
 
 def add_files(group: argparse._ArgumentGroup) -> None:

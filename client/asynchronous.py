@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
 
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
@@ -15,11 +26,18 @@ from ipt_triton.client import protocol, stream
 from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_http, parse_addresses
 from ipt_triton.client.errors import UnknownTask
 from ipt_triton.client.options import Options
+from ipt_triton.client.pictures import check_workers, planes_of
 from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
 from ipt_triton.client.servers import Servers
+from ipt_triton.client.stream import Tally
 from ipt_triton.client.transport import AsyncConnection, AsyncGrpcConnection, message_of
 from ipt_triton.service import ROUTER
 from ipt_triton.tasks import TaskKey
+
+if TYPE_CHECKING:
+    from ipt_triton.client.photo import Photo
+    from ipt_triton.client.photo.reading import Source
+    from ipt_triton.client.pictures import Picture
 
 T = TypeVar("T")
 
@@ -80,6 +98,7 @@ class AsyncRestorationClient:
         """See `RestorationClient.tasks`."""
         return (await self.info()).tasks
 
+    @overload
     async def restore(
         self,
         image: NDArray[Any],
@@ -94,25 +113,123 @@ class AsyncRestorationClient:
         strength: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
         request_id: str = "",
-    ) -> NDArray[Any]:
+    ) -> NDArray[Any]: ...
+
+    @overload
+    async def restore(
+        self,
+        image: Picture,
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        tta: bool = False,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+        request_id: str = "",
+    ) -> Photo: ...
+
+    async def restore(
+        self,
+        image: NDArray[Any] | Picture,
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        tta: bool = False,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+        request_id: str = "",
+    ) -> Any:
         """See `RestorationClient.restore`; cancel the task that awaits it to give it up."""
-        options = Options(scale, width, height, tta, strength)
+        planes, whole = planes_of(image)
+        how = task, stride, keep, Options(scale, width, height, tta, strength), request_id
+        return whole(await self._restore(planes, how, progress))
+
+    async def restore_file(
+        self,
+        source: Source,
+        target: Path | str | BinaryIO,
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        format: str | None = None,
+        quality: int | None = None,
+        flatten: tuple[int, int, int] | None = None,
+        depth: Literal[8, 16] | None = None,
+        metadata: bool = True,
+        **options: Any,
+    ) -> None:
+        """See `RestorationClient.restore_file`. Files are read and written in a thread."""
+        from ipt_triton.client.photo import check_frames, read_frames, write_frames  # needs what reads files
+
+        stored: dict[str, Any] = {"quality": quality, "flatten": flatten, "depth": depth}
+        frames = await asyncio.to_thread(read_frames, source)
+        check_frames(frames, target, format, flatten=flatten, depth=depth)
+        wanted = Options(**options)
+        restored = await self._restore(frames.planes(), (task, stride, keep, wanted, ""), progress)
+        info = self._info or await self.info()
+        made = protocol.recipe(info, info.chain(task), wanted, stride, keep, **stored)
+        result = frames.with_planes(restored)
+        await asyncio.to_thread(write_frames, result, target, format=format, metadata=metadata, action=made, **stored)
+
+    async def stream(
+        self,
+        images: Iterable[NDArray[Any] | Picture] | AsyncIterable[NDArray[Any] | Picture],
+        task: TaskKey,
+        *,
+        workers: int = 2,
+        **options: Any,
+    ) -> AsyncGenerator[Any, None]:
+        """See `RestorationClient.stream`. What is in flight is cancelled when the generator is closed."""
+        check_workers(workers)
+        waiting: deque[asyncio.Task[Any]] = deque()
         try:
-            work = Restoration(self._info or await self.info(), image, task, stride, keep, options, request_id)
+            async for image in _each(images):
+                waiting.append(asyncio.create_task(self.restore(image, task, **options)))
+                if len(waiting) == workers:
+                    yield await waiting.popleft()
+            while waiting:
+                yield await waiting.popleft()
+        finally:
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _restore(
+        self,
+        planes: Sequence[NDArray[Any]],
+        how: tuple[TaskKey, int | None, int | None, Options, str],
+        progress: Callable[[int, int], None] | None,
+    ) -> list[NDArray[Any]]:
+        """See `RestorationClient._restore`."""
+        try:
+            info = self._info or await self.info()
+            works = [Restoration(info, plane, *how) for plane in planes]
         except UnknownTask:
-            work = Restoration(await self.info(), image, task, stride, keep, options, request_id)
-        tally = stream.Tally(work.patches, progress)
-        for part in work.parts:
-            answer = await (self._infer(work, part) if progress is None else self._infer_watched(work, part, tally))
-            work.put(part, answer)
-            tally.finish(work.patches_of(part))
-        return work.result()
+            info = await self.info()
+            works = [Restoration(info, plane, *how) for plane in planes]
+        tally = Tally(sum(work.patches for work in works), progress)
+        for work in works:
+            for part in work.parts:
+                answer = await (self._infer(work, part) if progress is None else self._infer_watched(work, part, tally))
+                work.put(part, answer)
+                tally.finish(work.patches_of(part))
+        return [work.result() for work in works]
 
     async def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
         message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout, work.request_id)
         return await self._call(lambda connection: connection.infer(message, self._timeout))
 
-    async def _infer_watched(self, work: Restoration, part: Part, tally: stream.Tally) -> triton.InferResult:
+    async def _infer_watched(self, work: Restoration, part: Part, tally: Tally) -> triton.InferResult:
         """With progress, where the server tells it."""
         if self._tells_progress:
             message = stream.message(work, part, self._timeout)
@@ -131,6 +248,15 @@ class AsyncRestorationClient:
             with errand.ask() as connection:
                 return await send(connection)
             await asyncio.sleep(errand.pause)
+
+
+async def _each(images: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
+    else:
+        for image in images:
+            yield image
 
 
 def _connect(address: str, access: Access) -> AsyncConnection:

@@ -1,12 +1,15 @@
-"""The client of restoration servers. Every image leaves and comes back as a numpy array."""
+"""The client of restoration servers."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
 
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
@@ -15,11 +18,18 @@ from ipt_triton.client import protocol, stream
 from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_http, parse_addresses
 from ipt_triton.client.errors import Cancelled, ServerUnavailable, UnknownTask
 from ipt_triton.client.options import Options
+from ipt_triton.client.pictures import check_workers, planes_of
 from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
 from ipt_triton.client.servers import Servers
+from ipt_triton.client.stream import Tally
 from ipt_triton.client.transport import Connection, GrpcConnection, message_of
 from ipt_triton.service import ROUTER
 from ipt_triton.tasks import TaskKey
+
+if TYPE_CHECKING:
+    from ipt_triton.client.photo import Photo
+    from ipt_triton.client.photo.reading import Source
+    from ipt_triton.client.pictures import Picture
 
 T = TypeVar("T")
 
@@ -104,6 +114,7 @@ class RestorationClient:
         """Ask the server for its tasks."""
         return self.info().tasks
 
+    @overload
     def restore(
         self,
         image: NDArray[Any],
@@ -119,13 +130,49 @@ class RestorationClient:
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
         request_id: str = "",
-    ) -> NDArray[Any]:
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def restore(
+        self,
+        image: Picture,
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        tta: bool = False,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        request_id: str = "",
+    ) -> Photo: ...
+
+    def restore(
+        self,
+        image: NDArray[Any] | Picture,
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        tta: bool = False,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        request_id: str = "",
+    ) -> Any:
         """Restore one image of any size.
 
         An image over the server's limits is sent in blocks; the result is the same.
 
         Args:
-            image: uint8 or uint16 over the type's full range, RGB [height, width, 3] or gray [height, width].
+            image: an array, uint8 or uint16 over the type's full range, RGB [height, width, 3] or gray [height, width];
+                or a `Photo`, a path, the bytes of a file, a binary file or a PIL image.
             task: id or name of a task of the server; or several, in a sequence or separated by commas, which follow
                 each other on the server without rounding in between.
             stride, keep: distance of neighbouring tiles and side of the centre that is used, in input pixels;
@@ -141,37 +188,127 @@ class RestorationClient:
             request_id: handed to the server, which names it in its log.
 
         Returns:
-            The restored image in the same type and number of dimensions, sides multiplied by the scale of all tasks
-            together, or of the size that was asked for.
+            For an array the restored one in the same type and number of dimensions, for anything else a `Photo` with
+            what its file said of it. Its sides are multiplied by the scale of all tasks together, or as asked for.
 
         Raises:
             UnknownTask, InvalidRequest: nothing was restored because of an argument.
+            ImageError, TypeError: a file that cannot be read, and what is no image.
             Cancelled: because `cancelled` said so.
             ServerUnavailable, RequestTimeout, ServerError: see `client.errors`.
         """
-        options = Options(scale, width, height, tta, strength)
+        planes, whole = planes_of(image)
+        how = task, stride, keep, Options(scale, width, height, tta, strength), request_id
+        return whole(self._restore(planes, how, progress, cancelled))
+
+    def restore_file(
+        self,
+        source: Source,
+        target: Path | str | BinaryIO,
+        task: TaskKey,
+        stride: int | None = None,
+        keep: int | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        format: str | None = None,
+        quality: int | None = None,
+        flatten: tuple[int, int, int] | None = None,
+        depth: Literal[8, 16] | None = None,
+        metadata: bool = True,
+        **options: Any,
+    ) -> None:
+        """Restore a file into another one, all frames and pages of it; a file that is there is replaced.
+
+        Args:
+            source: a path, the bytes of a file, or a binary file.
+            target: a path, or a binary file, for which `format` must be given.
+            task, stride, keep, progress, cancelled: see `restore`.
+            format, quality, flatten, depth, metadata: see `photo.write_photo`.
+            options: `scale`, `width`, `height`, `tta`, `strength`, see `restore`.
+
+        Raises:
+            ImageError: a file that cannot be read or written.
+            RestorationError: as `restore`.
+        """
+        from ipt_triton.client.photo import check_frames, read_frames, write_frames  # needs what reads files
+
+        stored: dict[str, Any] = {"quality": quality, "flatten": flatten, "depth": depth}
+        frames = read_frames(source)
+        check_frames(frames, target, format, flatten=flatten, depth=depth)
+        wanted = Options(**options)
+        restored = self._restore(frames.planes(), (task, stride, keep, wanted, ""), progress, cancelled)
+        info = self._info or self.info()
+        made = protocol.recipe(info, info.chain(task), wanted, stride, keep, **stored)
+        write_frames(frames.with_planes(restored), target, format=format, metadata=metadata, action=made, **stored)
+
+    def stream(
+        self, images: Iterable[NDArray[Any] | Picture], task: TaskKey, *, workers: int = 2, **options: Any
+    ) -> Iterator[Any]:
+        """Restore images as they come, several at a time; the results come in the same order.
+
+        No more images than that are taken before their results are.
+
+        Args:
+            images: each as for `restore`.
+            workers: images in flight.
+            options: of `restore`.
+
+        Raises:
+            InvalidRequest: no workers.
+            RestorationError: as `restore`, in the place of the first result that there is none of.
+        """
+        check_workers(workers)
+        waiting: deque[Future[Any]] = deque()
+        with ThreadPoolExecutor(workers, thread_name_prefix="stream") as pool:
+            try:
+                for image in images:
+                    waiting.append(pool.submit(lambda each: self.restore(each, task, **options), image))
+                    if len(waiting) == workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for each in waiting:
+                    each.cancel()
+
+    def _restore(
+        self,
+        planes: Sequence[NDArray[Any]],
+        how: tuple[TaskKey, int | None, int | None, Options, str],
+        progress: Callable[[int, int], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> list[NDArray[Any]]:
+        """Restore the arrays of an image.
+
+        Args:
+            how: task, stride, keep, options and the request's id, see `Restoration`.
+        """
         try:
-            work = Restoration(self._info or self.info(), image, task, stride, keep, options, request_id)
+            info = self._info or self.info()
+            works = [Restoration(info, plane, *how) for plane in planes]
         except UnknownTask:  # the server may have been restarted with other tasks
-            work = Restoration(self.info(), image, task, stride, keep, options, request_id)
-        tally = stream.Tally(work.patches, progress)
-        for part in work.parts:
-            if cancelled is not None and cancelled():
-                raise Cancelled(stream.CANCELLED)
-            if progress is None and cancelled is None:
-                answer = self._infer(work, part)
-            else:
-                answer = self._infer_watched(work, part, tally, cancelled)
-            work.put(part, answer)
-            tally.finish(work.patches_of(part))
-        return work.result()
+            info = self.info()
+            works = [Restoration(info, plane, *how) for plane in planes]
+        tally = Tally(sum(work.patches for work in works), progress)
+        for work in works:
+            for part in work.parts:
+                if cancelled is not None and cancelled():
+                    raise Cancelled(stream.CANCELLED)
+                if progress is None and cancelled is None:
+                    answer = self._infer(work, part)
+                else:
+                    answer = self._infer_watched(work, part, tally, cancelled)
+                work.put(part, answer)
+                tally.finish(work.patches_of(part))
+        return [work.result() for work in works]
 
     def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
         message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout, work.request_id)
         return self._call(lambda connection: connection.infer(message, self._timeout))
 
     def _infer_watched(
-        self, work: Restoration, part: Part, tally: stream.Tally, cancelled: Callable[[], bool] | None
+        self, work: Restoration, part: Part, tally: Tally, cancelled: Callable[[], bool] | None
     ) -> triton.InferResult:
         """With progress, where the server tells it."""
         if self._tells_progress:

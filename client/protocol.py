@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,22 @@ class ServerInfo(ServiceInfo):
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
         return rule
+
+
+def recipe(
+    info: ServerInfo, chain: Chain, options: Options, stride: int | None, keep: int | None, **stored: object
+) -> str:
+    """How a result is made, for the history in its XMP: all that decides its contents beside the picture.
+
+    Args:
+        chain, options, stride, keep: see `Restoration`.
+        stored: by name how the file is written, None for what is usual.
+    """
+    changed = {name: value for name, value in asdict(options).items() if value != getattr(Options(), name)}
+    stored = {name: value for name, value in stored.items() if value is not None}
+    tiles = "/".join(map(str, info.rule(stride, keep)))
+    rest = [f"{name} {value}" for name, value in {**changed, **stored, "tiles": tiles}.items()]
+    return "; ".join([chain.name, *rest, f"weights {info.checkpoint_sha256[:12]}"])
 
 
 def parse_info(config: Any, url: str) -> ServerInfo:

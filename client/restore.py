@@ -26,12 +26,12 @@ if not __package__:  # run as a file: the packages beside this folder are meant,
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an import
 
 from ipt_triton.cli import CLOSED_PIPE, drop_output, escape_output, mute_libraries
-from ipt_triton.client.arguments import check_arguments, make_arguments
+from ipt_triton.client.arguments import STORED, check_arguments, make_arguments
 from ipt_triton.client.batch import Plan, read_list
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import PlanError, RestorationError
 from ipt_triton.client.local import chosen_server
-from ipt_triton.client.protocol import ServerInfo
+from ipt_triton.client.protocol import ServerInfo, recipe
 from ipt_triton.client.servers import SILENCE_S
 from ipt_triton.client.single import Restorer
 from ipt_triton.client.work import (
@@ -42,7 +42,6 @@ from ipt_triton.client.work import (
     complain,
     deliver,
     is_plain_file,
-    recipe,
     run_batch,
     write_report,
 )
@@ -136,8 +135,9 @@ class Asked:
     def of(cls, client: RestorationClient, args: argparse.Namespace) -> Asked:
         info = _ask(client)
         chain = info.chain(args.task)
-        report = asked_for(client.url, info, chain, args.options, args.stride, args.keep)
-        return cls(chain, recipe(report, args), report)
+        how = info, chain, args.options, args.stride, args.keep
+        stored = {name: getattr(args, name) for name in STORED}
+        return cls(chain, recipe(*how, **stored), asked_for(client.url, *how))
 
 
 def _ask(client: RestorationClient) -> ServerInfo:

@@ -43,7 +43,7 @@ class Restorer:
 
     Args:
         chain: tasks of the server.
-        made: how, for the results' history; see `work.recipe`.
+        made: how, for the results' history; see `protocol.recipe`.
         args: of the command, see `arguments`.
         progress: is told how far each photo is.
         cancelled: whether nobody wants the rest.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import stat
 import sys
@@ -199,21 +198,6 @@ def asked_for(
         "runtime": info.runtime,
         "precision": info.precision,
     }
-
-
-def recipe(asked: dict[str, Any], args: argparse.Namespace) -> str:
-    """How a result is made, for the history in its XMP: all that decides its contents beside the photo.
-
-    Args:
-        asked: see `asked_for`.
-        args: of a command, with those of `arguments.add_files`.
-    """
-    options = {name: value for name, value in asked["options"].items() if value != getattr(Options(), name)}
-    stored = {name: getattr(args, name) for name in ("quality", "flatten", "depth")}
-    told = {**options, **{name: value for name, value in stored.items() if value is not None}}
-    parts = [f"{name} {value}" for name, value in told.items()]
-    rule, weights = f"tiles {asked['stride']}/{asked['keep']}", f"weights {asked['checkpoint_sha256'][:12]}"
-    return "; ".join([asked["task"]["name"], *parts, rule, weights])
 
 
 @dataclass

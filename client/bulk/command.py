@@ -16,7 +16,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from ipt_triton.cli import escape_output, make_parser, mute_libraries
-from ipt_triton.client.arguments import add_files, add_making, add_server, check_shared
+from ipt_triton.client.arguments import STORED, add_files, add_making, add_server, check_shared
 from ipt_triton.client.batch import Plan
 from ipt_triton.client.bulk.flow import cluster, outcomes
 from ipt_triton.client.bulk.manifest import Manifest
@@ -24,8 +24,9 @@ from ipt_triton.client.bulk.places import Place
 from ipt_triton.client.bulk.plan import Photo, photos
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.local import chosen_server
+from ipt_triton.client.protocol import recipe
 from ipt_triton.client.restore import DONE, INTERRUPTED, NOT_POSSIBLE, PHOTOS_FAILED, exit_code
-from ipt_triton.client.work import Ended, Outcome, Progress, Record, asked_for, complain, deliver, recipe
+from ipt_triton.client.work import Ended, Outcome, Progress, Record, asked_for, complain, deliver
 from ipt_triton.reading import excerpt
 from ipt_triton.tasks import Chain
 from ipt_triton.version import installed_version
@@ -101,14 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, server: dict[str, Any], client: RestorationClient) -> int:
     info = client.info()
     chain = info.chain(args.task)
-    asked = asked_for(client.url, info, chain, args.options, args.stride, args.keep)
+    how = info, chain, args.options, args.stride, args.keep
+    asked = asked_for(client.url, *how)
+    made = recipe(*how, **{name: getattr(args, name) for name in STORED})
     settings = _settings(args, asked)
     naming = Plan((), Path(), suffix=args.suffix, format=args.format)
     with Path(os.devnull).open("w") as nowhere:
         batch = _Batch(Place(args.source), Place(args.target), args, settings, Record(True, nowhere, False, say))
         left = batch.look(naming)
         with Progress(lambda: len(left)) as progress:
-            ended = batch.restore(left, server, chain, recipe(asked, args), progress)
+            ended = batch.restore(left, server, chain, made, progress)
     seconds = time.perf_counter() - batch.started
     rates = {"photos_per_s": batch.restored / seconds, "megapixels_per_s": batch.pixels / 1e6 / seconds}
     counts = batch.record.counts

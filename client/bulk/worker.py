@@ -42,7 +42,7 @@ class Worker:
         source, target: addresses of the two places.
         server: arguments of a client.
         chain: tasks of the server.
-        made: how, for the results' history; see `work.recipe`.
+        made: how, for the results' history; see `protocol.recipe`.
         args: of the command.
         attempts: shared by all processes.
     """

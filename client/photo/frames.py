@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,6 +58,16 @@ class Frames:
     def is_single(self) -> bool:
         """Whether there is one picture alone."""
         return len(self.photos) == 1
+
+    def planes(self) -> list[Samples]:
+        """The arrays to restore, see `Photo.planes`, picture by picture."""
+        return [plane for photo in self.photos for plane in photo.planes()]
+
+    def with_planes(self, restored: Sequence[Samples]) -> Frames:
+        """The pictures with their `planes()` replaced by their restored versions."""
+        planes = iter(restored)
+        made = (photo.with_planes([next(planes) for _ in photo.planes()]) for photo in self.photos)
+        return replace(self, photos=tuple(made))
 
     def restored(self, restore: Callable[[Samples], Samples]) -> Frames:
         """The pictures with what `restore` makes of each of their planes, one after the other; see `Photo.planes`."""
