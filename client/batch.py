@@ -190,8 +190,14 @@ class Plan:
         return Job(source, target, skipped=self.existing == "skip" and not self._is_outdated(source, target))
 
     def _is_outdated(self, source: Path, target: Path) -> bool:
-        told = recorded_action(target) if self.made and source != STREAM else None
-        if self.made is None or told is None:
+        """Whether a result tells that it was made otherwise or of an older photo; what cannot be read tells nothing."""
+        if self.made is None or source == STREAM or not target.is_file():
+            return False
+        try:
+            told = recorded_action(target)
+        except OSError:
+            return False
+        if told is None:
             return False
         return told != self.made() or source.stat().st_mtime > target.stat().st_mtime + _COARSE_S
 

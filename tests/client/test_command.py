@@ -166,6 +166,14 @@ def test_a_file_that_is_not_ours_is_left_alone_however_old_it_is(tmp_path: Path)
     np.testing.assert_array_equal(read_photo(tmp_path / "out" / "a.png").pixels, picture(1))
 
 
+def test_what_is_no_file_or_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
+    write_photo(Photo(picture()), tmp_path / "a.png")
+    write_photo(Photo(picture()), tmp_path / "b.png")
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    os.mkfifo(tmp_path / "out" / "b.png")  # who opens it waits for ever
+    assert run(tmp_path / "a.png", tmp_path / "b.png", *DERAIN, "-o", tmp_path / "out", "--skip-existing") == 0
+
+
 def test_a_photo_that_changes_while_it_is_restored_is_restored_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
