@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from ipt_triton import RestorationClient
@@ -47,6 +48,7 @@ from ipt_triton.client import restore
 from ipt_triton.client.photo import MAX_PIXELS
 from ipt_triton.client.protocol import Restoration
 from ipt_triton.export.repository.configs import ServingOptions
+from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.service import MAX_BATCH
 from ipt_triton.tasks import OFFICIAL_TASKS
 
@@ -118,25 +120,32 @@ def write_photographs(folder: Path, number: int) -> Path:
     return folder
 
 
-def measure_cpu(url: str, task: str, photos: tuple[int, int], runs: int) -> dict[str, Any]:
-    """CPU time and time that passes for a photograph, and CPU time before the first one, each in seconds."""
+def measure_cpu(server: TritonServer, task: str, photos: tuple[int, int], runs: int) -> dict[str, Any]:
+    """Seconds for a photograph: CPU time of command and server, and time that passes; and CPU time of the start."""
     fewer, more = photos
-    cpu, wall, start = [], [], []
+    cpu, served, wall, start = [], [], [], []
     with tempfile.TemporaryDirectory() as name:
         folders = [write_photographs(Path(name) / str(number), number) for number in photos]
         for _ in range(runs):
-            few, many = (
-                run_command(url, folder, "-t", task, "-o", Path(name) / "out", "-j", WORKERS, "--overwrite")
-                for folder in folders
-            )
+            costs, server_cpu = [], [server_seconds(server)]
+            for folder in folders:
+                out = Path(name) / "out"
+                costs.append(run_command(server.grpc_url, folder, "-t", task, "-o", out, "-j", WORKERS, "--overwrite"))
+                server_cpu.append(server_seconds(server))
+            few, many = costs
             cpu.append((many.cpu_s - few.cpu_s) / (more - fewer))
             wall.append((many.wall_s - few.wall_s) / (more - fewer))
+            served.append((server_cpu[2] - 2 * server_cpu[1] + server_cpu[0]) / (more - fewer))
             start.append(few.cpu_s - fewer * cpu[-1])
-    return {
-        "task": task,
-        **{f"{what}_s": asdict(Spread.of(values)) for what, values in (("cpu", cpu), ("wall", wall), ("start", start))},
-        "share": asdict(Spread.of([used / passed for used, passed in zip(cpu, wall, strict=True)])),
-    }
+    measured = {"cpu_s": cpu, "server_cpu_s": served, "wall_s": wall, "start_s": start}
+    measured["share"] = [used / passed for used, passed in zip(cpu, wall, strict=True)]
+    return {"task": task, **{name: asdict(Spread.of(values)) for name, values in measured.items()}}
+
+
+def server_seconds(server: TritonServer) -> float:
+    """CPU time of a server's processes so far."""
+    times = [psutil.Process(pid).cpu_times() for pid in server.pids]
+    return sum(each.user + each.system for each in times)
 
 
 def measure_memory(megapixels: Sequence[float], block_pixels: int) -> list[dict[str, Any]]:
@@ -244,7 +253,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         with serving([checkpoint], arguments.precision) as served:
             rows = []
             for task in arguments.tasks.split(","):
-                rows.append(measure_cpu(served.server.grpc_url, task, tuple(arguments.photos), arguments.runs))
+                rows.append(measure_cpu(served.server, task, tuple(arguments.photos), arguments.runs))
                 print(f"{task}: {rows[-1]}", file=sys.stderr)
         figures["cpu"] = {"model": name, "precision": arguments.precision, "photos": arguments.photos, "rows": rows}
     if arguments.only in (None, "memory"):
@@ -268,6 +277,7 @@ def markdown(record: Record) -> str:
             (
                 row["task"],
                 quartiles(row["cpu_s"], ".1f", 1000),
+                quartiles(row["server_cpu_s"], ".0f", 1000),
                 quartiles(row["wall_s"], ".0f", 1000),
                 quartiles(row["share"], ".2f", 100),
                 quartiles(row["start_s"], ".2f"),
@@ -275,10 +285,11 @@ def markdown(record: Record) -> str:
             )
             for row in cpu["rows"]
         ]
-        header = ("task", "CPU a photograph, ms", "served in, ms", "share, %", "CPU of the start, s", "runs")
+        header = ("task", "CPU, ms", "server's CPU, ms", "served in, ms", "share, %", "CPU of the start, s", "runs")
         parts.append(
             f"JPEGs of {SIDE}x{SIDE} through `ipt-restore --workers {WORKERS}` to `{cpu['model']}` in "
-            f"{cpu['precision']} on the same cores; {more} photographs against {fewer}.\n\n" + table(header, rows)
+            f"{cpu['precision']} on the same cores, for each photograph; {more} of them against {fewer}.\n\n"
+            + table(header, rows)
         )
     if memory:
         lines = [
