@@ -21,7 +21,6 @@ import pytest
 import torch
 from helpers.hostile import hostile_bytes, hostile_json, hostile_value
 from helpers.official_reference import OfficialIPT
-from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from ipt_triton.benchmarks.record import Record
@@ -48,7 +47,7 @@ CONFIG = IPTConfig(features=4, patch_size=12, encoder_layers=1, decoder_layers=1
 
 
 def manifest_for(runtime: str, folder: Path) -> Manifest:
-    """A manifest of three parts whose files hold no graphs but for the head's embedding: publishing looks at hashes."""
+    """A manifest of three parts whose files hold no graphs: publishing looks at hashes."""
     features, embedding = Port("FEATURES", (4, 12, 12)), Port("TASK_EMBEDDING", (16, 36))
     ports = {
         "head_derain": ((Port("IMAGE", (3, 12, 12)),), (features, embedding)),
@@ -57,22 +56,12 @@ def manifest_for(runtime: str, folder: Path) -> Manifest:
     }
     parts = []
     for name, (inputs, outputs) in ports.items():
-        (folder / f"{name}.onnx").write_bytes(embedding_graph() if name.startswith("head") else name.encode() * 100)
+        (folder / f"{name}.onnx").write_bytes(name.encode() * 100)
         found = hashlib.sha256((folder / f"{name}.onnx").read_bytes()).hexdigest()
         parity = Parity("fp32", 0.01, 100.0, 4)
         parts.append(Part(name, inputs, outputs, "0" * 64, parity, 1000, 100, "fp32", onnx_sha256=found))
     route = Route(TASK, "head_derain", "body", "tail_derain", "0" * 64)
     return Manifest(12, runtime, "fp32", tuple(parts), (route,))
-
-
-def embedding_graph() -> bytes:
-    """A graph that gives TASK_EMBEDDING alone, as heads give it."""
-    constants = [helper.make_tensor("embedding", TensorProto.FLOAT, [16, 36], [0.5] * 576)]
-    constants.append(helper.make_tensor("shape", TensorProto.INT64, [3], [1, 16, 36]))
-    node = helper.make_node("Expand", ["embedding", "shape"], ["TASK_EMBEDDING"])
-    output = helper.make_tensor_value_info("TASK_EMBEDDING", TensorProto.FLOAT, [1, 16, 36])
-    model = helper.make_model(helper.make_graph([node], "head", [], [output], constants))
-    return bytes(model.SerializeToString())
 
 
 def engine_of(part: Part, onnx: Path) -> EngineMetadata:
@@ -340,18 +329,6 @@ def test_a_manifest_that_no_export_writes_publishes_nothing(
     with pytest.raises(IptError, match=sentence):
         write_repository(parts, read_manifest(parts), tmp_path / "inner" / "models", ServingOptions())
     assert tree(tmp_path) == before
-
-
-def test_a_head_without_an_embedding_is_not_published(scene: Scene, tmp_path: Path) -> None:
-    shutil.copytree(scene.valid / "parts", tmp_path / "parts")
-    head = tmp_path / "parts" / "head_derain.onnx"
-    for graph in (b"no graph", helper.make_model(helper.make_graph([], "head", [], [])).SerializeToString()):
-        head.write_bytes(graph)
-        found = hashlib.sha256(graph).hexdigest()
-        edit(tmp_path / "parts" / MANIFEST, lambda values, found=found: values["parts"][0].update(onnx_sha256=found))
-        with pytest.raises(IptError, match=r"head_derain.onnx holds no embedding of its task"):
-            write_repository(tmp_path / "parts", read_manifest(tmp_path / "parts"), tmp_path / "m", ServingOptions())
-    assert not (tmp_path / "m").exists()
 
 
 def test_a_graph_that_was_cut_off_is_not_published(scene: Scene, tmp_path: Path) -> None:
