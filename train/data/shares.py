@@ -86,23 +86,22 @@ def split_files(sources: Sequence[Path], held_out: int, min_side: int, fraction:
 
 def _find(sources: Sequence[Path], owners: Mapping[Path, int], team: Team) -> list[Photograph]:
     """As `find_photographs`, with each shard read by its owner alone."""
+    own: dict[Path, list[Member]] | DataError
+    folders: dict[Path, list[Photograph]] = {}
+    try:
+        folders = {source: photographs_below(source) for source in sources if source not in owners}
+        own = {shard: read_index(shard) for shard, owner in owners.items() if owner == team.rank}
+    except DataError as error:  # told to all, so that no process waits for one that has ended
+        own = error
     found: dict[Path, list[Member]] = {}
-    for part in team.gather(_indices([s for s, owner in owners.items() if owner == team.rank])):
+    for part in team.gather(own):
         if isinstance(part, DataError):
             raise part
         found |= part
     of_all: list[Photograph] = []
     for source in sources:
-        of_all += photographs_of(source, found[source]) if source in found else photographs_below(source)
+        of_all += photographs_of(source, found[source]) if source in found else folders[source]
     return of_all
-
-
-def _indices(shards: Sequence[Path]) -> dict[Path, list[Member]] | DataError:
-    """What is in them; an error is returned, so that no process waits for one that has ended."""
-    try:
-        return {shard: read_index(shard) for shard in shards}
-    except DataError as error:
-        return error
 
 
 def _decode(photographs: Sequence[Photograph], owners: Mapping[Path, int], team: Team) -> list[np.ndarray | None]:

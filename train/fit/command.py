@@ -154,16 +154,17 @@ def run(
     resume = arguments.resume or (there and own)
     if there and not resume:
         raise TrainingError(f"{state} exists; add --resume to continue that run, or choose another --output")
-    saved = read_state(state, runtime.device) if resume else None
+    saved = runtime.in_all(lambda: read_state(state, runtime.device)) if resume else None
     machine = {"git_commit": git_commit(), "device": runtime.device.type, "torch": str(torch.__version__)}
     trainer = Trainer(model, recipe, runtime, trained, {**provenance, **machine}, arguments.compile)
     if saved is not None:
         trainer.load_state(saved)
-    feed, held_out, description = open_data(arguments, recipe.sampler(trained), model.config.patch_size, runtime)
+    feed, held_out, description = runtime.in_all(
+        lambda: open_data(arguments, recipe.sampler(trained), model.config.patch_size, runtime)
+    )
     trainer.provenance["data"] = description
-    sets = [load_set(folder, find_task(trained, name)) for name, folder in arguments.validate]
-    if runtime.rank == 0:
-        write_recipe(told, trainer, arguments)
+    sets = runtime.in_all(lambda: [load_set(folder, find_task(trained, name)) for name, folder in arguments.validate])
+    runtime.in_all(lambda: write_recipe(told, trainer, arguments) if runtime.rank == 0 else None)
     board = None
     if arguments.tensorboard and runtime.rank == 0:
         with needs("tensorboard", "--tensorboard"):

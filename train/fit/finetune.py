@@ -84,7 +84,7 @@ def describe_task(arguments: argparse.Namespace, known: Sequence[Task]) -> Task:
 
 def finetune(arguments: argparse.Namespace, runtime: Runtime) -> None:
     """The run that the arguments describe."""
-    parent, provenance = read_parent(arguments.checkpoint)
+    parent, provenance = runtime.in_all(lambda: read_parent(arguments.checkpoint))
     task = describe_task(arguments, parent.config.tasks)
     torch.manual_seed(arguments.seed)
     others = [t for t in parent.config.tasks if t.name != task.name] if arguments.freeze_body else []

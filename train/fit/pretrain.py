@@ -104,7 +104,7 @@ def pretrain(arguments: argparse.Namespace, runtime: Runtime) -> None:
     """The run that the arguments describe."""
     model: Network
     if arguments.start:
-        parent, origin = read_parent(arguments.start)
+        parent, origin = runtime.in_all(lambda: read_parent(arguments.start))
         torch.manual_seed(arguments.seed)
         model = with_tasks(parent, choose_tasks(arguments.tasks, parent.config.tasks))
     else:

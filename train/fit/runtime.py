@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ipt_triton.cpu import cpu_flags, has_bf16
-from ipt_triton.train.errors import RuntimeUnavailable
+from ipt_triton.errors import IptError
+from ipt_triton.train.errors import RuntimeUnavailable, TrainingError
 
 T = TypeVar("T")
 
@@ -67,6 +68,28 @@ class Runtime:
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in the order of their ranks."""
         return [value]
+
+    def in_all(self, work: Callable[[], T]) -> T:
+        """What `work` gives in this process, once it has been done in all of them.
+
+        Raises:
+            IptError, OSError: of `work`, or of another process, which is named: none waits for one that has ended.
+        """
+        made: list[T] = []
+        own: Exception | None = None
+        try:
+            made.append(work())
+        except (IptError, OSError) as error:
+            own = error
+        told = self.gather(own and (socket.gethostname(), own))
+        if own:
+            raise own
+        for rank, failure in enumerate(told):
+            if failure:
+                host, error = failure
+                kind = type(error) if isinstance(error, IptError) else TrainingError
+                raise kind(f"process {rank} of {self.processes}, on {host}: {error}")
+        return made[0]
 
 
 @dataclass(frozen=True)

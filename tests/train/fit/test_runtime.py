@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import dying_process, watched_process
+from helpers import dying_process, parted_process, watched_process
 from helpers.training import one_thread
 
 from ipt_triton.tasks import OFFICIAL_TASKS
@@ -75,17 +76,24 @@ def test_what_torchrun_starts_again_goes_on_and_no_other_run_does(
         begin("ours")
 
 
-def torchrun(*words: str) -> str:
-    """Run a script in two processes of one thread each; what they say on standard error."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ended = subprocess.run(
-        [*launcher, *words],
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def start(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with processes of one thread each."""
+    return subprocess.run(
+        [sys.executable, *words],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def torchrun(*words: str) -> str:
+    """Run a script in two processes; what they say on standard error."""
+    ended = start(*TORCHRUN, *words)
     assert ended.returncode == 0, ended.stderr
     return ended.stderr
 
@@ -129,3 +137,19 @@ def test_each_of_two_processes_opens_shards_of_its_own_alone(photos: Path, tmp_p
     state = read_state(tmp_path / "run" / "state.pt")
     assert state["step"] == 3
     assert state["provenance"]["data"]["photographs"] == sum(len(read_index(s)) for s in shards) - HELD_OUT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, []], ids=["torchrun", "our own"])
+def test_what_one_process_alone_misses_ends_both_with_its_sentence(
+    photos: Path, tmp_path: Path, launcher: list[str]
+) -> None:
+    ended = start(*launcher, parted_process.__file__, *arguments(photos, tmp_path / "run"), "--devices", "2")
+    missing = f"{photos}-not-mounted is not a folder"
+    assert f"error: {missing}" in ended.stderr and "Connection closed by peer" not in ended.stderr
+    if launcher:  # which ends the other one if it is not quick
+        assert re.search(r"Root Cause.*\n(.*\n){3}.*rank +: [01] .*\n.*exitcode +: 2 ", ended.stderr), ended.stderr
+    else:
+        assert f"error: process 1 of 2, on {socket.gethostname()}: {missing}" in ended.stderr
+        assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
+    assert not (tmp_path / "run").exists()
