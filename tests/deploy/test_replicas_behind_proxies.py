@@ -6,17 +6,19 @@ import shutil
 import signal
 import ssl
 import threading
-from collections.abc import Callable
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.envoy import KEY, configuration, running_envoy, validate
+from helpers.envoy import KEY, KEYS, configuration, let_in, move_keys, running_envoy, validate
 from helpers.nginx import for_servers, free_port, needs_nginx, nginx
-from helpers.pretended import make_certificate, make_certificates, needs_openssl, over_grpc, over_http
-from helpers.replica import replicas
+from helpers.pretended import Pretended, make_certificate, make_certificates, needs_openssl, over_grpc, over_http
+from helpers.replica import TAKES_S, replicas
 from helpers.serve import until
 
 from ipt_triton import AccessRefused, RestorationClient
@@ -27,6 +29,8 @@ pytestmark = needs_openssl
 AT_A_TIME = 8
 """Photographs under way at the same time."""
 FEW = 4
+MANY = 300
+SLOWER = 20
 SOME, EVERYTHING = 5, 100_000
 LARGE = np.random.default_rng(0).integers(0, 65536, (1000, 1100, 3), np.uint16)
 Restore = Callable[[np.ndarray], np.ndarray]
@@ -40,8 +44,8 @@ def photo(number: int) -> np.ndarray:
 class Stream:
     """Photographs that come without end, several at a time; each must come back as it was sent."""
 
-    def __init__(self, restore: Restore) -> None:
-        self._restore, self._lock = restore, threading.Lock()
+    def __init__(self, restore: Restore, photo: Callable[[int], np.ndarray] = photo) -> None:
+        self._restore, self._photo, self._lock = restore, photo, threading.Lock()
         self._begun = self.done = 0
         self.failures: list[BaseException] = []
         self._enough = threading.Event()
@@ -51,7 +55,7 @@ class Stream:
         while not self._enough.is_set():
             with self._lock:
                 self._begun += 1
-                image = photo(self._begun)
+                image = self._photo(self._begun)
             try:
                 np.testing.assert_array_equal(self._restore(image), image)
             except BaseException as error:
@@ -184,6 +188,120 @@ def test_envoy_goes_on_with_the_old_certificate_where_a_key_does_not_belong_to_t
         until(lambda: certificates.served(port) == "new", 30, "the new certificate")
 
 
+def test_keys_of_callers_come_and_go_without_a_restart_of_envoy(tmp_path: Path, certificates: Certificates) -> None:
+    def is_let_in(client: RestorationClient) -> bool:
+        try:
+            return np.array_equal(client.restore(photo(1), "derain"), photo(1))
+        except AccessRefused:
+            return False
+
+    with (
+        over_grpc() as server,
+        closing(Health("127.0.0.1", 0, lambda: None, lambda: b"")) as health,
+        running_envoy(tmp_path, [(int(server.address.rpartition(":")[2]), health.port)]) as port,
+        certificates.client_of(port, token=KEY) as first,
+        certificates.client_of(port, token="another key") as second,
+    ):
+        assert is_let_in(first) and not is_let_in(second)
+        let_in(tmp_path, KEY, "another key")
+        until(lambda: is_let_in(second), 30, "a key that was added")
+        assert is_let_in(first)
+        under_way, withdrawn = threading.Event(), threading.Event()
+
+        def wait(*_: object) -> None:
+            under_way.set()
+            withdrawn.wait(30)
+
+        with ThreadPoolExecutor(1) as pool:
+            server.before = wait
+            answer = pool.submit(first.restore, photo(2), "derain")
+            assert under_way.wait(30)
+            server.before = lambda *_: None
+            let_in(tmp_path, "another key")
+            until(lambda: not is_let_in(first), 30, "a key that was withdrawn")  # its connection is an old one
+            assert is_let_in(second) and not answer.done()
+            withdrawn.set()
+            np.testing.assert_array_equal(answer.result(30), photo(2))
+        good = (tmp_path / KEYS.name).read_text()
+        move_keys(tmp_path, "resources: [")
+        until(lambda: "config update failure" in (tmp_path / "envoy.log").read_text(), 30, "a refusal")
+        assert is_let_in(second) and not is_let_in(first)
+        move_keys(tmp_path, good.replace("rules:", "rule:"))
+        until(lambda: not is_let_in(second), 30, "rules that are misspelt")
+        assert not is_let_in(first)
+
+
+def encrypted(folder: Path, port: int, addresses: Sequence[str], certificates: Certificates) -> str:
+    """Our configuration of nginx with TLS, for two servers or more."""
+    text = for_servers(folder / "nginx", port, addresses[:2])
+    (line,) = (line for line in text.splitlines(True) if f"server {addresses[0]} " in line)
+    more = "".join(line.replace(addresses[0], address) for address in addresses[2:])
+    plain, commented = f"listen 127.0.0.1:{port} ", f"# listen 127.0.0.1:{port} "
+    for ours, other in (
+        (line, line + more),
+        (plain, commented),
+        ("# listen 8443 ", plain),
+        ("# ssl_certificate", "ssl_certificate"),
+        ("/etc/nginx/ipt/", f"{certificates.folder}/current/"),
+    ):
+        assert ours in text, ours
+        text = text.replace(ours, other)
+    return text
+
+
+@contextmanager
+def one_of_them_slow() -> Iterator[list[Pretended]]:
+    """Four servers. The first one answers a photograph when the others were given `SLOWER` more, within 5 seconds."""
+    over = threading.Event()
+    with ExitStack() as stack:
+        slow, *others = servers = [stack.enter_context(over_grpc()) for _ in range(4)]
+        stack.callback(over.set)
+
+        def is_slow(*_: object) -> None:
+            due, deadline = sum(other.asked for other in others) + SLOWER, time.monotonic() + 5
+            while sum(other.asked for other in others) < due and time.monotonic() < deadline:
+                if over.wait(0.005):
+                    return
+
+        slow.before = is_slow
+        for other in others:
+            other.before = lambda *_: time.sleep(TAKES_S)
+        yield servers
+
+
+@contextmanager
+def behind_envoy(servers: Sequence[Pretended], folder: Path, _: Certificates) -> Iterator[int]:
+    with closing(Health("127.0.0.1", 0, lambda: None, lambda: b"")) as health:
+        places = [(int(server.address.rpartition(":")[2]), health.port) for server in servers]
+        with running_envoy(folder, places) as port:
+            yield port
+
+
+@contextmanager
+def behind_nginx(servers: Sequence[Pretended], folder: Path, certificates: Certificates) -> Iterator[int]:
+    port = free_port()
+    with nginx(folder / "nginx", encrypted(folder, port, [server.address for server in servers], certificates)):
+        yield port
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("proxied", [behind_envoy, pytest.param(behind_nginx, marks=needs_nginx)])
+def test_a_slow_server_gets_few_photographs(
+    proxied: Callable[[Sequence[Pretended], Path, Certificates], AbstractContextManager[int]],
+    tmp_path: Path,
+    certificates: Certificates,
+) -> None:
+    with (
+        one_of_them_slow() as servers,
+        proxied(servers, tmp_path, certificates) as port,
+        certificates.client_of(port, token=KEY, retries=0) as client,
+        Stream(lambda image: client.restore(image, "derain"), lambda number: photo(10 * number + 1)) as stream,
+    ):
+        stream.goes_on(MANY)
+        asked = [server.asked for server in servers]
+        assert 0 < asked[0] < sum(asked) / 5, asked  # a quarter where they are asked in turns
+
+
 @pytest.mark.slow
 @needs_nginx
 def test_photographs_pass_nginx_while_servers_are_lost_and_the_certificate_is_renewed(
@@ -191,19 +309,8 @@ def test_photographs_pass_nginx_while_servers_are_lost_and_the_certificate_is_re
 ) -> None:
     port = free_port()
     with replicas(0, 0, SOME, 0) as servers:
-        text = for_servers(tmp_path / "nginx", port, [f"127.0.0.1:{server.grpc}" for server in servers[:2]])
-        (line,) = (line for line in text.splitlines(True) if f":{servers[0].grpc} " in line)
-        more = "".join(line.replace(str(servers[0].grpc), str(server.grpc)) for server in servers[2:])
-        plain, encrypted = f"listen 127.0.0.1:{port} ", f"# listen 127.0.0.1:{port} "
-        for ours, other in (
-            (line, line + more),
-            (plain, encrypted),
-            ("# listen 8443 ", plain),
-            ("# ssl_certificate", "ssl_certificate"),
-            ("/etc/nginx/ipt/", f"{certificates.folder}/current/"),
-        ):
-            assert ours in text, ours
-            text = text.replace(ours, other)
+        addresses = [f"127.0.0.1:{server.grpc}" for server in servers]
+        text = encrypted(tmp_path, port, addresses, certificates)
         killed, hanging = servers[:2]
         with (
             nginx(tmp_path / "nginx", text) as reload,

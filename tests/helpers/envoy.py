@@ -18,6 +18,7 @@ from helpers.serve import until
 
 CONFIGURATION = ROOT / "deploy" / "proxy" / "envoy.yaml"
 CERTIFICATE = CONFIGURATION.with_name("envoy-certificate.yaml")
+KEYS = CONFIGURATION.with_name("envoy-keys.yaml")
 FOLDER = "/etc/envoy/ipt"
 KEY = "a-key-of-a-caller"
 
@@ -26,8 +27,9 @@ Places = Sequence[tuple[int, int]]
 
 
 def configuration(folder: Path) -> Any:
-    """Ours, with its certificate below a folder."""
-    (folder / CERTIFICATE.name).write_text(CERTIFICATE.read_text().replace(FOLDER, str(folder)))
+    """Ours, with its certificate and its keys below a folder."""
+    for file in (CERTIFICATE, KEYS):
+        (folder / file.name).write_text(file.read_text().replace(FOLDER, str(folder)))
     return yaml.safe_load(CONFIGURATION.read_text().replace(FOLDER, str(folder)))
 
 
@@ -44,12 +46,24 @@ def ask(config: Any, name: str, endpoints: Places) -> None:
         entries.append(entry)
 
 
-def let_in(config: Any, key: str) -> None:
-    """Give gRPC's callers a key."""
-    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    header = {"name": "authorization", "string_match": {"exact": f"Bearer {key}"}}
-    policy = {"permissions": [{"any": True}], "principals": [{"header": header}]}
-    manager["http_filters"][0]["typed_config"]["rules"]["policies"] = {"tests": policy}
+def let_in(folder: Path, *keys: str) -> None:
+    """Give gRPC's callers these keys, and no other ones."""
+    file = yaml.safe_load(KEYS.read_text())
+    (resource,) = file["resources"]
+    resource["typed_config"]["rules"]["policies"] = {
+        f"caller {number}": {
+            "permissions": [{"any": True}],
+            "principals": [{"header": {"name": "authorization", "string_match": {"exact": f"Bearer {key}"}}}],
+        }
+        for number, key in enumerate(keys)
+    }
+    move_keys(folder, yaml.safe_dump(file))
+
+
+def move_keys(folder: Path, text: str) -> None:
+    """Move a file with this text over the one of keys."""
+    (folder / "new-keys.yaml").write_text(text)
+    (folder / "new-keys.yaml").rename(folder / KEYS.name)
 
 
 def validate(folder: Path, config: Any) -> str:
@@ -107,7 +121,7 @@ def running_envoy(folder: Path, servers: Places, gateways: Places = ()) -> Itera
     (protocol,) = cluster["typed_extension_protocol_options"].values()
     pings = {"interval": "0.5s", "timeout": "4s"}
     protocol["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"] = pings
-    let_in(config, KEY)
+    let_in(folder, KEY)
     admin = free_port()
     config["admin"] = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}}
     with envoy(folder, config) as port:
