@@ -6,6 +6,8 @@ BENCHMARKS = {
     "startup": "serving.startup",
     "large_image": "serving.large_image",
     "gateway": "serving.gateway",
+    "proxies": "serving.proxies",
+    "archives": "serving.archives",
     "overload": "serving.overload",
     "capacity": "serving.capacity",
     "soak": "serving.soak",

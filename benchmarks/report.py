@@ -37,6 +37,8 @@ HEADINGS = {
     "large_image": "A large photograph",
     "overload": "Overload",
     "gateway": "The gateway",
+    "proxies": "Proxies",
+    "archives": "Archives",
     "capacity": "Capacity, simulated",
     "soak": "Soak",
     "joiner": "Cutting and joining",

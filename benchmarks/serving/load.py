@@ -107,6 +107,13 @@ def latency_ms(windows: Sequence[Window]) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in figures.items()}
 
 
+def open_channel(url: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
+    """A connection with TLS where there are credentials for it."""
+    if credentials is None:
+        return grpc.insecure_channel(url, options=CHANNEL_ARGS)
+    return grpc.secure_channel(url, credentials, options=CHANNEL_ARGS)
+
+
 class ClosedLoop:
     """A context manager: the load runs inside it; on leaving, what is under way is waited for.
 
@@ -117,15 +124,22 @@ class ClosedLoop:
     Args:
         requests: sent in turns.
         concurrency: how many are always under way.
+        credentials: for TLS; without them there is none.
 
     Raises:
         RestorationError: no server, or the server refuses one of the requests; each is tried once before the load.
     """
 
-    def __init__(self, url: str, requests: Sequence[Request], concurrency: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        requests: Sequence[Request],
+        concurrency: int,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self.answered = 0
         """Requests answered so far, in and out of windows, trials included."""
-        self._url = url
+        self._url, self._credentials = url, credentials
         self._requests = requests
         self._turns = itertools.cycle(requests)
         self._round = math.lcm(concurrency, len(requests))
@@ -138,7 +152,7 @@ class ClosedLoop:
         self._threads = [threading.Thread(target=self._work, name=f"load-{i}") for i in range(concurrency)]
 
     def __enter__(self) -> ClosedLoop:
-        self._channel = grpc.insecure_channel(self._url, options=CHANNEL_ARGS)
+        self._channel = open_channel(self._url, self._credentials)
         self._infer = self._channel.unary_unary(INFER)  # bytes in, bytes out
         try:
             for request in self._requests:

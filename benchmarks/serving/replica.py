@@ -25,15 +25,19 @@ class Replica:
 
     Args:
         folder: for its temporary files and its log; the environment of all its processes names it.
+
+    Attributes:
+        url: HOST:PORT of gRPC.
+        ports: its ports: `grpc`, `metrics` and `health`.
     """
 
     def __init__(self, repository: Path, folder: Path) -> None:
         self._temporary, self._log = folder / "tmp", folder / "log"
         self._temporary.mkdir(parents=True)
         self._launchers: list[int] = []
-        ports = dict(zip(("grpc", "metrics", "health"), free_ports(LOOPBACK, 3), strict=True))
-        self.url, self._ready = f"{LOOPBACK}:{ports['grpc']}", f"http://{LOOPBACK}:{ports['health']}/readyz"
-        flags = [f"--{name}-port={port}" for name, port in ports.items()]
+        self.ports = dict(zip(("grpc", "metrics", "health"), free_ports(LOOPBACK, 3), strict=True))
+        self.url, self._ready = f"{LOOPBACK}:{self.ports['grpc']}", f"http://{LOOPBACK}:{self.ports['health']}/readyz"
+        flags = [f"--{name}-port={port}" for name, port in self.ports.items()]
         module = "ipt_triton.export.serving.command"
         self._command = [sys.executable, "-m", module, f"--repository={repository}", *flags]
         self.start()

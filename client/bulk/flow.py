@@ -47,7 +47,7 @@ def cluster(address: str | None) -> Iterator[None]:
     ours: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **ours)
-    except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
+    except Exception as error:  # that a machine is too slow for it is an Exception of no kind
         raise ServerUnavailable(f"Ray at {address or 'this machine'} cannot be used: {excerpt(error)}") from error
     try:
         yield

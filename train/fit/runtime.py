@@ -86,9 +86,9 @@ class Runtime:
             raise own
         for rank, failure in enumerate(told):
             if failure:
-                host, error = failure
-                kind = type(error) if isinstance(error, IptError) else TrainingError
-                raise kind(f"process {rank} of {self.processes}, on {host}: {error}")
+                host, of_other = failure
+                kind = type(of_other) if isinstance(of_other, IptError) else TrainingError
+                raise kind(f"process {rank} of {self.processes}, on {host}: {of_other}")
         return made[0]
 
 
