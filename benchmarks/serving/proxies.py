@@ -101,7 +101,7 @@ def nginx(folder: Path, replica: Replica) -> Iterator[Way]:
         (FILES / "nginx.conf").read_text(),
         {
             "http {\n": f"http {{\n{own}",
-            "listen 8080 ": f"listen {LOOPBACK}:{port} ",
+            "listen 8081 ": f"listen {LOOPBACK}:{port} ",
             "server 127.0.0.1:8001 ": f"server {replica.url} ",
             "        server 127.0.0.1:9001 max_fails=1 fail_timeout=5s;\n": "",
             "/run/": f"{folder}/",

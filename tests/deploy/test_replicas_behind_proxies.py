@@ -231,9 +231,11 @@ def test_keys_of_callers_come_and_go_without_a_restart_of_envoy(tmp_path: Path, 
         assert not is_let_in(first)
 
 
-def encrypted(folder: Path, port: int, addresses: Sequence[str], certificates: Certificates) -> str:
+def encrypted(
+    folder: Path, port: int, addresses: Sequence[str], certificates: Certificates, gateway: str = "127.0.0.1:9"
+) -> str:
     """Our configuration of nginx with TLS, for two servers or more."""
-    text = for_servers(folder / "nginx", port, addresses[:2])
+    text = for_servers(folder / "nginx", port, addresses[:2], gateway)
     (line,) = (line for line in text.splitlines(True) if f"server {addresses[0]} " in line)
     more = "".join(line.replace(addresses[0], address) for address in addresses[2:])
     plain, commented = f"listen 127.0.0.1:{port} ", f"# listen 127.0.0.1:{port} "
@@ -247,6 +249,52 @@ def encrypted(folder: Path, port: int, addresses: Sequence[str], certificates: C
         assert ours in text, ours
         text = text.replace(ours, other)
     return text
+
+
+@needs_nginx
+def test_nginx_lets_callers_with_a_key_in_and_hands_http_to_the_gateway(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    def keys(*of_callers: str) -> None:
+        (tmp_path / "keys").write_text("".join(f'"Bearer {key}" caller;\n' for key in of_callers))
+
+    port = free_port()
+    with over_grpc() as server, over_http() as gateway:
+        places = [server.address, server.address.replace("localhost", "127.0.0.1")]
+        text = encrypted(tmp_path, port, places, certificates, gateway.address.removeprefix("http://"))
+        for ours, other in (
+            ("# map $http_authorization", "map $http_authorization"),
+            (f"{certificates.folder}/current/keys", str(tmp_path / "keys")),
+            ("# if ($caller", "if ($caller"),
+            ("# grpc_set_header", "grpc_set_header"),
+        ):
+            assert ours in text, ours
+            text = text.replace(ours, other)
+        keys(KEY)
+        with nginx(tmp_path / "nginx", text) as reload:
+            for token in (None, "guessed"):
+                with certificates.client_of(port, token=token) as client, pytest.raises(AccessRefused):
+                    client.tasks()
+            with certificates.client_of(port, token=KEY) as client:
+                np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
+            assert "authorization" not in server.headers
+            with certificates.client_of(port, scheme="https://", token="the gateway's") as client:
+                np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
+            assert gateway.headers["authorization"] == "Bearer the gateway's"
+            assert gateway.headers["x-forwarded-proto"] == "https"
+            keys("another key")
+            reload()
+
+            def refused() -> bool:
+                with certificates.client_of(port, token=KEY) as client:
+                    try:
+                        return not client.tasks()
+                    except AccessRefused:
+                        return True
+
+            until(refused, 30, "a key that was withdrawn")
+            with certificates.client_of(port, token="another key") as client:
+                assert client.tasks()
 
 
 @contextmanager

@@ -57,13 +57,14 @@ def nginx(folder: Path, text: str) -> Iterator[Callable[[], None]]:
             process.terminate()
 
 
-def for_servers(folder: Path, port: int, addresses: Sequence[str]) -> str:
+def for_servers(folder: Path, port: int, addresses: Sequence[str], gateway: str = "127.0.0.1:9") -> str:
     """Our configuration for servers at these addresses: listening at a port of loopback, all files in a folder."""
     text = CONFIGURATION.read_text()
     for theirs, ours in (
-        ("listen 8080 ", f"listen 127.0.0.1:{port} "),
+        ("listen 8081 ", f"listen 127.0.0.1:{port} "),
         ("server 127.0.0.1:8001 ", f"server {addresses[0]} "),
         ("server 127.0.0.1:9001 ", f"server {addresses[1]} "),
+        ("server 127.0.0.1:8080 ", f"server {gateway} "),
         ("/run/ipt-nginx.pid", f"{folder / 'nginx.pid'}"),
         ("/var/log/nginx/", f"{folder}/"),
     ):
