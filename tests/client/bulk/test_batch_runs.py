@@ -21,6 +21,7 @@ from helpers.store import object_store
 
 from ipt_triton.client.bulk import command, flow
 from ipt_triton.client.bulk.worker import Attempts, Worker
+from ipt_triton.client.errors import ServerUnavailable
 from ipt_triton.client.options import Options
 from ipt_triton.client.photo import Photo, read_photo, write_photo
 from ipt_triton.tasks import OFFICIAL_TASKS, Chain
@@ -226,6 +227,19 @@ def test_a_ray_of_our_own_tells_nobody_of_its_use_and_has_no_dashboard(monkeypat
     with flow.cluster(None):
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert asked["address"] == "local" and asked["include_dashboard"] is False
+
+
+def test_a_ray_that_starts_too_slowly_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(address: str, **_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(flow.ray, "init", init)
+    monkeypatch.setattr(flow.ray, "is_initialized", lambda: False)
+    with (
+        pytest.raises(ServerUnavailable, match="Ray at this machine cannot be used: The current node timed out"),
+        flow.cluster(None),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
