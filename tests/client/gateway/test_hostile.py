@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import socket
 import zipfile
 from collections import Counter
@@ -26,10 +27,13 @@ from helpers.hostile import WORDS, hostile_bytes
 from helpers.hostile_photos import valid_files, variant
 from helpers.serve import until
 
+from ipt_triton.client.gateway.spool import bytes_below
+
 UPLOADS = int(os.environ.get("HOSTILE_UPLOADS", "200"))
 ALLOWED = {200, 202, 400, 413, 415, 422}
 OPTIONS = ("task", "format", "quality", "width", "scale", "strength", "stride", "keep", "tta", "metadata", "x")
-MOST_GROWTH = 200 * 2**20
+MOST_GROWTH, MOST_FILES = 200 * 2**20, 8 * 2**20  # SQLite keeps a journal of 4 MiB
+IDLE_S, RETENTION_S = 3.0, 5.0
 
 
 def not_a_photo(random: Random) -> bytes:
@@ -82,6 +86,8 @@ def upload(address: str, http: httpx2.Client, number: int) -> int:
     file = not_a_photo(random) if random.random() < 0.25 else variant(random.choice(list(valid_files())), random)
     if random.random() < 0.02:
         return cut_off(address, file, random)
+    if random.random() < 0.01:
+        return too_slow(address, file, random)
     if random.random() < 0.3:
         body, kind = form(file, random)
         path = "/v1/restore"
@@ -102,11 +108,30 @@ def upload(address: str, http: httpx2.Client, number: int) -> int:
 
 def cut_off(address: str, file: bytes, random: Random) -> int:
     """Promise more bytes than are sent, and leave."""
-    host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), 30) as connection:
-        head = f"POST /v1/restore?task=derain HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(file) + 100}\r\n\r\n"
-        connection.sendall((head.encode() + file)[: random.randrange(1, len(head) + len(file))])
+    with connected(address) as connection:
+        head = promise(file)
+        connection.sendall((head + file)[: random.randrange(1, len(head) + len(file))])
     return 0
+
+
+def too_slow(address: str, file: bytes, random: Random) -> int:
+    """Promise more bytes than are sent, and wait; the status of the answer."""
+    with connected(address) as connection:
+        connection.sendall(promise(file) + file[: random.randrange(len(file) + 1)])
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"comes too slowly" in answer, answer[:300]
+    return 408
+
+
+def connected(address: str) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), 30)
+
+
+def promise(file: bytes) -> bytes:
+    """The head of a request that holds a file and 100 bytes more."""
+    length = len(file) + 100
+    return f"POST /v1/restore?task=derain HTTP/1.1\r\nHost: gateway\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def memory() -> int:
@@ -125,20 +150,26 @@ def few_lines_are_logged() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_lines_are_logged")
 def test_hostile_uploads_are_answered_and_leave_nothing(tmp_path: Path):
-    with (
-        listening(tmp_path, workers=2, max_pixels=2_000_000, requests=100) as address,
-        httpx2.Client(timeout=120) as http,
-    ):
+    settings = {"workers": 2, "max_pixels": 2_000_000, "requests": 100, "idle_s": IDLE_S, "retention_s": RETENTION_S}
+    with listening(tmp_path, **settings) as address, httpx2.Client(timeout=120) as http:
         seen: Counter[int] = Counter()
         with ThreadPoolExecutor(4) as pool:
             first, rest = range(UPLOADS // 4), range(UPLOADS // 4, UPLOADS)
             seen.update(pool.map(lambda number: upload(address, http, number), first))
-            before = memory()
+            before, files = memory(), bytes_below(tmp_path)
             seen.update(pool.map(lambda number: upload(address, http, number), rest))
-        assert memory() - before < MOST_GROWTH
-        print(f"{UPLOADS} uploads, answered: {dict(seen)}; memory {(memory() - before) / 2**20:+.0f} MiB")
-        assert seen[200] and seen[415] and seen[422]
+        grown = memory() - before
+        assert seen[200] and seen[408] and seen[415] and seen[422]
         assert http.post(f"{address}/v1/restore?task=derain", content=picture()).status_code == 200
-        until(lambda: not list((tmp_path / "work").iterdir()), 30, "all files gone")
-        page = http.get(f"{address}/metrics").text
-        assert 'jobs{state="queued"} 0.0' in page and 'jobs{state="running"} 0.0' in page
+        until(lambda: not [*(tmp_path / "work").iterdir(), *(tmp_path / "jobs").iterdir()], 30, "all files gone")
+        until(lambda: no_jobs(http.get(f"{address}/metrics").text), 60, "all jobs forgotten")
+        more = bytes_below(tmp_path) - files
+        print(f"{UPLOADS} uploads, answered: {dict(seen)}; memory {grown / 2**20:+.0f} MiB, files {more} bytes")
+        assert grown < MOST_GROWTH and more < MOST_FILES
+
+
+def no_jobs(page: str) -> bool:
+    """Whether the page of metrics counts none in any state."""
+    counts = re.findall(r"jobs\{state=.*\} (\S+)", page)
+    assert len(counts) == 5
+    return not any(map(float, counts))
