@@ -41,11 +41,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LOOP_BYTES = 64 * 2**20
+"""Of a message: gRPC makes and reads it in the thread of the event loop, and all who share that wait so long."""
+
 
 class AsyncRestorationClient:
     """`RestorationClient` for asyncio: the same methods, to be awaited, and `async with`.
 
-    Cancelling a `restore` cancels its request on the server.
+    Cancelling a `restore` cancels its request on the server. Large images do not hold the event loop up: what is to be
+    done with their pixels is done in other threads, and they go in blocks of messages that are soon read.
     """
 
     def __init__(
@@ -213,26 +217,26 @@ class AsyncRestorationClient:
         """See `RestorationClient._restore`."""
         try:
             info = self._info or await self.info()
-            works = [Restoration(info, plane, *how) for plane in planes]
+            works = [Restoration(info, plane, *how, LOOP_BYTES) for plane in planes]
         except UnknownTask:
             info = await self.info()
-            works = [Restoration(info, plane, *how) for plane in planes]
+            works = [Restoration(info, plane, *how, LOOP_BYTES) for plane in planes]
         tally = Tally(sum(work.patches for work in works), progress)
         for work in works:
             for part in work.parts:
                 answer = await (self._infer(work, part) if progress is None else self._infer_watched(work, part, tally))
-                work.put(part, answer)
+                await asyncio.to_thread(work.put, part, answer)
                 tally.finish(work.patches_of(part))
-        return [work.result() for work in works]
+        return [await asyncio.to_thread(work.result) for work in works]
 
     async def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
-        message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout, work.request_id)
+        message = await asyncio.to_thread(self._message, work, part)
         return await self._call(lambda connection: connection.infer(message, self._timeout))
 
     async def _infer_watched(self, work: Restoration, part: Part, tally: Tally) -> triton.InferResult:
         """With progress, where the server tells it."""
         if self._tells_progress:
-            message = stream.message(work, part, self._timeout)
+            message = await asyncio.to_thread(stream.message, work, part, self._timeout)
             try:
                 return await self._call(
                     lambda connection: stream.infer_async(connection, message, tally, self._timeout)
@@ -240,6 +244,9 @@ class AsyncRestorationClient:
             except stream.NoProgress:
                 self._tells_progress = False
         return await self._infer(work, part)
+
+    def _message(self, work: Restoration, part: Part) -> Any:
+        return message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout, work.request_id)
 
     async def _call(self, send: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """See `RestorationClient._call`."""

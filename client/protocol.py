@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ipt_triton.tiling import FLOAT, check_rule, count_patches, factors
 GRPC_BYTES = 2**31 - 1
 """The largest message of gRPC."""
 _HEADROOM = 2**20  # of a message, for names and shapes
+_FEWEST_PIXELS = 500_000  # of a block that is smaller than the server asks for: its borders are computed twice
 _TENSORS = {"uint8": ("IMAGE", "RESTORED"), "uint16": ("IMAGE16", "RESTORED16")}
 _FLOAT_OUTPUT, _FLOAT_BYTES = "RESTORED32", 4
 
@@ -117,6 +119,8 @@ class Restoration:
         stride, keep: the tiling rule, None for the server's default.
         options: how the result may differ from what the tasks make of the image.
         request_id: that each request carries.
+        message_bytes: that a request's image and its answer should not exceed; where a block would become too small for
+            the rule, or less than half a megapixel, they do.
 
     Raises:
         UnknownTask: no such task.
@@ -133,8 +137,10 @@ class Restoration:
         keep: int | None,
         options: Options = Options(),  # noqa: B008  # frozen
         request_id: str = "",
+        message_bytes: int = GRPC_BYTES,
     ) -> None:
         self.request_id = request_id
+        self._message_bytes = message_bytes
         chain = info.chain(task)
         self._rule = info.rule(stride, keep)
         self._asked_rule = {"STRIDE": stride, "KEEP": keep}
@@ -169,10 +175,19 @@ class Restoration:
         """Blocks that the server takes: of so many pixels in each stage, and of so many patches in all of them."""
         info, scales = self._info, self.chain.scales
         item, floats = self._image.dtype.itemsize, 2 if self._output == _FLOAT_OUTPUT else 1
-        most = (GRPC_BYTES - _HEADROOM) // (3 * max(item, _FLOAT_BYTES if floats > 1 else item) * self.chain.scale**2)
-        most = min(most, info.max_output_pixels // floats // self.chain.scale**2)
+        pixel = 3 * max(item, _FLOAT_BYTES if floats > 1 else item) * self.chain.scale**2  # bytes of its answer
+        most = min((GRPC_BYTES - _HEADROOM) // pixel, info.max_output_pixels // floats // self.chain.scale**2)
         for factor in factors(scales)[:-1]:
             most = min(most, info.max_input_pixels // factor**2)
+        handy = max(self._message_bytes // pixel, _FEWEST_PIXELS)
+        if handy < most:
+            with suppress(InvalidRequest):
+                return self._blocks(height, width, handy)
+        return self._blocks(height, width, most)
+
+    def _blocks(self, height: int, width: int, most: int) -> list[Block]:
+        """Blocks of so many pixels, and of so many patches as the server takes."""
+        info, scales = self._info, self.chain.scales
         blocks = split_image(height, width, most, info.patch_size, *self._rule, scales)
         while max(map(self._count, blocks)) > info.max_patches:
             most = min(most, height * width) // 2

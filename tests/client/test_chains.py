@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ipt_triton import InvalidRequest, RestorationClient, UnknownTask
+from ipt_triton.client import protocol
 from ipt_triton.client.options import Options, large_enough, resized, views
 from ipt_triton.client.protocol import Restoration
 from ipt_triton.client.splitting import Block, right_part, split_axis
@@ -270,3 +271,35 @@ def test_parts_hold_no_more_patches_than_the_server_takes_over_all_stages(client
         for _, (rows, columns) in parts:
             sides = rows.stop - rows.start, columns.stop - columns.start
             assert count_patches(*sides, scales=info.chain(chain).scales) <= 45
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chain", "side", "largest"),
+    [
+        ("uint8", "derain", 3000, 2_000_000),
+        ("uint16", "derain", 3000, 1_000_000),
+        ("uint8", "sr_x2", 3000, 500_000),  # not the quarter of this
+        ("uint8", "derain", 1400, 2_000_000),  # one block
+    ],
+)
+def test_parts_are_smaller_where_messages_shall_be(
+    client: RestorationClient, dtype: str, chain: str, side: int, largest: int
+) -> None:
+    info = replace(client.info(), max_input_pixels=10**8, max_output_pixels=10**8, max_patches=10**6)
+    image = np.zeros((side, side, 3), dtype)
+    assert len(Restoration(info, image, chain, None, None).parts) == 1
+    parts = Restoration(info, image, chain, None, None, message_bytes=6_000_000).parts
+    sizes = [(rows.stop - rows.start) * (columns.stop - columns.start) for _, (rows, columns) in parts]
+    assert largest / 2 < max(sizes) <= largest and sum(sizes) >= side**2
+
+
+def test_parts_are_as_large_as_the_server_takes_where_smaller_ones_have_no_room_for_the_chain(
+    client: RestorationClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_FEWEST_PIXELS", 50**2)
+    info, chain = replace(client.info(), max_input_pixels=400**2, max_output_pixels=400**2), ["derain"] * 3
+    image = np.zeros((600, 600, 3), np.uint8)
+    with pytest.raises(InvalidRequest, match="raise the server's pixel limits"):
+        Restoration(replace(info, max_input_pixels=50**2), image, chain, None, None)
+    parts = Restoration(info, image, chain, None, None).parts
+    assert len(parts) > 1 and Restoration(info, image, chain, None, None, message_bytes=1).parts == parts

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from ipt_triton import (
     read_photo,
     write_photo,
 )
+from ipt_triton.client import asynchronous, protocol
 from ipt_triton.client.failures import explain, pause, retry_delays
 from ipt_triton.client.restore import main
 from ipt_triton.client.splitting import split_axis, split_image
@@ -313,6 +315,40 @@ def test_the_asynchronous_client_does_the_same(server: TritonServer) -> None:
 
     with pytest.raises(ServerUnavailable):
         asyncio.run(away())
+
+
+def test_large_images_do_not_hold_the_event_loop_up(
+    server: TritonServer, client: RestorationClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go in blocks of their own threads, which come out as the blocking client's single block."""
+    monkeypatch.setattr(asynchronous, "LOOP_BYTES", 3 * 150**2)
+    monkeypatch.setattr(protocol, "_FEWEST_PIXELS", 1)
+    blocks: list[int] = []
+
+    def watched(name: str) -> None:
+        method = getattr(protocol.Restoration, name)
+
+        def watch(work: protocol.Restoration, *arguments: Any) -> Any:
+            assert threading.current_thread() is not threading.main_thread()
+            blocks.append(len(work.parts))
+            return method(work, *arguments)
+
+        monkeypatch.setattr(protocol.Restoration, name, watch)
+
+    image = noise(310, 280, 3, first=1)
+    expected = client.restore(image, "stamp")
+    for name in ("inputs", "put", "result"):
+        watched(name)
+
+    async def work() -> list[np.ndarray]:
+        async with AsyncRestorationClient(server.grpc_url) as client:
+            watching = client.restore(image, "stamp", progress=lambda done, due: None)
+            return [await client.restore(image, "stamp"), await watching]
+
+    for result in asyncio.run(work()):
+        np.testing.assert_array_equal(result, expected)
+    (parts,) = set(blocks)
+    assert parts > 4 and len(blocks) == 2 * (2 * parts + 1) + 1  # one message finds out that no progress is told here
 
 
 @pytest.mark.server
