@@ -1,4 +1,4 @@
-"""The page in a real browser, in front of a real gateway and server."""
+"""The page in a real browser, in front of a real gateway whose server gives pictures back."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.browser import Visitor, chromium
-from helpers.live_gateway import Live, gateway_command, live_gateway
-from helpers.support import Served, read_image
+from helpers.browser import Visitor, png
+from helpers.live_gateway import Live, live_gateway
+from helpers.support import read_image
 from PIL import Image
 
 from ipt_triton.client.gateway.keys import new_key
 from ipt_triton.images import PHOTOS
-from ipt_triton.train.model.infer import restore_image
 
 pytestmark = pytest.mark.slow
 
 Visit = Callable[..., Visitor]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +36,9 @@ def gateway(started: Live) -> Live:
 
 
 @pytest.fixture
-def visit(browser: Any, gateway: Live) -> Iterator[Visit]:
-    """Open the page; whatever the test does, the page has nothing to complain of and asks nobody else."""
-    visitors: list[Visitor] = []
-
-    def open_page(url: str = gateway.url, **options: Any) -> Visitor:
-        visitors.append(Visitor(browser, url, **options))
-        return visitors[-1]
-
-    yield open_page
-    for visitor in visitors:
-        visitor.page.context.close()
-        assert visitor.complaints == []
-        assert not [url for url in visitor.requests if not url.startswith(("http://127.0.0.1:", "blob:"))]
-
-
-def png(pixels: np.ndarray, name: str = "photo.png") -> dict[str, Any]:
-    """A file to choose."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return {"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()}
+def visit(open_page: Visit, gateway: Live) -> Visit:
+    """Open the page of a gateway, by default of that one."""
+    return lambda url=gateway.url, **options: open_page(url, **options)
 
 
 def large_photo(side: int = 1100) -> dict[str, Any]:
@@ -85,17 +61,6 @@ def test_a_photo_is_restored_compared_and_downloaded(visit: Visit, width: int, h
     assert name.startswith("kitten") and name.endswith(".png")
     assert (np.asarray(Image.open(io.BytesIO(data))) == KITTEN.repeat(2, 0).repeat(2, 1)).all()
     assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_a_real_server_restores_what_the_page_sends(visit: Visit, served: Served, tmp_path: Path):
-    with gateway_command(served.server.grpc_url, tmp_path) as url:
-        visitor = visit(url)
-        visitor.bring(png(KITTEN, "kitten.png"))
-        visitor.choose("sr_x2")
-        visitor.restore()
-        _, data = visitor.download()
-        expected = restore_image(served.checkpoint.model, KITTEN, "sr_x2")
-        assert np.abs(np.asarray(Image.open(io.BytesIO(data))).astype(int) - expected).max() <= 1
 
 
 def test_a_result_is_downloaded_in_the_format_that_is_chosen(visit: Visit):
