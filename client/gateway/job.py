@@ -76,6 +76,7 @@ class Job:
         folder: of its files: `upload`, `result`, the restored planes, and what was made of them to be shown.
         needs: bytes on disk that it may take until it is done.
         created, expires: seconds since 1970.
+        first: seconds of a clock when the first tiles were told to be done, and how many.
         fetched: its result was sent to its caller, or begun to be.
     """
 
@@ -96,7 +97,7 @@ class Job:
     tiles_done: int = 0
     tiles: int = 0
     turn: Turn | None = None
-    began: float | None = None
+    first: tuple[float, int] | None = None
     fetched: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     shown: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -118,18 +119,21 @@ class Job:
 
     def progress(self, done: int, total: int) -> None:
         """Note how many tiles are done."""
-        if self.began is None:
-            self.began = time.monotonic()
+        if done and self.first is None:
+            self.first = time.monotonic(), done
         self.tiles_done, self.tiles = done, total
         self.touch()
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until it is done, as far as tiles tell; None: unknown."""
-        if self.state != "running" or self.began is None or not self.tiles_done:
+        """Seconds until it is done, as far as tiles tell; None: unknown.
+
+        What passed before the first tiles is not counted: sending the photo, and others whose turn it was.
+        """
+        if self.state != "running" or self.first is None or self.tiles_done == self.first[1]:
             return None
-        taken = time.monotonic() - self.began
-        return round(taken / self.tiles_done * (self.tiles - self.tiles_done), 1)
+        began, done = self.first
+        return round((time.monotonic() - began) / (self.tiles_done - done) * (self.tiles - self.tiles_done), 1)
 
     def details(self, position: int) -> JobDetails:
         """The job as its caller sees it."""

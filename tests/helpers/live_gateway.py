@@ -31,9 +31,9 @@ class Halting(Repeating):
 
     async def restore(self, image: np.ndarray, task: int | str, progress: Any = None, **options: Any) -> np.ndarray:
         if progress is not None:
-            progress(0, 40)
-            await asyncio.sleep(0.1)
-            progress(20, 40)
+            for done in (0, 10, 20):
+                progress(done, 40)
+                await asyncio.sleep(0.1)
         while image.shape[0] * image.shape[1] > LARGE_PIXELS and not self._going.is_set():
             await asyncio.sleep(0.02)
         return await super().restore(image, task, **options)

@@ -18,7 +18,11 @@ from fastapi.testclient import TestClient
 from helpers.gateway import Repeating, gateway, opened, picture
 
 from ipt_triton.client.errors import ServerUnavailable
+from ipt_triton.client.gateway.codec import Described
+from ipt_triton.client.gateway.job import Job
 from ipt_triton.client.gateway.keys import new_key
+from ipt_triton.client.gateway.options import Options
+from ipt_triton.client.gateway.turns import Turn
 
 
 def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
@@ -98,6 +102,35 @@ def test_events_begin_at_once_and_end_with_the_job(http: TestClient, server: Rep
     lines = stream.result().text.splitlines()
     states = [json.loads(line.removeprefix("data: "))["state"] for line in lines if line.startswith("data: ")]
     assert states[-2:] == ["running", "done"] and lines[0] == "event: job"
+
+
+def test_seconds_that_are_left_are_told_from_the_second_report_of_tiles_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = 100.0
+    monkeypatch.setattr("ipt_triton.client.gateway.job.time.monotonic", lambda: now)
+    turn = Turn("", 1, 0)
+    turn.begun.set()
+    job = Job(
+        id="",
+        owner="",
+        account="",
+        request_id="",
+        uploaded="",
+        options=Options(task="derain"),
+        described=Described("png", 1, 1),
+        folder=tmp_path,
+        needs=0,
+        created=0,
+        expires=0,
+        turn=turn,
+    )
+    told = []
+    for seconds, done in ((0, 0), (60, 10), (1, 20), (2, 40), (6, 90)):  # a minute until the server has the photo
+        now += seconds
+        job.progress(done, 100)
+        told.append(job.eta_s)
+    assert told == [None, None, 8.0, 6.0, 1.1]
 
 
 def test_a_failed_job_tells_its_problem_and_has_no_result(http: TestClient, server: Repeating):

@@ -292,10 +292,13 @@ def test_the_keyboard_alone_does_all_of_it(visit: Visit):
     chosen = page.evaluate("document.activeElement.value")
     assert page.evaluate("document.activeElement.checked")
     tab_to("#restore")
+    page.evaluate(
+        "() => { window.focused = []; document.addEventListener('focusin', (e) => window.focused.push(e.target.id)); }"
+    )
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "cancel"
     visitor.until_compared()
     visitor.until("document.activeElement.id === 'divider'")
+    assert page.evaluate("window.focused") == ["cancel", "divider"]
     page.keyboard.press("End")
     assert visitor.split() == 100
     title = page.inner_text(f".task:has([value={chosen}]) b")
