@@ -97,7 +97,7 @@ def plainly(words: Sequence[str]) -> None:
 
 def _begin(source: str, target: str, server: dict[str, Any], chain: Chain, args: argparse.Namespace) -> None:
     global _worker
-    _worker = Worker(source, target, server, chain, args, Attempts())
+    _worker = Worker(source, target, server, chain, "", args, Attempts())  # without metadata there is no history
 
 
 def _restore(photo: dict[str, Any]) -> dict[str, Any]:
