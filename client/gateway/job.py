@@ -18,6 +18,8 @@ from ipt_triton.client.gateway.turns import Turn
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED = frozenset({"done", "failed", "cancelled"})
+_EVIDENCE_S = 1.0
+"""Tiles come several at once: what is left is not told from those of less time than this."""
 
 
 class Size(BaseModel):
@@ -133,7 +135,10 @@ class Job:
         if self.state != "running" or self.first is None or self.tiles_done == self.first[1]:
             return None
         began, done = self.first
-        return round((time.monotonic() - began) / (self.tiles_done - done) * (self.tiles - self.tiles_done), 1)
+        taken = time.monotonic() - began
+        if taken < _EVIDENCE_S:
+            return None
+        return round(taken / (self.tiles_done - done) * (self.tiles - self.tiles_done), 1)
 
     def details(self, position: int) -> JobDetails:
         """The job as its caller sees it."""

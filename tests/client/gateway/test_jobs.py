@@ -104,9 +104,7 @@ def test_events_begin_at_once_and_end_with_the_job(http: TestClient, server: Rep
     assert states[-2:] == ["running", "done"] and lines[0] == "event: job"
 
 
-def test_seconds_that_are_left_are_told_from_the_second_report_of_tiles_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_seconds_that_are_left_are_told_from_a_second_of_tiles_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = 100.0
     monkeypatch.setattr("ipt_triton.client.gateway.job.time.monotonic", lambda: now)
     turn = Turn("", 1, 0)
@@ -126,11 +124,11 @@ def test_seconds_that_are_left_are_told_from_the_second_report_of_tiles_on(
         turn=turn,
     )
     told = []
-    for seconds, done in ((0, 0), (60, 10), (1, 20), (2, 40), (6, 90)):  # a minute until the server has the photo
+    for seconds, done in ((0, 0), (60, 10), (0.5, 12), (0.5, 20), (2, 40), (6, 90)):  # a minute until the photo is sent
         now += seconds
         job.progress(done, 100)
         told.append(job.eta_s)
-    assert told == [None, None, 8.0, 6.0, 1.1]
+    assert told == [None, None, None, 8.0, 6.0, 1.1]
 
 
 def test_a_failed_job_tells_its_problem_and_has_no_result(http: TestClient, server: Repeating):
