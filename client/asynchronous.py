@@ -49,7 +49,7 @@ class AsyncRestorationClient:
     """`RestorationClient` for asyncio: the same methods, to be awaited, and `async with`.
 
     Cancelling a `restore` cancels its request on the server. Large images do not hold the event loop up: what is to be
-    done with their pixels is done in other threads, and they go in blocks of messages that are soon read.
+    done with files and pixels is done in other threads, and they go in blocks of messages that are soon read.
     """
 
     def __init__(
@@ -152,9 +152,9 @@ class AsyncRestorationClient:
         request_id: str = "",
     ) -> Any:
         """See `RestorationClient.restore`; cancel the task that awaits it to give it up."""
-        planes, whole = planes_of(image)
+        planes, whole = await asyncio.to_thread(planes_of, image)
         how = task, stride, keep, Options(scale, width, height, tta, strength), request_id
-        return whole(await self._restore(planes, how, progress))
+        return await asyncio.to_thread(whole, await self._restore(planes, how, progress))
 
     async def restore_file(
         self,
