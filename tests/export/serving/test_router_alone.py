@@ -161,7 +161,7 @@ def test_without_seals_such_a_mix_up_would_reach_the_picture(monkeypatch: pytest
 
 def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
-    _, model = router(monkeypatch, Network([]))
+    module, model = router(monkeypatch, Network([]))
     others = [Board(tmp_path / BOARD, slot) for slot in (5, 6)]
     asked = []
 
@@ -186,7 +186,7 @@ def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPat
     image = picture()
     assert np.array_equal(asyncio.run(both())["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
     gaps = np.diff(asked)
-    assert (gaps > 0.009).all()  # one chunk at a time, while a smaller picture is under way
+    assert (gaps > module.GIVE_WAY_S).all()  # one chunk in a while, as long as a smaller picture is under way
 
 
 @pytest.mark.parametrize(("lately", "largest", "most"), [(np.inf, 1, 2), (0.0, 2, 3)])

@@ -35,9 +35,12 @@ LOOK_S, PATIENCE_S = (0.005, 0.05), 5.0
 """A photograph whose turn it is not looks again so soon, then after twice as long, at most the second time; it sends a
 chunk in any case when it has waited so long."""
 
+GIVE_WAY_S = 0.1
+"""So long it waits where smaller photographs leave a body without work."""
+
 LATELY_S = 2.0
-"""So long after a smaller photograph a larger one goes on with halves of chunks and none waiting at the bodies: the
-next small one then waits for half of a chunk at most."""
+"""So long after a smaller photograph a larger one goes on with quarters of chunks and none waiting at the bodies: the
+next small one then waits for a quarter of a chunk at most."""
 
 TRACED_CHUNKS = 64
 """Of one photograph; each is some eight spans, and Triton keeps them until the photograph is answered."""
@@ -63,6 +66,7 @@ class TritonPythonModel:
             self._tasks = json.loads(parameters["tasks"])
             self._patch = int(parameters["patch_size"])
             self._bodies, self._chunk = int(parameters["body_instances"]), int(parameters["chunk"])
+            self._small_chunk = -(-self._chunk // 4)
             self._in_flight = int(parameters["requests_in_flight"])
             self._stride, self._keep = int(parameters["stride"]), int(parameters["keep"])
             self._max_input = int(parameters["max_input_pixels"])
@@ -202,9 +206,9 @@ class TritonPythonModel:
     async def _run(self, tiler, task, left, is_cancelled, note, passed):
         """All patches through a task's ensemble, at most `requests_in_flight` chunks under way, joined in order.
 
-        As long as a smaller photograph is under way it is one chunk, and none while there are as many smaller ones as
-        bodies; see LATELY_S for the time after it. `left` patches of the whole chain are to be answered; `note` is told
-        how many still are. `passed` goes along with each chunk, see `_passed`.
+        As long as a smaller photograph is under way it is one chunk, every GIVE_WAY_S, and none while there are as many
+        smaller ones as bodies; see LATELY_S for the time after it. `left` patches of the whole chain are to be answered;
+        `note` is told how many still are. `passed` goes along with each chunk, see `_passed`.
         """
         ensemble, side = "ipt_" + task["name"], self._patch * task["scale"]
         pending, smaller_came = [], -math.inf
@@ -231,11 +235,10 @@ class TritonPythonModel:
 
         def chunks():
             for first, last in tiler.batches(self._chunk, self._bodies):
-                middle = (first + last) // 2
-                if lately() and first < middle:
-                    yield first, middle
-                    first = middle
-                yield first, last
+                while first < last:
+                    until = min(last, first + self._small_chunk) if lately() else last
+                    yield first, until
+                    first = until
 
         def most():
             if smaller():
@@ -246,11 +249,14 @@ class TritonPythonModel:
             for first, last in chunks():
                 while pending and len(pending) >= most():
                     await take()
-                waited_until, look = time.monotonic() + PATIENCE_S, LOOK_S[0]
+                since, look = time.monotonic(), LOOK_S[0]
                 with self._timed(task, "turn"):
-                    while smaller() >= self._bodies and time.monotonic() < waited_until:
+                    while before := smaller():
+                        waited = time.monotonic() - since
+                        if waited > (PATIENCE_S if before >= self._bodies else GIVE_WAY_S):
+                            break
                         await asyncio.sleep(look)
-                        look = min(2 * look, LOOK_S[1])
+                        look = min(2 * look, LOOK_S[1]) if before >= self._bodies else LOOK_S[0]
                         note(left)
                         if is_cancelled():
                             raise Cancelled
