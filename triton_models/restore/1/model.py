@@ -207,8 +207,8 @@ class TritonPythonModel:
         """All patches through a task's ensemble, at most `requests_in_flight` chunks under way, joined in order.
 
         As long as a smaller photograph is under way it is one chunk, every GIVE_WAY_S, and none while there are as many
-        smaller ones as bodies; see LATELY_S for the time after it. `left` patches of the whole chain are to be answered;
-        `note` is told how many still are. `passed` goes along with each chunk, see `_passed`.
+        smaller ones as bodies; see LATELY_S for the time after it. `left` patches of the whole chain are to be
+        answered; `note` is told how many still are. `passed` goes along with each chunk, see `_passed`.
         """
         ensemble, side = "ipt_" + task["name"], self._patch * task["scale"]
         pending, smaller_came = [], -math.inf
