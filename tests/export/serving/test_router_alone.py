@@ -159,9 +159,13 @@ def test_without_seals_such_a_mix_up_would_reach_the_picture(monkeypatch: pytest
     assert not np.array_equal(restore(model, image)["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
 
 
-def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("chunks", "gap"), [(0, 0.1), (128, 0.01)])
+def test_a_large_picture_lets_a_small_one_go_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chunks: int, gap: float
+) -> None:
     monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
     module, model = router(monkeypatch, Network([]))
+    monkeypatch.setattr(module, "LARGE_CHUNKS", chunks)
     others = [Board(tmp_path / BOARD, slot) for slot in (5, 6)]
     asked = []
 
@@ -186,15 +190,18 @@ def test_a_large_picture_lets_a_small_one_go_first(monkeypatch: pytest.MonkeyPat
     image = picture()
     assert np.array_equal(asyncio.run(both())["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
     gaps = np.diff(asked)
-    assert (gaps > module.GIVE_WAY_S).all()  # one chunk in a while, as long as a smaller picture is under way
+    assert (gaps > 0.9 * gap).all()  # one chunk at a time, as long as a smaller picture is under way
 
 
-@pytest.mark.parametrize(("lately", "largest", "most"), [(np.inf, 1, 2), (0.0, 2, 3)])
+@pytest.mark.parametrize(
+    ("chunks", "lately", "largest", "most"), [(0, np.inf, 1, 2), (0, 0.0, 2, 3), (128, np.inf, 2, 3)]
+)
 def test_after_a_small_picture_a_large_one_goes_on_in_smaller_steps_for_a_while(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lately: float, largest: int, most: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chunks: int, lately: float, largest: int, most: int
 ) -> None:
     monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
     module, model = router(monkeypatch, Network([]))
+    monkeypatch.setattr(module, "LARGE_CHUNKS", chunks)
     monkeypatch.setattr(module, "LATELY_S", lately)
     other = Board(tmp_path / BOARD, 5)
     asked, under_way = [], []

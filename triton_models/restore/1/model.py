@@ -35,11 +35,15 @@ LOOK_S, PATIENCE_S = (0.005, 0.05), 5.0
 """A photograph whose turn it is not looks again so soon, then after twice as long, at most the second time; it sends a
 chunk in any case when it has waited so long."""
 
+LARGE_CHUNKS = 128
+"""A photograph with more left than these is a job that small ones are not to notice. Others share the bodies with them,
+so that no body is without work at the end of each."""
+
 GIVE_WAY_S = 0.1
-"""So long it waits where smaller photographs leave a body without work."""
+"""So long a large photograph waits where smaller ones leave a body without work."""
 
 LATELY_S = 2.0
-"""So long after a smaller photograph a larger one goes on with quarters of chunks and none waiting at the bodies: the
+"""So long after a smaller photograph a large one goes on with quarters of chunks and none waiting at the bodies: the
 next small one then waits for a quarter of a chunk at most."""
 
 TRACED_CHUNKS = 64
@@ -206,9 +210,9 @@ class TritonPythonModel:
     async def _run(self, tiler, task, left, is_cancelled, note, passed):
         """All patches through a task's ensemble, at most `requests_in_flight` chunks under way, joined in order.
 
-        As long as a smaller photograph is under way it is one chunk, every GIVE_WAY_S, and none while there are as many
-        smaller ones as bodies; see LATELY_S for the time after it. `left` patches of the whole chain are to be
-        answered; `note` is told how many still are. `passed` goes along with each chunk, see `_passed`.
+        As long as a smaller photograph is under way it is one chunk, and none while there are as many smaller ones as
+        bodies; LARGE_CHUNKS tells what gives way still more. `left` patches of the whole chain are to be answered;
+        `note` is told how many still are. `passed` goes along with each chunk, see `_passed`.
         """
         ensemble, side = "ipt_" + task["name"], self._patch * task["scale"]
         pending, smaller_came = [], -math.inf
@@ -230,8 +234,11 @@ class TritonPythonModel:
                 smaller_came = time.monotonic()
             return before
 
+        def is_large():
+            return left > LARGE_CHUNKS * self._chunk
+
         def lately():
-            return time.monotonic() - smaller_came < LATELY_S
+            return is_large() and time.monotonic() - smaller_came < LATELY_S
 
         def chunks():
             for first, last in tiler.batches(self._chunk, self._bodies):
@@ -252,11 +259,12 @@ class TritonPythonModel:
                 since, look = time.monotonic(), LOOK_S[0]
                 with self._timed(task, "turn"):
                     while before := smaller():
-                        waited = time.monotonic() - since
-                        if waited > (PATIENCE_S if before >= self._bodies else GIVE_WAY_S):
+                        few = before < self._bodies  # too few for all bodies
+                        patience = PATIENCE_S if not few else GIVE_WAY_S if is_large() else 0
+                        if time.monotonic() - since >= patience:
                             break
                         await asyncio.sleep(look)
-                        look = min(2 * look, LOOK_S[1]) if before >= self._bodies else LOOK_S[0]
+                        look = LOOK_S[0] if few else min(2 * look, LOOK_S[1])
                         note(left)
                         if is_cancelled():
                             raise Cancelled
