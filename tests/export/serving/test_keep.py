@@ -40,7 +40,7 @@ HANGING = ROUTER_MODEL.replace(
 )
 
 
-HANGING_BODY = """    def compute(self, batches):
+HANGING_BODY = """    def compute(self, ending, batch):
         import fcntl, time
         try:
             hang = open(Path(__file__).with_name("hang"))
@@ -144,7 +144,7 @@ def loaded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     it."""
     folder = Path(shutil.copytree(served.repository, tmp_path_factory.mktemp("loaded") / "models"))
     body = folder / "body" / "1" / "model.py"
-    start = "    def compute(self, batches):"
+    start = "    def compute(self, ending, batch):"
     assert start in body.read_text()
     body.write_text(body.read_text().replace(start, HANGING_BODY))
     command = Command(folder)
