@@ -194,12 +194,10 @@ class Plan:
         if self.made is None or source == STREAM or not target.is_file():
             return False
         try:
-            told = recorded_action(target)
+            told, is_newer = recorded_action(target), source.stat().st_mtime > target.stat().st_mtime + _COARSE_S
         except OSError:
             return False
-        if told is None:
-            return False
-        return told != self.made() or source.stat().st_mtime > target.stat().st_mtime + _COARSE_S
+        return told is not None and (is_newer or told != self.made())
 
     def _is_input(self, target: Path) -> bool:
         """Whether a file that is there is one of the inputs, or lies in one and is no result."""

@@ -85,7 +85,8 @@ def recipe(
     stored = {name: value for name, value in stored.items() if value is not None}
     tiles = "/".join(map(str, info.rule(stride, keep)))
     rest = [f"{name} {value}" for name, value in {**changed, **stored, "tiles": tiles}.items()]
-    return "; ".join([chain.name, *rest, f"weights {info.checkpoint_sha256[:12]}"])
+    weights = ",".join(each[:12] for each in info.checkpoint_sha256.split(","))  # of all that the server has
+    return "; ".join([chain.name, *rest, f"weights {weights}"])
 
 
 def parse_info(config: Any, url: str) -> ServerInfo:

@@ -97,7 +97,7 @@ def recorded_action(path: Path) -> str | None:
             file.seek(max(_HEAD_BYTES, file.seek(0, 2) - _TAIL_BYTES))
             data += file.read()
     action = _OUR_ACTION.match(data, max(0, data.rfind(_OURS)))
-    return unescape(action[1].decode()) if action else None
+    return unescape(action[1].decode(errors="replace")) if action else None
 
 
 def _history(document: minidom.Document, about: minidom.Element) -> minidom.Element:

@@ -194,6 +194,8 @@ def test_what_was_done_last_is_read_without_decoding_the_picture(tmp_path: Path,
     write_photo(read_photo(path), path, action="derain; flatten <1 & 2>")
     assert path.stat().st_size > 400_000
     assert recorded_action(path) == "derain; flatten <1 & 2>"
+    path.write_bytes(path.read_bytes().replace(b"derain; flatten", b"derain; \xff\xfeatten"))
+    assert str(recorded_action(path)).startswith("derain; \ufffd")
     write_photo(Photo(noisy), path, metadata=False)
     assert recorded_action(path) is None
 
