@@ -179,10 +179,11 @@ class AsyncRestorationClient:
         frames = await asyncio.to_thread(read_frames, source)
         check_frames(frames, target, format, flatten=flatten, depth=depth)
         wanted = Options(**options)
-        restored = await self._restore(frames.planes(), (task, stride, keep, wanted, ""), progress)
+        planes = await asyncio.to_thread(frames.planes)
+        restored = await self._restore(planes, (task, stride, keep, wanted, ""), progress)
         info = self._info or await self.info()
         made = protocol.recipe(info, info.chain(task), wanted, stride, keep, **stored)
-        result = frames.with_planes(restored)
+        result = await asyncio.to_thread(frames.with_planes, restored)
         await asyncio.to_thread(write_frames, result, target, format=format, metadata=metadata, action=made, **stored)
 
     async def stream(
