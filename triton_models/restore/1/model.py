@@ -253,7 +253,7 @@ class TritonPythonModel:
             return self._bodies if lately() else self._in_flight
 
         try:
-            for first, last in chunks():
+            for number, (first, last) in enumerate(chunks()):
                 while pending and len(pending) >= most():
                     await take()
                 since, look = time.monotonic(), LOOK_S[0]
@@ -272,7 +272,7 @@ class TritonPythonModel:
                     raise Cancelled
                 with self._timed(task, "cut"):
                     patches = tiler.patches(first, last)
-                if first >= TRACED_CHUNKS * self._chunk:
+                if number >= TRACED_CHUNKS:
                     passed.pop("trace", None)
                 pending.append(asyncio.ensure_future(self._restore_patches(ensemble, patches, side, dict(passed))))
             while pending:
