@@ -10,8 +10,6 @@ from ipt_triton.benchmarks.errors import BenchmarkError
 from ipt_triton.benchmarks.record import Record
 from ipt_triton.benchmarks.serving import archives
 
-pytest.importorskip("ray")
-
 
 @pytest.mark.slow
 @pytest.mark.server
