@@ -256,7 +256,7 @@ def test_nginx_lets_callers_with_a_key_in_and_hands_http_to_the_gateway(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     def keys(*of_callers: str) -> None:
-        (tmp_path / "keys").write_text("".join(f'"Bearer {key}" caller;\n' for key in of_callers))
+        (tmp_path / "keys").write_text("".join(f'"~^Bearer {key}$" caller;\n' for key in of_callers))
 
     port = free_port()
     with over_grpc() as server, over_http() as gateway:
@@ -272,7 +272,7 @@ def test_nginx_lets_callers_with_a_key_in_and_hands_http_to_the_gateway(
             text = text.replace(ours, other)
         keys(KEY)
         with nginx(tmp_path / "nginx", text) as reload:
-            for token in (None, "guessed"):
+            for token in (None, "guessed", KEY.upper(), f"{KEY}-"):
                 with certificates.client_of(port, token=token) as client, pytest.raises(AccessRefused):
                     client.tasks()
             with certificates.client_of(port, token=KEY) as client:
@@ -327,7 +327,9 @@ def behind_envoy(servers: Sequence[Pretended], folder: Path, _: Certificates) ->
 @contextmanager
 def behind_nginx(servers: Sequence[Pretended], folder: Path, certificates: Certificates) -> Iterator[int]:
     port = free_port()
-    with nginx(folder / "nginx", encrypted(folder, port, [server.address for server in servers], certificates)):
+    # By number: a name that stands for two addresses would be two servers.
+    addresses = [server.address.replace("localhost", "127.0.0.1") for server in servers]
+    with nginx(folder / "nginx", encrypted(folder, port, addresses, certificates)):
         yield port
 
 

@@ -20,7 +20,7 @@ CONFIGURATION = ROOT / "deploy" / "proxy" / "envoy.yaml"
 CERTIFICATE = CONFIGURATION.with_name("envoy-certificate.yaml")
 KEYS = CONFIGURATION.with_name("envoy-keys.yaml")
 FOLDER = "/etc/envoy/ipt"
-KEY = "a-key-of-a-caller"
+KEY = "a-key-of-a-caller-as-long-as-secrets-makes-it"
 
 Places = Sequence[tuple[int, int]]
 """Ports of servers, and of their health."""
