@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from ipt_triton.train.fit.runtime import Runtime, open_runtime
 from ipt_triton.train.fit.state import read_state
 from ipt_triton.train.fit.validation import load_set
 from ipt_triton.train.model.ipt import IPT, Network
+
+if TYPE_CHECKING:
+    from ipt_triton.train.fit.board import Board
 
 logger = logging.getLogger(__name__)
 
@@ -165,13 +168,17 @@ def run(
     trainer.provenance["data"] = description
     sets = runtime.in_all(lambda: [load_set(folder, find_task(trained, name)) for name, folder in arguments.validate])
     runtime.in_all(lambda: write_recipe(told, trainer, arguments) if runtime.rank == 0 else None)
-    board = None
-    if arguments.tensorboard and runtime.rank == 0:
-        with needs("tensorboard", "--tensorboard"):
-            from ipt_triton.train.fit.board import Board
-        board = Board(arguments.output / "tensorboard")
+    shown = arguments.output / "tensorboard" if arguments.tensorboard and runtime.rank == 0 else None
+    board = runtime.in_all(lambda: shown and open_board(shown))
     cadence = Cadence(arguments.report, arguments.interval, arguments.keep)
     train(trainer, feed, held_out, arguments.output, cadence, board, sets)
+
+
+def open_board(folder: Path) -> Board:
+    """Curves and samples in a folder. Raises MissingPackage: TensorBoard is not installed."""
+    with needs("tensorboard", "--tensorboard"):
+        from ipt_triton.train.fit.board import Board
+    return Board(folder)
 
 
 def write_recipe(path: Path, trainer: Trainer, arguments: argparse.Namespace) -> None:
