@@ -151,10 +151,14 @@ class Board:
         """Say that nothing is left, whether the photograph was restored or given up."""
         self._own[_LEFT] = 0
 
-    def before(self) -> int:
-        """How many photographs under way have less left than this router's; of equal ones the earlier goes first."""
+    def before(self, least: int = 1) -> int:
+        """How many photographs under way have less left than this router's; of equal ones the earlier goes first.
+
+        Args:
+            least: patches that they have left at least.
+        """
         left = np.array(self._slots[:, _LEFT])
-        return int(self._goes_before(left, int(left[self._slot])).sum())
+        return int((self._goes_before(left, int(left[self._slot])) & (left >= least)).sum())
 
     def under_way(self) -> dict[int, Slot]:
         """What each router with a photograph under way says of it, by slot."""

@@ -230,7 +230,8 @@ class TritonPythonModel:
         def smaller():
             """How many smaller photographs are under way."""
             nonlocal smaller_came
-            if before := 0 if self._board is None else self._board.before():
+            before = 0 if self._board is None else self._board.before()
+            if before and self._board.before(2):  # single patches, such as heartbeats, are soon done
                 smaller_came = time.monotonic()
             return before
 
@@ -260,7 +261,7 @@ class TritonPythonModel:
                 with self._timed(task, "turn"):
                     while before := smaller():
                         few = before < self._bodies  # too few for all bodies
-                        patience = PATIENCE_S if not few else GIVE_WAY_S if is_large() else 0
+                        patience = PATIENCE_S if not few else GIVE_WAY_S if lately() else 0
                         if time.monotonic() - since >= patience:
                             break
                         await asyncio.sleep(look)
