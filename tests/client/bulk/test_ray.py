@@ -71,11 +71,15 @@ def wait_for(ready: Callable[[], Any], seconds: float = 240) -> None:
         time.sleep(0.1)
 
 
-def kill_owner(context: Any) -> None:
-    """Kill the process at the other end of a request's connection."""
-    port = int(context.peer().rpartition(":")[2])
+def kill_owner(context: Any, server: Pretended) -> None:
+    """Kill the process at the other end of a request's connection.
+
+    Its port alone does not tell which that is: others may have connections of the same port to other servers.
+    """
+    ends = int(context.peer().rpartition(":")[2]), int(server.address.rpartition(":")[2])
     for connection in psutil.net_connections("tcp"):
-        if connection.laddr and connection.laddr.port == port and connection.pid not in (None, os.getpid()):
+        both = [end.port for end in (connection.laddr, connection.raddr) if end]
+        if both == [*ends] and connection.pid not in (None, os.getpid()):
             os.kill(connection.pid, signal.SIGKILL)
 
 
@@ -126,7 +130,7 @@ def test_a_worker_that_is_killed_loses_nothing_and_a_photo_that_kills_workers_is
 
     def before(request: Any, context: Any) -> None:
         if KILLER in (request.raw_input_contents[0][0], request.raw_input_contents[1][0]):
-            kill_owner(context)
+            kill_owner(context, pretended)
 
     pretended.before = before
     words = arguments(pretended, tmp_path / "in", tmp_path / "out", tmp_path / "report.json")
