@@ -388,7 +388,7 @@ def test_command_for_a_gpu_writes_a_repository_that_has_no_engines_yet(
     command = [str(checkpoint), "--repository", str(tmp_path / "models"), "--parts", str(parts), "--runtime"]
     assert main([*command, "tensorrt-python", "--precision", "fp16", "--residual", "float16", "--fp16-restored"]) == 0
     told = capsys.readouterr()
-    assert told.out == f"{tmp_path / 'models'}: 4 models, tasks derain, no engines yet\n"
+    assert told.out == f"{tmp_path / 'models'}: 6 models, tasks derain, no engines yet\n"
     for name in ("tail_derain", "ipt_derain"):
         config = text_format.Parse((tmp_path / "models" / name / "config.pbtxt").read_text(), pb.ModelConfig())
         assert {o.name: o.data_type for o in config.output}["RESTORED"] == pb.TYPE_FP16
