@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -26,26 +26,25 @@ if not __package__:  # run as a file: the packages beside this folder are meant,
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an import
 
 from ipt_triton.cli import CLOSED_PIPE, drop_output, escape_output, mute_libraries
-from ipt_triton.client.arguments import STORED, check_arguments, make_arguments
+from ipt_triton.client.arguments import check_arguments, make_arguments
 from ipt_triton.client.batch import Plan, read_list
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.errors import PlanError, RestorationError
 from ipt_triton.client.local import chosen_server
-from ipt_triton.client.protocol import ServerInfo, recipe
+from ipt_triton.client.protocol import ServerInfo
 from ipt_triton.client.servers import SILENCE_S
 from ipt_triton.client.single import Restorer
 from ipt_triton.client.work import (
     Ahead,
+    Asked,
     Progress,
     Record,
-    asked_for,
     complain,
     deliver,
     is_plain_file,
     run_batch,
     write_report,
 )
-from ipt_triton.tasks import Chain
 
 DONE, PHOTOS_FAILED, NOT_POSSIBLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -104,7 +103,7 @@ def _run(args: argparse.Namespace, client: RestorationClient) -> int:
 
     @cache
     def asked() -> Asked:
-        return Asked.of(client, args)
+        return Asked.of(client.url, _ask(client), args)
 
     plan = Plan(
         inputs=tuple(args.photos),
@@ -121,23 +120,6 @@ def _run(args: argparse.Namespace, client: RestorationClient) -> int:
     asked()
     with contextlib.closing(_open_log(args.log)) as log:
         return _restore_all(client, asked(), plan, jobs, args, log)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the server is asked for: its tasks, how results are made as their files tell it, and as a report does."""
-
-    chain: Chain
-    recipe: str
-    report: dict[str, Any]
-
-    @classmethod
-    def of(cls, client: RestorationClient, args: argparse.Namespace) -> Asked:
-        info = _ask(client)
-        chain = info.chain(args.task)
-        how = info, chain, args.options, args.stride, args.keep
-        stored = {name: getattr(args, name) for name in STORED}
-        return cls(chain, recipe(*how, **stored), asked_for(client.url, *how))
 
 
 def _ask(client: RestorationClient) -> ServerInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import stat
 import sys
@@ -18,10 +19,10 @@ from typing import IO, Any, Literal, get_args
 
 from tqdm import tqdm
 
+from ipt_triton.client.arguments import STORED
 from ipt_triton.client.batch import Job
 from ipt_triton.client.errors import PlanError, ServerUnavailable
-from ipt_triton.client.options import Options
-from ipt_triton.client.protocol import ServerInfo
+from ipt_triton.client.protocol import ServerInfo, recipe
 from ipt_triton.files import atomic_file
 from ipt_triton.reading import printable
 from ipt_triton.tasks import Chain
@@ -182,22 +183,36 @@ class Record:
         return ", ".join(f"{self.counts[status]} {status}" for status in get_args(Status) if self.counts[status])
 
 
-def asked_for(
-    url: str, info: ServerInfo, chain: Chain, options: Options, stride: int | None, keep: int | None
-) -> dict[str, Any]:
-    """The beginning of a report: which server restores, by what, and how."""
-    stride, keep = info.rule(stride, keep)
-    return {
-        "url": url,
-        "task": {"name": chain.name, "scale": chain.scale},
-        "tasks": [asdict(task) for task in chain.tasks],
-        "options": asdict(options),
-        "stride": stride,
-        "keep": keep,
-        "checkpoint_sha256": info.checkpoint_sha256,
-        "runtime": info.runtime,
-        "precision": info.precision,
-    }
+@dataclass(frozen=True)
+class Asked:
+    """What a server is asked for: its tasks, how results are made as their files tell it, and as a report begins."""
+
+    chain: Chain
+    recipe: str
+    report: dict[str, Any]
+
+    @classmethod
+    def of(cls, url: str, info: ServerInfo, args: argparse.Namespace) -> Asked:
+        """What a command's arguments ask of the server at `url`.
+
+        Raises:
+            UnknownTask, InvalidRequest: the server cannot do that.
+        """
+        chain = info.chain(args.task)
+        stride, keep = info.rule(args.stride, args.keep)
+        report = {
+            "url": url,
+            "task": {"name": chain.name, "scale": chain.scale},
+            "tasks": [asdict(task) for task in chain.tasks],
+            "options": asdict(args.options),
+            "stride": stride,
+            "keep": keep,
+            "checkpoint_sha256": info.checkpoint_sha256,
+            "runtime": info.runtime,
+            "precision": info.precision,
+        }
+        stored = {name: getattr(args, name) for name in STORED}
+        return cls(chain, recipe(info, chain, args.options, args.stride, args.keep, **stored), report)
 
 
 @dataclass

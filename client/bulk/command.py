@@ -16,7 +16,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from ipt_triton.cli import escape_output, make_parser, mute_libraries
-from ipt_triton.client.arguments import STORED, add_files, add_making, add_server, check_shared
+from ipt_triton.client.arguments import add_files, add_making, add_server, check_shared
 from ipt_triton.client.batch import Plan
 from ipt_triton.client.bulk.flow import cluster, outcomes
 from ipt_triton.client.bulk.manifest import Manifest
@@ -24,11 +24,9 @@ from ipt_triton.client.bulk.places import Place
 from ipt_triton.client.bulk.plan import Photo, photos
 from ipt_triton.client.connection import RestorationClient
 from ipt_triton.client.local import chosen_server
-from ipt_triton.client.protocol import recipe
 from ipt_triton.client.restore import DONE, INTERRUPTED, NOT_POSSIBLE, PHOTOS_FAILED, exit_code
-from ipt_triton.client.work import Ended, Outcome, Progress, Record, asked_for, complain, deliver
+from ipt_triton.client.work import Asked, Ended, Outcome, Progress, Record, complain, deliver
 from ipt_triton.reading import excerpt
-from ipt_triton.tasks import Chain
 from ipt_triton.version import installed_version
 
 _DESCRIPTION = """Restore an archive of photos: a folder or an object store, on one machine or many.
@@ -100,25 +98,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, server: dict[str, Any], client: RestorationClient) -> int:
-    info = client.info()
-    chain = info.chain(args.task)
-    how = info, chain, args.options, args.stride, args.keep
-    asked = asked_for(client.url, *how)
-    made = recipe(*how, **{name: getattr(args, name) for name in STORED})
-    settings = _settings(args, asked)
+    asked = Asked.of(client.url, client.info(), args)
+    settings = _settings(args, asked.report)
     naming = Plan((), Path(), suffix=args.suffix, format=args.format)
     with Path(os.devnull).open("w") as nowhere:
         batch = _Batch(Place(args.source), Place(args.target), args, settings, Record(True, nowhere, False, say))
         left = batch.look(naming)
         with Progress(lambda: len(left)) as progress:
-            ended = batch.restore(left, server, chain, made, progress)
+            ended = batch.restore(left, server, asked, progress)
     seconds = time.perf_counter() - batch.started
     rates = {"photos_per_s": batch.restored / seconds, "megapixels_per_s": batch.pixels / 1e6 / seconds}
     counts = batch.record.counts
     report = {
         "source": args.source,
         "target": args.target,
-        **asked,
+        **asked.report,
         "seconds": round(seconds, 3),
         **{name: round(rate, 3) for name, rate in rates.items()},
         "counts": counts,
@@ -170,16 +164,12 @@ class _Batch:
         say(f"{len(left)} of {len(found)} photos to restore; the others are done or set aside")
         return left
 
-    def restore(self, left: list[Photo], server: dict[str, Any], chain: Chain, made: str, progress: Progress) -> Ended:
-        """Restore photos, and record them.
-
-        Args:
-            made: how, for the results' history.
-        """
+    def restore(self, left: list[Photo], server: dict[str, Any], asked: Asked, progress: Progress) -> Ended:
+        """Restore photos, and record them."""
         self.started = time.perf_counter()
         try:
             with cluster(self._args.ray) if left else contextlib.nullcontext():
-                for outcome in self._outcomes(left, server, chain, made):
+                for outcome in self._outcomes(left, server, asked):
                     if outcome["status"] == "not reached":
                         return Ended(outcome["error"])
                     written, told = self._take(left[outcome.pop("number")], outcome)
@@ -194,9 +184,9 @@ class _Batch:
             self._manifest.flush()
         return Ended()
 
-    def _outcomes(self, left: list[Photo], server: dict[str, Any], chain: Chain, made: str) -> Iterable[dict[str, Any]]:
+    def _outcomes(self, left: list[Photo], server: dict[str, Any], asked: Asked) -> Iterable[dict[str, Any]]:
         places = self._args.source, self._args.target
-        return outcomes(left, *places, server, chain, made, self._args) if left else ()
+        return outcomes(left, *places, server, asked.chain, asked.recipe, self._args) if left else ()
 
     def summary(self) -> str:
         """What has been done, and how fast."""

@@ -94,13 +94,13 @@ class Model:
 
 def models_of(manifest: Manifest) -> list[Model]:
     """The models that run a manifest's parts."""
-    bodies = list(dict.fromkeys(route.body for route in manifest.routes))
+    bodies = dict.fromkeys(route.body for route in manifest.routes)
     if manifest.runtime != "openvino":
         return [Model(part.name, {"": (part,)}, part.name in bodies) for part in manifest.parts]
-    ways = {
-        body: {f"_{r.task.name}": parts_of(r, manifest) for r in manifest.routes if r.body == body} for body in bodies
-    }
-    return [Model(body, ways[body], has_body=True) for body in bodies]
+    ways: dict[str, dict[str, tuple[Part, ...]]] = {body: {} for body in bodies}
+    for route in manifest.routes:
+        ways[route.body][f"_{route.task.name}"] = parts_of(route, manifest)
+    return [Model(body, of_body, has_body=True) for body, of_body in ways.items()]
 
 
 def parts_of(route: Route, manifest: Manifest) -> tuple[Part, ...]:

@@ -154,6 +154,19 @@ def test_photographs_pass_envoy_while_servers_are_lost_and_the_certificate_is_re
             np.testing.assert_array_equal(client.restore(photo(1), "derain"), photo(1))
 
 
+def assert_keys_are_wanted(certificates: Certificates, port: int, server: Pretended, gateway: Pretended) -> None:
+    """A proxy lets callers of gRPC in with their key alone, which ends there; HTTP goes to the gateway with its own."""
+    for token in (None, "guessed", KEY.upper(), f"{KEY}-"):
+        with certificates.client_of(port, token=token) as client, pytest.raises(AccessRefused):
+            client.tasks()
+    with certificates.client_of(port, token=KEY) as client:
+        np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
+    assert "authorization" not in server.headers
+    with certificates.client_of(port, scheme="https://", token="the gateway's") as client:
+        np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
+    assert gateway.headers["authorization"] == "Bearer the gateway's"
+
+
 def test_envoy_lets_callers_with_a_key_in_and_hands_http_to_the_gateway(
     tmp_path: Path, certificates: Certificates
 ) -> None:
@@ -164,15 +177,7 @@ def test_envoy_lets_callers_with_a_key_in_and_hands_http_to_the_gateway(
     ):
         places = [(int(told.address.rpartition(":")[2]), health.port) for told in (server, gateway)]
         with running_envoy(tmp_path, places[:1], places[1:]) as port:
-            for token in (None, "guessed"):
-                with certificates.client_of(port, token=token) as client, pytest.raises(AccessRefused):
-                    client.tasks()
-            with certificates.client_of(port, token=KEY) as client:
-                np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
-            assert "authorization" not in server.headers
-            with certificates.client_of(port, scheme="https://", token="the gateway's") as client:
-                np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
-            assert gateway.headers["authorization"] == "Bearer the gateway's"
+            assert_keys_are_wanted(certificates, port, server, gateway)
 
 
 def test_envoy_goes_on_with_the_old_certificate_where_a_key_does_not_belong_to_the_new_one(
@@ -272,15 +277,7 @@ def test_nginx_lets_callers_with_a_key_in_and_hands_http_to_the_gateway(
             text = text.replace(ours, other)
         keys(KEY)
         with nginx(tmp_path / "nginx", text) as reload:
-            for token in (None, "guessed", KEY.upper(), f"{KEY}-"):
-                with certificates.client_of(port, token=token) as client, pytest.raises(AccessRefused):
-                    client.tasks()
-            with certificates.client_of(port, token=KEY) as client:
-                np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
-            assert "authorization" not in server.headers
-            with certificates.client_of(port, scheme="https://", token="the gateway's") as client:
-                np.testing.assert_array_equal(client.restore(LARGE, "derain"), LARGE)
-            assert gateway.headers["authorization"] == "Bearer the gateway's"
+            assert_keys_are_wanted(certificates, port, server, gateway)
             assert gateway.headers["x-forwarded-proto"] == "https"
             keys("another key")
             reload()
