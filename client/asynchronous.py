@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -14,6 +13,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import aclosing
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 from ipt_triton.client import protocol, stream
 from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_http, parse_addresses
 from ipt_triton.client.errors import UnknownTask
+from ipt_triton.client.flight import in_order_async
 from ipt_triton.client.options import Options
 from ipt_triton.client.pictures import check_workers, planes_of
 from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
 from ipt_triton.client.servers import Servers
-from ipt_triton.client.stream import Tally
+from ipt_triton.client.stream import Heard, Tally
 from ipt_triton.client.transport import AsyncConnection, AsyncGrpcConnection, message_of
 from ipt_triton.service import ROUTER
 from ipt_triton.tasks import TaskKey
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from ipt_triton.client.pictures import Picture
 
 T = TypeVar("T")
-
-LOOP_BYTES = 64 * 2**20
-"""Of a message: gRPC makes and reads it in the thread of the event loop, and all who share that wait so long."""
 
 
 class AsyncRestorationClient:
@@ -196,18 +194,10 @@ class AsyncRestorationClient:
     ) -> AsyncGenerator[Any, None]:
         """See `RestorationClient.stream`. What is in flight is cancelled when the generator is closed."""
         check_workers(workers)
-        waiting: deque[asyncio.Task[Any]] = deque()
-        try:
-            async for image in _each(images):
-                waiting.append(asyncio.create_task(self.restore(image, task, **options)))
-                if len(waiting) == workers:
-                    yield await waiting.popleft()
-            while waiting:
-                yield await waiting.popleft()
-        finally:
-            for each in waiting:
-                each.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+        calls = (self.restore(image, task, **options) async for image in _each(images))
+        async with aclosing(in_order_async(calls, workers)) as results:
+            async for result in results:
+                yield result
 
     async def _restore(
         self,
@@ -218,29 +208,34 @@ class AsyncRestorationClient:
         """See `RestorationClient._restore`."""
         try:
             info = self._info or await self.info()
-            works = [Restoration(info, plane, *how, LOOP_BYTES) for plane in planes]
+            works = [Restoration(info, plane, *how) for plane in planes]
         except UnknownTask:
             info = await self.info()
-            works = [Restoration(info, plane, *how, LOOP_BYTES) for plane in planes]
+            works = [Restoration(info, plane, *how) for plane in planes]
         tally = Tally(sum(work.patches for work in works), progress)
-        for work in works:
-            for part in work.parts:
-                answer = await (self._infer(work, part) if progress is None else self._infer_watched(work, part, tally))
-                await asyncio.to_thread(work.put, part, answer)
-                tally.finish(work.patches_of(part))
+        parts = [(work, part, tally.part()) for work in works for part in work.parts]
+
+        async def ask(work: Restoration, part: Part, heard: Heard) -> triton.InferResult:
+            return await (self._infer(work, part) if progress is None else self._infer_watched(work, part, heard))
+
+        calls = (ask(*each) async for each in _each(parts))
+        async with aclosing(in_order_async(calls, self._servers.at_once, early=True)) as answers:
+            for work, part, heard in parts:
+                await asyncio.to_thread(work.put, part, await anext(answers))
+                heard(work.patches_of(part))
         return [await asyncio.to_thread(work.result) for work in works]
 
     async def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
         message = await asyncio.to_thread(self._message, work, part)
         return await self._call(lambda connection: connection.infer(message, self._timeout))
 
-    async def _infer_watched(self, work: Restoration, part: Part, tally: Tally) -> triton.InferResult:
+    async def _infer_watched(self, work: Restoration, part: Part, heard: Heard) -> triton.InferResult:
         """With progress, where the server tells it."""
         if self._tells_progress:
             message = await asyncio.to_thread(stream.message, work, part, self._timeout)
             try:
                 return await self._call(
-                    lambda connection: stream.infer_async(connection, message, tally, self._timeout)
+                    lambda connection: stream.infer_async(connection, message, heard, self._timeout)
                 )
             except stream.NoProgress:
                 self._tells_progress = False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from ipt_triton.client import protocol, stream
 from ipt_triton.client.address import DEFAULT_URL, Access, from_environment, is_http, parse_addresses
 from ipt_triton.client.errors import Cancelled, ServerUnavailable, UnknownTask
+from ipt_triton.client.flight import in_order
 from ipt_triton.client.options import Options
 from ipt_triton.client.pictures import check_workers, planes_of
 from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
 from ipt_triton.client.servers import Servers
-from ipt_triton.client.stream import Tally
+from ipt_triton.client.stream import Heard, Tally
 from ipt_triton.client.transport import Connection, GrpcConnection, message_of
 from ipt_triton.service import ROUTER
 from ipt_triton.tasks import TaskKey
@@ -168,7 +169,7 @@ class RestorationClient:
     ) -> Any:
         """Restore one image of any size.
 
-        An image over the server's limits is sent in blocks; the result is the same.
+        A large image is sent in blocks, one more at a time than there are servers; the result is the same.
 
         Args:
             image: an array, uint8 or uint16 over the type's full range, RGB [height, width, 3] or gray [height, width];
@@ -183,8 +184,9 @@ class RestorationClient:
                 becomes the largest that fits.
             tta: restore eight turned and mirrored views and take their mean: eight times the work.
             strength: share of the result, 0 to 1; the rest is the image itself.
-            progress: called with the patches that are answered and all that are due, from 0 on.
-            cancelled: asked ten times a second whether to give up.
+            progress: called with the patches that are answered and all that are due, from 0 on; for a large image
+                from several threads, one at a time.
+            cancelled: asked ten times a second whether to give up, from the same threads.
             request_id: handed to the server, which names it in its log.
 
         Returns:
@@ -259,18 +261,7 @@ class RestorationClient:
             RestorationError: as `restore`, in the place of the first result that there is none of.
         """
         check_workers(workers)
-        waiting: deque[Future[Any]] = deque()
-        with ThreadPoolExecutor(workers, thread_name_prefix="stream") as pool:
-            try:
-                for image in images:
-                    waiting.append(pool.submit(lambda each: self.restore(each, task, **options), image))
-                    if len(waiting) == workers:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for each in waiting:
-                    each.cancel()
+        yield from in_order((partial(self.restore, image, task, **options) for image in images), workers)
 
     def _restore(
         self,
@@ -291,16 +282,24 @@ class RestorationClient:
             info = self.info()
             works = [Restoration(info, plane, *how) for plane in planes]
         tally = Tally(sum(work.patches for work in works), progress)
-        for work in works:
-            for part in work.parts:
-                if cancelled is not None and cancelled():
-                    raise Cancelled(stream.CANCELLED)
-                if progress is None and cancelled is None:
-                    answer = self._infer(work, part)
-                else:
-                    answer = self._infer_watched(work, part, tally, cancelled)
-                work.put(part, answer)
-                tally.finish(work.patches_of(part))
+        parts = [(work, part, tally.part()) for work in works for part in work.parts]
+        given_up = threading.Event()
+
+        def unwanted() -> bool:
+            return given_up.is_set() or (cancelled is not None and cancelled())
+
+        def ask(work: Restoration, part: Part, heard: Heard) -> triton.InferResult:
+            if unwanted():
+                raise Cancelled(stream.CANCELLED)
+            watched = len(parts) > 1 or progress is not None or cancelled is not None
+            return self._infer_watched(work, part, heard, unwanted) if watched else self._infer(work, part)
+
+        calls = [partial(ask, *each) for each in parts]
+        answers = in_order(calls, self._servers.at_once, early=True, abandon=given_up.set)
+        with closing(answers):
+            for work, part, heard in parts:
+                work.put(part, next(answers) if len(parts) > 1 else calls[0]())
+                heard(work.patches_of(part))
         return [work.result() for work in works]
 
     def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
@@ -308,13 +307,13 @@ class RestorationClient:
         return self._call(lambda connection: connection.infer(message, self._timeout))
 
     def _infer_watched(
-        self, work: Restoration, part: Part, tally: Tally, cancelled: Callable[[], bool] | None
+        self, work: Restoration, part: Part, heard: Heard, unwanted: Callable[[], bool]
     ) -> triton.InferResult:
         """With progress, where the server tells it."""
         if self._tells_progress:
             message = stream.message(work, part, self._timeout)
             try:
-                return self._call(lambda connection: stream.infer(connection, message, tally, cancelled, self._timeout))
+                return self._call(lambda connection: stream.infer(connection, message, heard, unwanted, self._timeout))
             except stream.NoProgress:
                 self._tells_progress = False
         return self._infer(work, part)

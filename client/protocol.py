@@ -19,6 +19,12 @@ from ipt_triton.tiling import FLOAT, check_rule, count_patches, factors
 
 GRPC_BYTES = 2**31 - 1
 """The largest message of gRPC."""
+
+MESSAGE_BYTES = 64 * 2**20
+"""That an image in a request and its answer should not exceed: all whom they pass hold them, and an event loop waits
+while gRPC makes and reads them. Where a block would become too small for the rule, or less than half a megapixel, they
+do."""
+
 _HEADROOM = 2**20  # of a message, for names and shapes
 _FEWEST_PIXELS = 500_000  # of a block that is smaller than the server asks for: its borders are computed twice
 _TENSORS = {"uint8": ("IMAGE", "RESTORED"), "uint16": ("IMAGE16", "RESTORED16")}
@@ -120,8 +126,6 @@ class Restoration:
         stride, keep: the tiling rule, None for the server's default.
         options: how the result may differ from what the tasks make of the image.
         request_id: that each request carries.
-        message_bytes: that a request's image and its answer should not exceed; where a block would become too small for
-            the rule, or less than half a megapixel, they do.
 
     Raises:
         UnknownTask: no such task.
@@ -138,10 +142,8 @@ class Restoration:
         keep: int | None,
         options: Options = Options(),  # noqa: B008  # frozen
         request_id: str = "",
-        message_bytes: int = GRPC_BYTES,
     ) -> None:
         self.request_id = request_id
-        self._message_bytes = message_bytes
         chain = info.chain(task)
         self._rule = info.rule(stride, keep)
         self._asked_rule = {"STRIDE": stride, "KEEP": keep}
@@ -180,7 +182,7 @@ class Restoration:
         most = min((GRPC_BYTES - _HEADROOM) // pixel, info.max_output_pixels // floats // self.chain.scale**2)
         for factor in factors(scales)[:-1]:
             most = min(most, info.max_input_pixels // factor**2)
-        handy = max(self._message_bytes // pixel, _FEWEST_PIXELS)
+        handy = max(MESSAGE_BYTES // pixel, _FEWEST_PIXELS)
         if handy < most:
             with suppress(InvalidRequest):
                 return self._blocks(height, width, handy)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,6 +167,19 @@ def split_axis(
     return pieces
 
 
+def _split_evenly(size: int, longest: int, patch: int, *rule: Any) -> list[Piece]:
+    """`split_axis` in as many pieces, none much longer than another: the longest one decides what memory they take."""
+    pieces = split_axis(size, longest, patch, *rule)
+    overlaps = [first.stop - second.start for first, second in pairwise(pieces)]
+    shorter = -(-(size + sum(overlaps)) // len(pieces)) + patch
+    if shorter < longest:
+        with suppress(InvalidRequest):
+            even = split_axis(size, shorter, patch, *rule)
+            if len(even) == len(pieces):
+                return even
+    return pieces
+
+
 def split_image(
     height: int, width: int, max_pixels: int, patch: int, stride: int, keep: int, scales: Sequence[int] = (1,)
 ) -> list[Block]:
@@ -183,6 +198,6 @@ def split_image(
         tallest = max_pixels // widest if width <= side else min(height, side)
     return [
         Block(rows, columns)
-        for rows in split_axis(height, tallest, patch, stride, keep, scales)
-        for columns in split_axis(width, widest, patch, stride, keep, scales)
+        for rows in _split_evenly(height, tallest, patch, stride, keep, scales)
+        for columns in _split_evenly(width, widest, patch, stride, keep, scales)
     ]

@@ -7,6 +7,7 @@ were ended at once, Triton 2.51 never finished the trace of two.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any
@@ -33,8 +34,12 @@ class NoProgress(Exception):
     """The server has no model that tells how far it is."""
 
 
+Heard = Callable[[int], None]
+"""Takes how many patches of a part are answered; fewer than before where it is asked for again."""
+
+
 class Tally:
-    """Counts patches over all parts of a restoration and tells them, never less than before.
+    """Counts patches over all parts of a restoration and tells them, never less than before. Threads may share it.
 
     Args:
         total: patches of all parts.
@@ -43,20 +48,24 @@ class Tally:
 
     def __init__(self, total: int, tell: Callable[[int, int], None] | None) -> None:
         self._total, self._tell = total, tell
-        self._before = 0
-        self._told = -1
-        self.at(0)
+        self._told, self._done = -1, 0
+        self._lock = threading.Lock()
+        self.part()(0)
 
-    def at(self, done: int) -> None:
-        """Patches of the current part are answered; a part that is asked for again begins anew."""
-        if self._tell is not None and self._before + done > self._told:
-            self._told = self._before + done
-            self._tell(self._told, self._total)
+    def part(self) -> Heard:
+        """For a part of the restoration."""
+        before = 0
 
-    def finish(self, patches: int) -> None:
-        """The current part is answered."""
-        self._before += patches
-        self.at(0)
+        def heard(done: int) -> None:
+            nonlocal before
+            with self._lock:
+                self._done += done - before
+                before = done
+                if self._tell is not None and self._done > self._told:
+                    self._told = self._done
+                    self._tell(self._told, self._total)
+
+        return heard
 
 
 def message(work: Restoration, part: Part, timeout: float | None) -> Any:
@@ -66,16 +75,17 @@ def message(work: Restoration, part: Part, timeout: float | None) -> Any:
 
 
 def infer(
-    connection: Connection, message: Any, tally: Tally, cancelled: Callable[[], bool] | None, timeout: float | None
+    connection: Connection, message: Any, heard: Heard, unwanted: Callable[[], bool], timeout: float | None
 ) -> triton.InferResult:
-    """The answer to a request of `message`; its progress goes to the tally.
+    """The answer to a request of `message`.
 
     Args:
-        cancelled: asked ten times a second whether to give up.
+        heard: takes its progress.
+        unwanted: asked ten times a second whether to give up.
         timeout: seconds that it may take.
 
     Raises:
-        Cancelled: `cancelled` says so; the server computes what it has begun, a chunk of patches, and no more.
+        Cancelled: `unwanted` says so; the server computes what it has begun, a chunk of patches, and no more.
         NoProgress: the server does not tell it.
         InferenceServerException: as `Connection.infer`.
     """
@@ -83,10 +93,10 @@ def infer(
         answers = connection.stream(message, timeout)
         try:
             while True:
-                if cancelled is not None and cancelled():
+                if unwanted():
                     raise Cancelled(CANCELLED)
                 answer = answers.get(POLL_S)
-                if answer is not None and _is_picture(answer, tally):
+                if answer is not None and _is_picture(answer, heard):
                     with suppress(InferenceServerException):
                         answers.get(_END_S)
                     return answer
@@ -95,25 +105,25 @@ def infer(
 
 
 async def infer_async(
-    connection: AsyncConnection, message: Any, tally: Tally, timeout: float | None
+    connection: AsyncConnection, message: Any, heard: Heard, timeout: float | None
 ) -> triton.InferResult:
     """`infer` for asyncio. Cancelled with the task that awaits it."""
     with _told_apart():
         async with aclosing(connection.stream(message, timeout)) as answers:
             async for answer in answers:
-                if _is_picture(answer, tally):
+                if _is_picture(answer, heard):
                     with suppress(InferenceServerException, asyncio.TimeoutError):
                         await asyncio.wait_for(anext(answers, None), _END_S)
                     return answer
     raise InferenceServerException("the stream ended without an answer", UNAVAILABLE)
 
 
-def _is_picture(answer: triton.InferResult, tally: Tally) -> bool:
-    """Whether an answer is the last one; progress goes to the tally."""
+def _is_picture(answer: triton.InferResult, heard: Heard) -> bool:
+    """Whether an answer is the last one; `heard` takes the progress of others."""
     progress = answer.as_numpy(PROGRESS)
     if progress is None:
         return True
-    tally.at(int(progress[0]))
+    heard(int(progress[0]))
     return False
 
 

@@ -283,12 +283,14 @@ def test_parts_hold_no_more_patches_than_the_server_takes_over_all_stages(client
     ],
 )
 def test_parts_are_smaller_where_messages_shall_be(
-    client: RestorationClient, dtype: str, chain: str, side: int, largest: int
+    client: RestorationClient, monkeypatch: pytest.MonkeyPatch, dtype: str, chain: str, side: int, largest: int
 ) -> None:
     info = replace(client.info(), max_input_pixels=10**8, max_output_pixels=10**8, max_patches=10**6)
     image = np.zeros((side, side, 3), dtype)
+    monkeypatch.setattr(protocol, "MESSAGE_BYTES", 10**9)
     assert len(Restoration(info, image, chain, None, None).parts) == 1
-    parts = Restoration(info, image, chain, None, None, message_bytes=6_000_000).parts
+    monkeypatch.setattr(protocol, "MESSAGE_BYTES", 6_000_000)
+    parts = Restoration(info, image, chain, None, None).parts
     sizes = [(rows.stop - rows.start) * (columns.stop - columns.start) for _, (rows, columns) in parts]
     assert largest / 2 < max(sizes) <= largest and sum(sizes) >= side**2
 
@@ -302,4 +304,5 @@ def test_parts_are_as_large_as_the_server_takes_where_smaller_ones_have_no_room_
     with pytest.raises(InvalidRequest, match="raise the server's pixel limits"):
         Restoration(replace(info, max_input_pixels=50**2), image, chain, None, None)
     parts = Restoration(info, image, chain, None, None).parts
-    assert len(parts) > 1 and Restoration(info, image, chain, None, None, message_bytes=1).parts == parts
+    monkeypatch.setattr(protocol, "MESSAGE_BYTES", 1)
+    assert len(parts) > 1 and Restoration(info, image, chain, None, None).parts == parts

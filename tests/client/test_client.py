@@ -39,7 +39,7 @@ from ipt_triton import (
     read_photo,
     write_photo,
 )
-from ipt_triton.client import asynchronous, protocol
+from ipt_triton.client import protocol
 from ipt_triton.client.failures import explain, pause, retry_delays
 from ipt_triton.client.restore import main
 from ipt_triton.client.splitting import split_axis, split_image
@@ -320,9 +320,7 @@ def test_the_asynchronous_client_does_the_same(server: TritonServer) -> None:
 def test_large_images_do_not_hold_the_event_loop_up(
     server: TritonServer, client: RestorationClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They go in blocks of their own threads, which come out as the blocking client's single block."""
-    monkeypatch.setattr(asynchronous, "LOOP_BYTES", 3 * 150**2)
-    monkeypatch.setattr(protocol, "_FEWEST_PIXELS", 1)
+    """They go in blocks of their own threads, which come out as a single block."""
     blocks: list[int] = []
 
     def watched(name: str) -> None:
@@ -337,6 +335,8 @@ def test_large_images_do_not_hold_the_event_loop_up(
 
     image = noise(310, 280, 3, first=1)
     expected = client.restore(image, "stamp")
+    monkeypatch.setattr(protocol, "MESSAGE_BYTES", 3 * 150**2)
+    monkeypatch.setattr(protocol, "_FEWEST_PIXELS", 1)
     for name in ("inputs", "put", "result"):
         watched(name)
 
@@ -348,7 +348,8 @@ def test_large_images_do_not_hold_the_event_loop_up(
     for result in asyncio.run(work()):
         np.testing.assert_array_equal(result, expected)
     (parts,) = set(blocks)
-    assert parts > 4 and len(blocks) == 2 * (2 * parts + 1) + 1  # one message finds out that no progress is told here
+    tries = len(blocks) - 2 * (2 * parts + 1)
+    assert parts > 4 and tries in (1, 2)  # the first messages find out that no progress is told here
 
 
 @pytest.mark.server

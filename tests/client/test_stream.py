@@ -162,17 +162,10 @@ def test_a_server_that_tells_no_progress_restores_all_the_same(plain_server: Tri
 def test_what_is_told_never_falls_though_a_part_is_asked_for_again() -> None:
     heard = Heard()
     tally = Tally(30, heard)
-    steps: list[Callable[[], None]] = [
-        lambda: tally.at(5),
-        lambda: tally.at(0),
-        lambda: tally.at(8),
-        lambda: tally.finish(10),
-        lambda: tally.at(2),
-        lambda: tally.finish(20),
-    ]
-    for step in steps:
-        step()
-    assert [done for done, _ in heard.told] == [0, 5, 8, 10, 12, 30]
+    first, second = tally.part(), tally.part()
+    for part, done in ((first, 5), (second, 1), (first, 0), (first, 8), (second, 2), (first, 10), (second, 20)):
+        part(done)
+    assert [done for done, _ in heard.told] == [0, 5, 6, 9, 10, 12, 30]
 
 
 def on_a_terminal(*arguments: object) -> tuple[subprocess.Popen[bytes], int]:
