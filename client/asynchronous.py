@@ -219,7 +219,7 @@ class AsyncRestorationClient:
             return await (self._infer(work, part) if progress is None else self._infer_watched(work, part, heard))
 
         calls = (ask(*each) async for each in _each(parts))
-        async with aclosing(in_order_async(calls, self._servers.at_once, early=True)) as answers:
+        async with aclosing(in_order_async(calls, self._servers.number, early=True)) as answers:
             for work, part, heard in parts:
                 await asyncio.to_thread(work.put, part, await anext(answers))
                 heard(work.patches_of(part))

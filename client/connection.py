@@ -169,7 +169,7 @@ class RestorationClient:
     ) -> Any:
         """Restore one image of any size.
 
-        A large image is sent in blocks, one more at a time than there are servers; the result is the same.
+        A large image is sent in blocks, as many at a time as there are servers; the result is the same.
 
         Args:
             image: an array, uint8 or uint16 over the type's full range, RGB [height, width, 3] or gray [height, width];
@@ -295,7 +295,7 @@ class RestorationClient:
             return self._infer_watched(work, part, heard, unwanted) if watched else self._infer(work, part)
 
         calls = [partial(ask, *each) for each in parts]
-        answers = in_order(calls, self._servers.at_once, early=True, abandon=given_up.set)
+        answers = in_order(calls, self._servers.number, early=True, abandon=given_up.set)
         with closing(answers):
             for work, part, heard in parts:
                 work.put(part, next(answers) if len(parts) > 1 else calls[0]())

@@ -20,10 +20,10 @@ from ipt_triton.tiling import FLOAT, check_rule, count_patches, factors
 GRPC_BYTES = 2**31 - 1
 """The largest message of gRPC."""
 
-MESSAGE_BYTES = 64 * 2**20
-"""That an image in a request and its answer should not exceed: all whom they pass hold them, and an event loop waits
-while gRPC makes and reads them. Where a block would become too small for the rule, or less than half a megapixel, they
-do."""
+MESSAGE_BYTES = 96 * 2**20
+"""That an image in a request and its answer should not exceed together: all whom they pass hold them, and an event loop
+waits while gRPC makes and reads them. Where a block would become too small for the rule, or less than half a megapixel,
+they do."""
 
 _HEADROOM = 2**20  # of a message, for names and shapes
 _FEWEST_PIXELS = 500_000  # of a block that is smaller than the server asks for: its borders are computed twice
@@ -182,7 +182,7 @@ class Restoration:
         most = min((GRPC_BYTES - _HEADROOM) // pixel, info.max_output_pixels // floats // self.chain.scale**2)
         for factor in factors(scales)[:-1]:
             most = min(most, info.max_input_pixels // factor**2)
-        handy = max(MESSAGE_BYTES // pixel, _FEWEST_PIXELS)
+        handy = max(MESSAGE_BYTES // (3 * item + pixel), _FEWEST_PIXELS)
         if handy < most:
             with suppress(InvalidRequest):
                 return self._blocks(height, width, handy)
@@ -212,7 +212,7 @@ class Restoration:
         if self._is_gray:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         ids = np.array([task.id for task in self.chain.tasks], np.int32)
-        tensors = {self._input: np.ascontiguousarray(pixels), "TASK_ID": ids}
+        tensors = {self._input: pixels, "TASK_ID": ids}
         for name, value in self._asked_rule.items():
             if value is not None:
                 tensors[name] = np.array([value], np.int32)

@@ -74,9 +74,9 @@ class Servers(Generic[C]):
         return [server.connection for server in self._servers]
 
     @property
-    def at_once(self) -> int:
-        """Requests of one image that keep all servers busy: one of them travels while the others are computed."""
-        return len(self._servers) + 1
+    def number(self) -> int:
+        """How many there are."""
+        return len(self._servers)
 
     def errand(self, retries: int, timeout: float | None) -> Errand[C]:
         """A request that is about to be sent; see `Errand`."""

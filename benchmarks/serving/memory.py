@@ -6,14 +6,13 @@ and 7.8 ms instead of 8.2 ms for its proportional share (which the kernel sums u
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
-from ipt_triton.service import ROUTER
+from ipt_triton.service import ROUTERS
 
 MIB = 2**20
 _INTERVAL_S = 0.05
@@ -53,7 +52,7 @@ def _share(pid: int) -> int:
 
 
 class Watch:
-    """Peak memory of those who hold a photograph: the router, the server and the client, which is this process.
+    """Peak memory of those who hold a photograph: the routers, the server and the client, which is this process.
 
     What they had when the watch was made is taken off. As a context manager it looks every 50 ms, and peaks begin anew.
 
@@ -62,14 +61,20 @@ class Watch:
     """
 
     def __init__(self, pids: Iterable[int]) -> None:
-        roles = {ROUTER: "router", "tritonserver": "server"}
-        named = {pid: roles.get(process_name(pid)) for pid in pids} | {os.getpid(): "client"}
-        self._roles = {psutil.Process(pid): role for pid, role in named.items() if role}
-        self._before = {process: resident(process) for process in self._roles}
-        self._peak = dict(self._before)
+        roles = dict.fromkeys(ROUTERS, "router") | {"tritonserver": "server"}
+        self._roles: dict[str, list[psutil.Process]] = {"client": [psutil.Process()]}
+        for pid in pids:
+            if role := roles.get(process_name(pid)):
+                self._roles.setdefault(role, []).append(psutil.Process(pid))
+        self._before = self._peak = self._levels()
+
+    def _levels(self) -> dict[str, tuple[int, int]]:
+        """`resident` of each role, of several processes in sum: they may hold blocks of one photograph."""
+        found = {role: [resident(process) for process in processes] for role, processes in self._roles.items()}
+        return {role: (sum(own[0] for own in each), sum(own[1] for own in each)) for role, each in found.items()}
 
     def __enter__(self) -> Watch:
-        self._peak = {process: resident(process) for process in self._roles}
+        self._peak = self._levels()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, name="memory", daemon=True)
         self._thread.start()
@@ -81,19 +86,14 @@ class Watch:
 
     def _look(self) -> None:
         while not self._done.wait(_INTERVAL_S):
-            for process, peak in self._peak.items():
-                now = resident(process)
-                self._peak[process] = max(peak[0], now[0]), max(peak[1], now[1])
+            for role, (whole, own) in self._levels().items():
+                peak = self._peak[role]
+                self._peak[role] = max(peak[0], whole), max(peak[1], own)
 
     def growth(self) -> dict[str, dict[str, int]]:
-        """MiB above the level before, by role: `resident`, and `own`, of it what no other process shares.
-
-        Of several routers the one that grew most, which is the one that held the photograph.
-        """
-        grown: dict[str, dict[str, int]] = {}
-        for process, role in self._roles.items():
-            levels = zip(self._peak[process], self._before[process], strict=True)
-            more, own = (round((peak - before) / MIB) for peak, before in levels)
-            if role not in grown or more > grown[role]["resident"]:
-                grown[role] = {"resident": more, "own": own}
+        """MiB above the level before, by role: `resident`, and `own`, of it what no other process shares."""
+        grown = {}
+        for role, peak in self._peak.items():
+            whole, own = (round((high - low) / MIB) for high, low in zip(peak, self._before[role], strict=True))
+            grown[role] = {"resident": whole, "own": own}
         return grown

@@ -278,7 +278,7 @@ def test_parts_hold_no_more_patches_than_the_server_takes_over_all_stages(client
     [
         ("uint8", "derain", 3000, 2_000_000),
         ("uint16", "derain", 3000, 1_000_000),
-        ("uint8", "sr_x2", 3000, 500_000),  # not the quarter of this
+        ("uint8", "sr_x2", 3000, 800_000),
         ("uint8", "derain", 1400, 2_000_000),  # one block
     ],
 )
@@ -289,7 +289,7 @@ def test_parts_are_smaller_where_messages_shall_be(
     image = np.zeros((side, side, 3), dtype)
     monkeypatch.setattr(protocol, "MESSAGE_BYTES", 10**9)
     assert len(Restoration(info, image, chain, None, None).parts) == 1
-    monkeypatch.setattr(protocol, "MESSAGE_BYTES", 6_000_000)
+    monkeypatch.setattr(protocol, "MESSAGE_BYTES", 12_000_000)
     parts = Restoration(info, image, chain, None, None).parts
     sizes = [(rows.stop - rows.start) * (columns.stop - columns.start) for _, (rows, columns) in parts]
     assert largest / 2 < max(sizes) <= largest and sum(sizes) >= side**2

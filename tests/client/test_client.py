@@ -335,7 +335,7 @@ def test_large_images_do_not_hold_the_event_loop_up(
 
     image = noise(310, 280, 3, first=1)
     expected = client.restore(image, "stamp")
-    monkeypatch.setattr(protocol, "MESSAGE_BYTES", 3 * 150**2)
+    monkeypatch.setattr(protocol, "MESSAGE_BYTES", 6 * 150**2)
     monkeypatch.setattr(protocol, "_FEWEST_PIXELS", 1)
     for name in ("inputs", "put", "result"):
         watched(name)

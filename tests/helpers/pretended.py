@@ -102,6 +102,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             progress = pb.ModelInferResponse(raw_output_contents=[step.to_bytes(4, "little")])
             progress.outputs.add(name="PROGRESS", datatype="INT32", shape=[1])
             yield pb.ModelStreamInferResponse(infer_response=progress)
+        self._told.before(request, context)
         self._enter(context)
         if self._told.waits:
             gone.wait()
