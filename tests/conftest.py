@@ -5,6 +5,7 @@ Tests that use a server's fixture get the marker `server`. No test connects to o
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,14 @@ pytest_plugins = ["stand_in.fixtures"]
 
 # A shell starts what runs in the background with SIGINT ignored, and processes that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def refuse_to_end(number: int, frame: Any) -> None:
+    raise RuntimeError("SIGTERM came to this process, which runs tests, and not to the one that it was meant for")
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # which would end without a word
+    signal.signal(signal.SIGTERM, refuse_to_end)
 
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 SERVERS = {"served", "server", "slow_server"}

@@ -18,12 +18,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-import ray
 import s3fs
 from helpers.pretended import Pretended, over_grpc
 from helpers.store import object_store
 
-from ipt_triton.client.bulk import command
 from ipt_triton.client.photo import Photo, read_photo, write_photo
 
 COMMAND = [sys.executable, "-c", "import sys, ipt_triton.commands as c; sys.exit(c.batch())"]
@@ -39,14 +37,26 @@ def store() -> Iterator[s3fs.S3FileSystem]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def cluster(store: s3fs.S3FileSystem) -> Iterator[str]:
-    """The address of a Ray that the tests share."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # An address of this machine alone, so that nothing asks how others would reach it.
-    ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.2", object_store_memory=2**27)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+# The address is one of this machine alone, so that nothing asks how others would reach it.
+START = """
+import sys, ray
+ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.2", object_store_memory=2**27)
+print("address", ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Ray in a process of its own, so that what Ray does to its drivers is not done to the tests."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as Ray sets it for itself
+    words = [sys.executable, "-c", START]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        yield next(line.split()[1] for line in process.stdout if line.startswith("address"))
+        process.stdin.close()
+        assert process.wait(60) == 0
 
 
 @pytest.fixture
@@ -62,6 +72,12 @@ def picture(number: int) -> np.ndarray:
 def arguments(pretended: Pretended, source: object, target: object, report: Path) -> list[str]:
     words = [source, target, "-t", "derain", "--url", pretended.address, "--every", 0, "--json", report]
     return list(map(str, words))
+
+
+def run(words: list[str]) -> tuple[int, str]:
+    """The command's exit status, and what it says on standard error."""
+    ended = subprocess.run([*COMMAND, *words], stderr=subprocess.PIPE, text=True, timeout=240)
+    return ended.returncode, ended.stderr
 
 
 def wait_for(ready: Callable[[], Any], seconds: float = 240) -> None:
@@ -92,8 +108,8 @@ def test_after_a_killed_driver_the_next_one_does_the_rest_from_store_to_store(
     store.put(str(tmp_path / "in"), "archive/photos", recursive=True)
     pretended.before = lambda *_: time.sleep(0.2)
     words = arguments(pretended, "s3://archive/photos", "s3://archive/restored", tmp_path / "report.json")
-    words += ["--workers", "1"]
-    with subprocess.Popen([*COMMAND, *words, "--ray", cluster], stderr=subprocess.PIPE) as driver:
+    words += ["--workers", "1", "--ray", cluster]
+    with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE) as driver:
         manifest = "archive/restored/_manifest"
         wait_for(lambda: driver.poll() is not None or (store.exists(manifest) and len(store.ls(manifest)) > 4))
         driver.kill()
@@ -102,7 +118,8 @@ def test_after_a_killed_driver_the_next_one_does_the_rest_from_store_to_store(
     while before < pretended.asked:  # its workers may have begun something
         before = pretended.asked
         time.sleep(1)
-    assert command.main(words) == 0
+    status, told = run(words)
+    assert status == 0, told
     counts = json.loads((tmp_path / "report.json").read_text())["counts"]
     assert counts["restored"] + counts["skipped"] == 24 and counts["skipped"] >= 4
     assert pretended.asked - before == counts["restored"]
@@ -120,7 +137,7 @@ def rows_of(data: bytes) -> list[dict[str, Any]]:
 
 
 def test_a_worker_that_is_killed_loses_nothing_and_a_photo_that_kills_workers_is_set_aside(
-    cluster: str, pretended: Pretended, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pretended: Pretended, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     for number in range(8):
@@ -134,9 +151,9 @@ def test_a_worker_that_is_killed_loses_nothing_and_a_photo_that_kills_workers_is
 
     pretended.before = before
     words = arguments(pretended, tmp_path / "in", tmp_path / "out", tmp_path / "report.json")
-    assert command.main([*words, "--workers", "2"]) == 1
+    status, told = run([*words, "--workers", "2"])
+    assert status == 1, told
     assert json.loads((tmp_path / "report.json").read_text())["counts"] == {"restored": 8, "failed": 2}
-    told = capsys.readouterr().err
     assert "killer.png: the process that restored it died 2 times" in told and "bad.png is not an image" in told
     rows = {Path(row["source"]).name: row for row in parquet.read_table(tmp_path / "out" / "_manifest").to_pylist()}
     assert len(rows) == 10 and "died 2 times" in rows["killer.png"]["error"]
