@@ -8,8 +8,7 @@ larger takes more, for each photograph that it has more, is the cost of a photog
 it the time that passes, for which the server is busy all the while. The rest of the smaller is the command's start. Its
 output is no terminal, so it draws no progress.
 
-Memory: a large PNG becomes a PNG, through a server that takes it in blocks and one that takes it whole. A throw-away
-network marks each pixel with its place in the patch that it came from, so two files of the same bytes were cut alike.
+Memory: a large PNG becomes a PNG, in blocks of messages as large as usual, and whole. A throw-away network marks each pixel with its place in the patch that it came from, so two files of the same bytes were cut alike.
 The peak is that of the command's process when it sends blocks.
 
 Planning: a folder of small photographs, hard links to a few. First the time from the command's start until one result
@@ -32,6 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -44,9 +44,9 @@ from ipt_triton.benchmarks.record import Record, Spread, command_line, run_bench
 from ipt_triton.benchmarks.served import add_precision, add_source, photograph, serving, source_of
 from ipt_triton.benchmarks.serving.memory import MIB
 from ipt_triton.benchmarks.serving.router import null_server
-from ipt_triton.client import restore
+from ipt_triton.client import protocol, restore
 from ipt_triton.client.photo import MAX_PIXELS
-from ipt_triton.client.protocol import Restoration
+from ipt_triton.client.protocol import GRPC_BYTES, MESSAGE_BYTES, Restoration
 from ipt_triton.export.repository.configs import ServingOptions
 from ipt_triton.export.serving.server import TritonServer
 from ipt_triton.service import MAX_BATCH
@@ -58,6 +58,12 @@ NOTHING_MEGAPIXELS = 0.01
 """Of a picture that takes no memory to speak of: the command's own."""
 PARTS = ("cpu", "memory", "planning")
 _LOOK_S = 0.02
+_COMMAND = """
+import sys
+from ipt_triton.client import protocol, restore
+protocol.MESSAGE_BYTES = {}
+sys.exit(restore.main())
+"""
 _LINKS = 50_000
 """To one file; ext4 takes 65 000."""
 
@@ -71,16 +77,19 @@ class Cost:
     peak: int
 
 
-def run_command(url: str, *arguments: object, until: Callable[[], bool] | None = None) -> Cost:
+def run_command(
+    url: str, *arguments: object, until: Callable[[], bool] | None = None, message_bytes: int = MESSAGE_BYTES
+) -> Cost:
     """Run `ipt-restore` in a process of its own.
 
     Args:
+        message_bytes: see `client.protocol`.
         until: interrupts the command when it is true, and ends the time.
 
     Raises:
         LoadError: it failed.
     """
-    words = [sys.executable, "-m", restore.__name__, *map(str, arguments), "--url", url]
+    words = [sys.executable, "-c", _COMMAND.format(message_bytes), *map(str, arguments), "--url", url]
     started = time.perf_counter()
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=told)
@@ -148,14 +157,12 @@ def server_seconds(server: TritonServer) -> float:
     return sum(each.user + each.system for each in times)
 
 
-def measure_memory(megapixels: Sequence[float], block_pixels: int) -> list[dict[str, Any]]:
+def measure_memory(megapixels: Sequence[float], message_bytes: int) -> list[dict[str, Any]]:
     """Peak memory of the command for pictures of so many megapixels, and whether blocks made another picture."""
-    whole = ServingOptions(max_input_pixels=MAX_PIXELS, max_output_pixels=MAX_PIXELS)
-    blocks = ServingOptions(max_input_pixels=block_pixels, max_output_pixels=4 * block_pixels)
     with tempfile.TemporaryDirectory() as name:
         sources = [_write_large(Path(name), each) for each in (NOTHING_MEGAPIXELS, *megapixels)]
-        in_blocks = _restore_large(sources, blocks, "blocks")
-        at_once = _restore_large(sources, whole, "whole")
+        in_blocks = _restore_large(sources, message_bytes, "blocks")
+        at_once = _restore_large(sources, GRPC_BYTES, "whole")
         return [
             {
                 "megapixels": width * height / 1e6,
@@ -182,18 +189,21 @@ def _write_large(folder: Path, megapixels: float) -> tuple[Path, int, int]:
 
 
 def _restore_large(
-    sources: Sequence[tuple[Path, int, int]], options: ServingOptions, suffix: str
+    sources: Sequence[tuple[Path, int, int]], message_bytes: int, suffix: str
 ) -> list[tuple[Path, int, Cost]]:
     """Each picture through a server: its result, the blocks that it went in, and what that cost."""
     made = []
+    options = ServingOptions(max_input_pixels=MAX_PIXELS, max_output_pixels=MAX_PIXELS)
     with null_server([DERAIN], MAX_BATCH, options, marks=True) as server:
         with RestorationClient(server.grpc_url) as client:
             info = client.info()
         for source, width, height in sources:
             result = source.with_name(f"{source.stem}_{suffix}.png")
             picture = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
-            parts = len(Restoration(info, picture, DERAIN.name, None, None).parts)
-            cost = run_command(server.grpc_url, source, "-t", DERAIN.name, "-o", result)
+            with patch.object(protocol, "MESSAGE_BYTES", message_bytes):
+                parts = len(Restoration(info, picture, DERAIN.name, None, None).parts)
+            arguments = (source, "-t", DERAIN.name, "-o", result)
+            cost = run_command(server.grpc_url, *arguments, message_bytes=message_bytes)
             made.append((result, parts, cost))
             print(f"{source.stem} megapixels in {parts} blocks: {cost}", file=sys.stderr)
     return made
@@ -257,10 +267,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 print(f"{task}: {rows[-1]}", file=sys.stderr)
         figures["cpu"] = {"model": name, "precision": arguments.precision, "photos": arguments.photos, "rows": rows}
     if arguments.only in (None, "memory"):
-        block_pixels = round(arguments.block_megapixels * 1e6)
         figures["memory"] = {
-            "block_megapixels": arguments.block_megapixels,
-            "rows": measure_memory(arguments.megapixels, block_pixels),
+            "message_mib": arguments.message_mib,
+            "rows": measure_memory(arguments.megapixels, round(arguments.message_mib * MIB)),
         }
     if arguments.only in (None, "planning"):
         figures["planning"] = measure_planning(arguments.files)
@@ -308,7 +317,7 @@ def markdown(record: Record) -> str:
         names = ("megapixels", "file, MiB", "result, MiB", "blocks", "seconds", "peak, MiB", "bytes a pixel", "result")
         parts.append(
             f"PNGs through `ipt-restore` to a network that only marks pixels, in blocks of "
-            f"{memory['block_megapixels']:g} megapixels at most: peak resident size of the command.\n\n"
+            f"{memory['message_mib']:g} MiB with their answers at most: peak resident size of the command.\n\n"
             + table(names, lines)
         )
     if planning:
@@ -352,7 +361,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=1, help=f"of each pair of batches {default}")
     parser.add_argument("--megapixels", type=float, nargs="+", default=[100, 300], metavar="N", help=default)
     parser.add_argument(
-        "--block-megapixels", type=float, default=64, metavar="N", help=f"that a server takes {default}"
+        "--message-mib",
+        type=float,
+        default=MESSAGE_BYTES / MIB,
+        metavar="N",
+        help=f"of a block and its answer {default}",
     )
     parser.add_argument("--files", type=int, default=1_000_000, metavar="N", help=f"of a folder {default}")
     parser.add_argument("--only", choices=PARTS)

@@ -44,7 +44,7 @@ def test_cpu_time_and_served_time_of_a_photograph_are_told_apart_from_the_start(
 @pytest.mark.server
 def test_a_large_picture_takes_bounded_memory_and_comes_out_as_in_one_piece(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    assert benchmark.main(arguments("memory", path, "--megapixels", "3", "--block-megapixels", "0.5")) == 0
+    assert benchmark.main(arguments("memory", path, "--megapixels", "3", "--message-mib", "3")) == 0
     record = Record.load(path)
     smallest, row = record.figures["memory"]["rows"]
     assert row["identical"] and row["blocks"][0] > 5 and row["blocks"][1] == 1 and smallest["blocks"] == [1, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +25,8 @@ from ipt_triton.train.errors import TrainingError, needs
 from ipt_triton.train.fit.loop import Cadence, Trainer, train
 from ipt_triton.train.fit.recipe import Recipe, parse_duration
 from ipt_triton.train.fit.runtime import Runtime, open_runtime
-from ipt_triton.train.fit.state import read_state
+from ipt_triton.train.fit.state import STATE, read_state
+from ipt_triton.train.fit.store import RECIPE, RunStore
 from ipt_triton.train.fit.validation import load_set
 from ipt_triton.train.model.ipt import IPT, Network
 
@@ -48,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     )
     add("--workers", type=int, metavar="N", help="decode in N processes instead of keeping all photographs in memory")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for checkpoint and state")
+    add(
+        "--store",
+        metavar="URL",
+        help="copy the run there at each save, and --resume from there, such as s3://bucket/run",
+    )
     Recipe.add_arguments(parser, command)
     add("--resume", action="store_true", help="continue the run in --output; what torchrun starts again does so anyway")
     add("--compile", action="store_true", help="torch.compile the body")
@@ -152,7 +159,8 @@ def run(
     recipe = Recipe.from_arguments(arguments, processes=runtime.processes, **decided)
     if recipe.precision == "bf16" and runtime.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # the contrastive loss is computed in float32
-    state, told = arguments.output / "state.pt", arguments.output / "recipe.json"
+    state, told = arguments.output / STATE, arguments.output / RECIPE
+    store = runtime.in_all(lambda: open_store(arguments, runtime.launch))
     there, own = runtime.from_first(lambda: (state.exists(), was_begun_by(runtime.launch, told)))
     resume = arguments.resume or (there and own)
     if there and not resume:
@@ -171,7 +179,21 @@ def run(
     shown = arguments.output / "tensorboard" if arguments.tensorboard and runtime.rank == 0 else None
     board = runtime.in_all(lambda: shown and open_board(shown))
     cadence = Cadence(arguments.report, arguments.interval, arguments.keep)
-    train(trainer, feed, held_out, arguments.output, cadence, board, sets)
+    train(trainer, feed, held_out, arguments.output, cadence, board, sets, store)
+
+
+def open_store(arguments: argparse.Namespace, launch: str) -> RunStore | None:
+    """The store of a run; what it has of the run is in --output then, by the first process of each machine.
+
+    Raises:
+        StateError, TrainingError: see `RunStore`.
+    """
+    if arguments.store is None:
+        return None
+    store = RunStore(arguments.store)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        store.fetch(arguments.output, lambda told: arguments.resume or is_of(launch, told))
+    return store
 
 
 def open_board(folder: Path) -> Board:
@@ -192,7 +214,12 @@ def write_recipe(path: Path, trainer: Trainer, arguments: argparse.Namespace) ->
 
 def was_begun_by(launch: str, recipe: Path) -> bool:
     """Whether the last part of the run that a recipe tells of was begun by this torchrun, which starts it again now."""
-    return bool(launch) and recipe.exists() and json.loads(recipe.read_text()).get("launch") == launch
+    return recipe.exists() and is_of(launch, json.loads(recipe.read_text()))
+
+
+def is_of(launch: str, recipe: dict[str, Any]) -> bool:
+    """Whether a recipe was written by a process of this torchrun."""
+    return bool(launch) and recipe.get("launch") == launch
 
 
 def git_commit() -> str:

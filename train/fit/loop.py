@@ -34,7 +34,8 @@ from ipt_triton.train.fit.figures import Display, Figures
 from ipt_triton.train.fit.losses import Group, Objective
 from ipt_triton.train.fit.recipe import CHANGEABLE, Recipe
 from ipt_triton.train.fit.runtime import Runtime
-from ipt_triton.train.fit.state import write_checkpoint, write_state
+from ipt_triton.train.fit.state import STATE, write_checkpoint, write_state
+from ipt_triton.train.fit.store import RunStore
 from ipt_triton.train.fit.validation import ImageSet, measure_sets, validate
 from ipt_triton.train.model.ipt import IPT, Network
 
@@ -235,7 +236,7 @@ def save(trainer: Trainer, output: Path, keep: int = 0) -> None:
                     f"after step {trainer.step} the weight {name} is not finite; what was saved before is kept; try a "
                     "lower --lr"
                 )
-    write_state(state, output / "state.pt")
+    write_state(state, output / STATE)
     if not isinstance(trainer.model, IPT):
         return
     copies = ["checkpoint"] + ["best"] * trainer.is_best() + [f"steps/{trainer.step:08d}"] * bool(keep)
@@ -256,15 +257,17 @@ def train(
     cadence: Cadence = Cadence(),
     display: Display | None = None,
     sets: Sequence[ImageSet] = (),
+    store: RunStore | None = None,
 ) -> None:
     """Run to the end of the recipe, or until SIGINT or SIGTERM, which save as well.
 
     Args:
         sets: test sets to measure at each validation.
+        store: gets a copy of what is saved.
 
     Raises:
         TrainingError: a loss or gradient is not finite.
-        StateError: the checkpoint cannot be written.
+        StateError: the checkpoint cannot be written, or the last copy.
     """
     runtime = trainer.runtime
     before, started = trainer.elapsed, time.monotonic()
@@ -278,11 +281,13 @@ def train(
             due = now - reported >= cadence.report, now - saved >= cadence.save
             return before + now - started, bool(received), *due
 
-        def validate_and_save() -> None:
+        def validate_and_save(ended: bool = False) -> None:
             report.progress()
             if runtime.rank == 0:
                 report.held_out(held_out, sets)
                 save(trainer, output, cadence.keep)
+                if store is not None:
+                    store.put(output, may_fail=not ended)
 
         recipe = trainer.recipe
         sizes = lambda step: recipe.crops(trainer.progress(step))  # noqa: E731
@@ -301,7 +306,7 @@ def train(
                     reported = time.monotonic()
             trainer.train_step(batches)
         trainer.elapsed = before + time.monotonic() - started
-        validate_and_save()
+        validate_and_save(ended=True)
 
 
 @contextmanager

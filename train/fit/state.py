@@ -21,6 +21,9 @@ from ipt_triton.train.errors import CheckpointError, ConfigError, StateError, ne
 from ipt_triton.train.model.ipt import IPT, IPTConfig
 
 FORMAT = 3
+STATE = "state.pt"
+"""Its name in the folder of a run."""
+
 FIELDS = {"config", "recipe", "trained", "step", "patches", "elapsed", "history", "model", "average", "optimiser"}
 FIELDS |= {"provenance", "quality"}
 
