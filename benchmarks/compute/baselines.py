@@ -39,6 +39,7 @@ from ipt_triton.benchmarks.errors import BenchmarkError
 from ipt_triton.benchmarks.presentation import Figure, figure, quartiles, table
 from ipt_triton.benchmarks.record import Record, Spread, command_line, run_benchmark, seconds_of
 from ipt_triton.benchmarks.served import Serving, add_source, of_one_task, photograph, serving, source_of
+from ipt_triton.export.parts.one_core import core
 from ipt_triton.export.parts.parity import inference_type
 from ipt_triton.manifest import PRECISIONS
 from ipt_triton.service import MAX_BATCH
@@ -80,9 +81,8 @@ class DirectPipeline:
             "NUM_STREAMS": cores,
             "INFERENCE_NUM_THREADS": cores,
         }
-        core = ov.Core()
         models = [
-            core.compile_model(parts / f"{name}.onnx", "CPU", options)
+            core().compile_model(parts / f"{name}.onnx", "CPU", options)
             for name in (f"head_{task}", "body", f"tail_{task}")
         ]
         self._requests = [[model.create_infer_request() for model in models] for _ in range(cores)]

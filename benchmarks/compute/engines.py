@@ -28,7 +28,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -67,20 +67,21 @@ def measure_cpu(
     """
     import openvino as ov
 
-    core = ov.Core()
+    from ipt_triton.export.parts.one_core import core
+
     hints = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16, "fp16": ov.Type.f16}
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     parts = choose_parts(read_manifest(folder).parts, only)
     done = []
     for precision in precisions:
         if precision.upper() not in able:
             raise EngineError(f"this CPU does not compute {precision.upper()}: leave it out of --precision")
         options = {"INFERENCE_PRECISION_HINT": hints[precision], "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-        matmul = _cpu_matmul(core, options, size)
+        matmul = _cpu_matmul(options, size)
         matmul_times = repeat(matmul, seconds)
         found = []
         for part in parts:
-            compiled = core.compile_model(folder / f"{part.name}.onnx", "CPU", options)
+            compiled = core().compile_model(folder / f"{part.name}.onnx", "CPU", options)
             kinds = {port.any_name: port.get_element_type().to_dtype() for port in compiled.inputs}
             request = compiled.create_infer_request()
             for batch in batches:
@@ -94,16 +95,18 @@ def measure_cpu(
     return done
 
 
-def _cpu_matmul(core: Any, options: dict[str, object], size: int) -> Callable[[], object]:
+def _cpu_matmul(options: dict[str, object], size: int) -> Callable[[], object]:
     """A square matrix times a constant one, as the parts multiply with their weights."""
     import openvino as ov
     from openvino import opset13
+
+    from ipt_triton.export.parts.one_core import core
 
     generator = np.random.default_rng(0)
     a, b = (generator.standard_normal((size, size)).astype(np.float32) for _ in range(2))
     parameter = opset13.parameter([size, size], np.float32)
     product = opset13.matmul(parameter, opset13.constant(b), transpose_a=False, transpose_b=False)
-    request = core.compile_model(ov.Model([product], [parameter]), "CPU", options).create_infer_request()
+    request = core().compile_model(ov.Model([product], [parameter]), "CPU", options).create_infer_request()
     return lambda: request.infer([a], share_inputs=True, share_outputs=True)
 
 

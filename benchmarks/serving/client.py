@@ -8,7 +8,8 @@ larger takes more, for each photograph that it has more, is the cost of a photog
 it the time that passes, for which the server is busy all the while. The rest of the smaller is the command's start. Its
 output is no terminal, so it draws no progress.
 
-Memory: a large PNG becomes a PNG, in blocks of messages as large as usual, and whole. A throw-away network marks each pixel with its place in the patch that it came from, so two files of the same bytes were cut alike.
+Memory: a large PNG becomes a PNG, in blocks of messages as large as usual, and whole. A throw-away network marks each
+pixel with its place in the patch that it came from, so two files of the same bytes were cut alike.
 The peak is that of the command's process when it sends blocks.
 
 Planning: a folder of small photographs, hard links to a few. First the time from the command's start until one result

@@ -42,6 +42,7 @@ from ipt_triton.export.errors import ExportError
 from ipt_triton.export.parts.calibration import HeldOut
 from ipt_triton.export.parts.flops import flops_of_nodes
 from ipt_triton.export.parts.layer_names import MOVING, groups_of, layer_names, named, source_of
+from ipt_triton.export.parts.one_core import core
 from ipt_triton.export.parts.parity import inference_type
 from ipt_triton.manifest import Parity
 from ipt_triton.parity import TOLERANCES, measure
@@ -313,9 +314,8 @@ def exact(model: onnx.ModelProto) -> _Body:
 
 def served(model: onnx.ModelProto, precision: ov.Type) -> _Body:
     """A body as OpenVINO serves it on this CPU; what is not INT8 is computed in `precision`."""
-    core = ov.Core()
-    graph = core.read_model(model.SerializeToString())
-    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    graph = core().read_model(model.SerializeToString())
+    compiled = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     return _in_batches(lambda batch: compiled(batch)["BODY_FEATURES"])
 
 

@@ -23,6 +23,7 @@ import torch
 from onnx import TensorProto
 
 from ipt_triton.export.parts.graph import tensor_types
+from ipt_triton.export.parts.one_core import core
 from ipt_triton.export.parts.typed import NUMPY_TYPES
 from ipt_triton.images import read_rgb
 from ipt_triton.manifest import IR_VERSION, OPSET, ImageParity, Parity
@@ -60,14 +61,14 @@ def check_part(path: Path, inputs: dict[str, np.ndarray], expected: dict[str, np
     """
     if precision == "bf16" and not has_bf16():
         raise ParityError("this CPU computes no BF16, so its parity cannot be checked here; use --precision fp32")
-    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": inference_type(precision)})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": inference_type(precision)})
     results = compiled(inputs)
     return compare(path.stem, {name: results[name] for name in expected}, expected, precision)
 
 
 def has_bf16() -> bool:
     """Whether OpenVINO computes in BF16 on this CPU."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def inference_type(precision: str) -> ov.Type:

@@ -49,7 +49,7 @@ def test_a_large_picture_takes_bounded_memory_and_comes_out_as_in_one_piece(tmp_
     smallest, row = record.figures["memory"]["rows"]
     assert row["identical"] and row["blocks"][0] > 5 and row["blocks"][1] == 1 and smallest["blocks"] == [1, 1]
     # As for 300 megapixels, with room for the allocator's: see the record.
-    assert 6 < benchmark.bytes_a_pixel([smallest], row) < 20
+    assert 6 < benchmark.bytes_a_pixel([smallest], row) < 30
     assert "| the same bytes as in 1 |" in benchmark.markdown(record) and len(benchmark.draw(record).axes) == 1
     row["identical"] = False
     assert "| ANOTHER FILE as in 1 |" in benchmark.markdown(record)

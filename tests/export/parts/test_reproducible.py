@@ -9,10 +9,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import openvino
 import pytest
 from helpers.support import SMALL, small_model
 
+from ipt_triton.export.parts.one_core import core
 from ipt_triton.export.parts.parity import real_tiles
 from ipt_triton.export.parts.split import export_parts
 from ipt_triton.train.model.checkpoint import load_checkpoint, save_checkpoint
@@ -26,7 +26,7 @@ def export_and_restore(checkpoint: Path, folder: Path) -> None:
     export_parts([load_checkpoint(checkpoint)], folder / "parts", runtime="tensorrt")
     tensors = [real_tiles(SIDE)]
     for name in ("head_derain", "body", "tail_derain"):
-        part = openvino.Core().compile_model(folder / "parts" / f"{name}.onnx", "CPU")
+        part = core().compile_model(folder / "parts" / f"{name}.onnx", "CPU")
         tensors = list(part(tensors).values())
     (folder / "restored").write_bytes(tensors[0].tobytes())
 

@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 import tritonclient.grpc as triton
 from helpers.serve import Command, descendants, inputs_of, named, parent_of, until
 from helpers.toy_repository import ROUTER_CONFIG, ROUTER_MODEL, no_ports, write_model
 
 from ipt_triton import RestorationClient
+from ipt_triton.export.parts.one_core import core
 from ipt_triton.export.serving import preflight, supervise
 from ipt_triton.export.serving.command import main
 from ipt_triton.export.serving.errors import (
@@ -504,7 +504,7 @@ def test_check_refuses_bf16_where_openvino_does(
 ) -> None:
     config = repository / "restore" / "config.pbtxt"
     config.write_text(config.read_text().replace('"fp32"', '"bf16"'))
-    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capable = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert preflight.openvino_has_bf16() == capable  # this CPU, as the runner asks
     monkeypatch.setattr(preflight, "openvino_has_bf16", lambda: False)
     assert main(["--repository", str(repository), "--check", *no_ports()]) == 2
