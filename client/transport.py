@@ -147,7 +147,10 @@ class Answers:
         except queue.Empty:
             return None
         if isinstance(answer, InferenceServerException):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # or its traceback holds it, and all that the callers have, until Python looks for cycles
         return answer
 
     def cancel(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -14,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from helpers.pretended import Refusal, over_grpc
+from tritonclient.grpc import InferResult
 
 from ipt_triton import AsyncRestorationClient, RestorationClient, ServerError
 from ipt_triton.client import protocol
@@ -167,3 +169,19 @@ def test_one_blocks_failure_is_the_images_and_the_others_are_called_off() -> Non
 
         asyncio.run(work())
         assert server.asked == 4
+
+
+@pytest.mark.usefixtures("small_messages")
+def test_no_answer_is_kept_until_python_looks_for_cycles() -> None:
+    def answers() -> int:
+        return sum(isinstance(found, InferResult) for found in gc.get_objects())
+
+    with over_grpc() as server, RestorationClient(server.address) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            client.restore(IMAGE, "derain")
+            client.restore(IMAGE[:50, :50], "derain", cancelled=lambda: False)
+            assert answers() == 0
+        finally:
+            gc.enable()
