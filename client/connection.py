@@ -291,8 +291,9 @@ class RestorationClient:
         def ask(work: Restoration, part: Part, heard: Heard) -> triton.InferResult:
             if unwanted():
                 raise Cancelled(stream.CANCELLED)
-            watched = len(parts) > 1 or progress is not None or cancelled is not None
-            return self._infer_watched(work, part, heard, unwanted) if watched else self._infer(work, part)
+            if progress is None and cancelled is None:
+                return self._infer(work, part)
+            return self._infer_watched(work, part, heard, unwanted)
 
         calls = [partial(ask, *each) for each in parts]
         answers = in_order(calls, self._servers.number, early=True, abandon=given_up.set)

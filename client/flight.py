@@ -19,8 +19,8 @@ def in_order(
 
     Args:
         at_once: calls on their way.
-        early: raise an error as soon as any call has one, not in its place.
-        abandon: called at the end, so that calls whose results nobody waits for can end; they are waited for.
+        early: raise an error as soon as any call has one, not in its place, and wait for no other call then.
+        abandon: called at the end, so that calls whose results nobody waits for can end.
     """
     waiting: deque[futures.Future[T]] = deque()
     pool = futures.ThreadPoolExecutor(at_once, thread_name_prefix="in-flight")
@@ -42,7 +42,7 @@ def in_order(
             yield first()
     finally:
         abandon()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=not early, cancel_futures=True)
 
 
 async def in_order_async(

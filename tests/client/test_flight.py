@@ -148,6 +148,7 @@ def test_servers_share_the_blocks_of_an_image() -> None:
 
 @pytest.mark.usefixtures("small_messages")
 def test_one_blocks_failure_is_the_images_and_the_others_are_called_off() -> None:
+    broken = Refusal(grpc.StatusCode.INTERNAL, "it broke")
     with over_grpc() as server:
         server.waits = True  # until its caller leaves
         both = threading.Barrier(2)
@@ -155,15 +156,15 @@ def test_one_blocks_failure_is_the_images_and_the_others_are_called_off() -> Non
         twice = [server.address, server.address.replace("localhost", "127.0.0.1")]
         with RestorationClient(twice, retries=0) as client:
             client.info()
-            server.failures = [Refusal(grpc.StatusCode.INTERNAL, "it broke")]
+            server.failures = [broken]
             with pytest.raises(ServerError, match="it broke"):
-                client.restore(IMAGE, "derain")
-        assert server.left.is_set() and server.asked == 2
+                client.restore(IMAGE, "derain", cancelled=lambda: False)
+        assert server.left.wait(60) and server.asked == 2
 
         async def work() -> None:
             async with AsyncRestorationClient(twice, retries=0) as client:
                 await client.info()
-                server.failures = [Refusal(grpc.StatusCode.INTERNAL, "it broke")]
+                server.failures = [broken]
                 with pytest.raises(ServerError, match="it broke"):
                     await client.restore(IMAGE, "derain", progress=lambda done, due: None)
 
@@ -172,9 +173,29 @@ def test_one_blocks_failure_is_the_images_and_the_others_are_called_off() -> Non
 
 
 @pytest.mark.usefixtures("small_messages")
+def test_an_error_waits_for_no_block_that_is_still_computed() -> None:
+    over = threading.Event()
+
+    def before(request: Any, context: Any) -> None:
+        if server.asked == 2:
+            assert over.wait(60)
+
+    with over_grpc() as server:
+        twice = [server.address, server.address.replace("localhost", "127.0.0.1")]
+        with RestorationClient(twice, retries=0) as client:
+            client.info()
+            server.before = before
+            server.failures, server.forever = [Refusal(grpc.StatusCode.INTERNAL, "it broke")], True
+            with pytest.raises(ServerError, match="it broke"):
+                client.restore(IMAGE, "derain")
+            assert not over.is_set()
+            over.set()
+
+
+@pytest.mark.usefixtures("small_messages")
 def test_no_answer_is_kept_until_python_looks_for_cycles() -> None:
     def answers() -> int:
-        return sum(isinstance(found, InferResult) for found in gc.get_objects())
+        return sum(type(found) is InferResult for found in gc.get_objects())
 
     with over_grpc() as server, RestorationClient(server.address) as client:
         gc.collect()
