@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -23,7 +24,7 @@ from ipt_triton.client.pictures import check_workers, planes_of
 from ipt_triton.client.protocol import Part, Restoration, ServerInfo, Task
 from ipt_triton.client.servers import Servers
 from ipt_triton.client.stream import Heard, Tally
-from ipt_triton.client.transport import Connection, GrpcConnection, message_of
+from ipt_triton.client.transport import CANCELLED, POLL_S, Connection, GrpcConnection, message_of
 from ipt_triton.service import ROUTER
 from ipt_triton.tasks import TaskKey
 
@@ -74,6 +75,8 @@ class RestorationClient:
         self._retries = retries
         self._servers = Servers(addresses, lambda address: _connect(address, access))
         self.url = self._servers.url
+        # A request over HTTP cannot be called off, so none is left alone in a thread.
+        self._at_once = 1 if any(map(is_http, addresses)) else len(addresses)
         self._closed = threading.Event()
         self._info: ServerInfo | None = None
         self._tells_progress = True  # until a server has no model for it
@@ -184,9 +187,9 @@ class RestorationClient:
                 becomes the largest that fits.
             tta: restore eight turned and mirrored views and take their mean: eight times the work.
             strength: share of the result, 0 to 1; the rest is the image itself.
-            progress: called with the patches that are answered and all that are due, from 0 on; for a large image
-                from several threads, one at a time.
-            cancelled: asked ten times a second whether to give up, from the same threads.
+            progress: called with the patches that are answered and all that are due, from 0 on. Where several
+                servers share an image, by several threads, one at a time.
+            cancelled: asked ten times a second whether to give up; by the same threads, maybe several at once.
             request_id: handed to the server, which names it in its log.
 
         Returns:
@@ -285,27 +288,32 @@ class RestorationClient:
         parts = [(work, part, tally.part()) for work in works for part in work.parts]
         given_up = threading.Event()
 
+        def give_up() -> None:
+            given_up.set()
+            tally.close()
+
         def unwanted() -> bool:
             return given_up.is_set() or (cancelled is not None and cancelled())
 
         def ask(work: Restoration, part: Part, heard: Heard) -> triton.InferResult:
             if unwanted():
-                raise Cancelled(stream.CANCELLED)
+                raise Cancelled(CANCELLED)
             if progress is None and cancelled is None:
-                return self._infer(work, part)
+                return self._infer(work, part, unwanted if at_once > 1 else None)
             return self._infer_watched(work, part, heard, unwanted)
 
+        at_once = min(len(parts), self._at_once)
         calls = [partial(ask, *each) for each in parts]
-        answers = in_order(calls, self._servers.number, early=True, abandon=given_up.set)
+        answers = in_order(calls, at_once, early=True, abandon=give_up) if at_once > 1 else (call() for call in calls)
         with closing(answers):
             for work, part, heard in parts:
-                work.put(part, next(answers) if len(parts) > 1 else calls[0]())
+                work.put(part, next(answers))
                 heard(work.patches_of(part))
         return [work.result() for work in works]
 
-    def _infer(self, work: Restoration, part: Part) -> triton.InferResult:
+    def _infer(self, work: Restoration, part: Part, unwanted: Callable[[], bool] | None = None) -> triton.InferResult:
         message = message_of(ROUTER, work.inputs(part), work.outputs(), self._timeout, work.request_id)
-        return self._call(lambda connection: connection.infer(message, self._timeout))
+        return self._call(lambda connection: connection.infer(message, self._timeout, unwanted), unwanted)
 
     def _infer_watched(
         self, work: Restoration, part: Part, heard: Heard, unwanted: Callable[[], bool]
@@ -314,23 +322,35 @@ class RestorationClient:
         if self._tells_progress:
             message = stream.message(work, part, self._timeout)
             try:
-                return self._call(lambda connection: stream.infer(connection, message, heard, unwanted, self._timeout))
+                return self._call(
+                    lambda connection: stream.infer(connection, message, heard, unwanted, self._timeout), unwanted
+                )
             except stream.NoProgress:
                 self._tells_progress = False
         return self._infer(work, part)
 
-    def _call(self, send: Callable[[Connection], T]) -> T:
+    def _call(self, send: Callable[[Connection], T], unwanted: Callable[[], bool] | None = None) -> T:
         """What `send` makes of the connection to a server that works.
 
+        Args:
+            unwanted: asked ten times a second, while it waits for its turn, whether to give up.
+
         Raises:
+            Cancelled: `unwanted` says so.
             RestorationError: it raised tritonclient's InferenceServerException, for each server, or for good.
         """
         errand = self._servers.errand(self._retries, self._timeout)
         while True:
             with errand.ask() as connection:
                 return send(connection)
-            if errand.pause and self._closed.wait(errand.pause):
-                raise ServerUnavailable(f"the connection to {self.url} was closed while a request waited for its turn")
+            end = time.monotonic() + errand.pause
+            while (left := end - time.monotonic()) > 0:
+                if self._closed.wait(left if unwanted is None else min(left, POLL_S)):
+                    raise ServerUnavailable(
+                        f"the connection to {self.url} was closed while a request waited for its turn"
+                    )
+                if unwanted is not None and unwanted():
+                    raise Cancelled(CANCELLED)
 
 
 def _connect(address: str, access: Access) -> Connection:

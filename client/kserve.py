@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,9 @@ class HttpConnection:
             answer = self._http.get(f"{_model(ROUTER)}/config", timeout=_limits(timeout))
         return _config(answer)
 
-    def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
+    def infer(
+        self, message: pb.ModelInferRequest, timeout: float | None, unwanted: Callable[[], bool] | None = None
+    ) -> triton.InferResult:
         body, headers = _body(message)
         url = f"{_model(message.model_name)}/infer"
         with _as_triton():

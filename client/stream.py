@@ -18,14 +18,11 @@ from tritonclient.utils import InferenceServerException
 from ipt_triton.client.errors import Cancelled
 from ipt_triton.client.failures import UNAVAILABLE
 from ipt_triton.client.protocol import Part, Restoration
-from ipt_triton.client.transport import AsyncConnection, Connection, message_of
+from ipt_triton.client.transport import CANCELLED, POLL_S, AsyncConnection, Connection, message_of
 from ipt_triton.service import STREAM
 
 PROGRESS = "PROGRESS"
-CANCELLED = "the restoration was cancelled"
 _QUEUE_FULL = "maximum queue size"
-POLL_S = 0.1
-"""So often a caller is asked whether the work is still wanted."""
 _END_S = 1.0
 """So long a stream may take to end after the picture, before it is ended."""
 
@@ -51,6 +48,11 @@ class Tally:
         self._told, self._done = -1, 0
         self._lock = threading.Lock()
         self.part()(0)
+
+    def close(self) -> None:
+        """Tell nothing any more."""
+        with self._lock:
+            self._tell = None
 
     def part(self) -> Heard:
         """For a part of the restoration."""
@@ -96,7 +98,7 @@ def infer(
                 if unwanted():
                     raise Cancelled(CANCELLED)
                 answer = answers.get(POLL_S)
-                if answer is not None and _is_picture(answer, heard):
+                if answer is not None and not unwanted() and _is_picture(answer, heard):
                     with suppress(InferenceServerException):
                         answers.get(_END_S)
                     return answer

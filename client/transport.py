@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from ipt_triton.client.address import Access
+from ipt_triton.client.errors import Cancelled
 from ipt_triton.client.failures import UNAVAILABLE
 from ipt_triton.client.protocol import GRPC_BYTES, parameters
 from ipt_triton.client.tracing import trace_headers
@@ -37,6 +38,10 @@ CHANNEL_ARGS: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 
+CANCELLED = "the restoration was cancelled"
+POLL_S = 0.1
+"""So often a caller is asked whether the work is still wanted."""
+
 AsyncAnswers = AsyncGenerator[triton.InferResult, None]
 """The answers to a request as they come; closing it ends the request."""
 
@@ -49,8 +54,14 @@ class Connection(Protocol):
     def config(self, timeout: float | None) -> Any:
         """The router's configuration, a ModelConfig message."""
 
-    def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
-        """The answer to a request, within so many seconds."""
+    def infer(
+        self, message: pb.ModelInferRequest, timeout: float | None, unwanted: Callable[[], bool] | None = None
+    ) -> triton.InferResult:
+        """The answer to a request, within so many seconds.
+
+        Args:
+            unwanted: asked ten times a second whether to give up, which raises Cancelled. Over HTTP nobody is asked.
+        """
 
     def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> Answers:
         """The answers to a request as they come. Over HTTP there are none: UNIMPLEMENTED, naming the model."""
@@ -106,10 +117,21 @@ class GrpcConnection:
         with _as_triton():
             return self._stub.ModelConfig(request, timeout=timeout, metadata=self._metadata).config
 
-    def infer(self, message: pb.ModelInferRequest, timeout: float | None) -> triton.InferResult:
+    def infer(
+        self, message: pb.ModelInferRequest, timeout: float | None, unwanted: Callable[[], bool] | None = None
+    ) -> triton.InferResult:
         with _as_triton():
             metadata = (*self._metadata, *trace_headers())
-            return triton.InferResult(self._stub.ModelInfer(message, timeout=timeout, metadata=metadata))
+            if unwanted is None:
+                return triton.InferResult(self._stub.ModelInfer(message, timeout=timeout, metadata=metadata))
+            call = self._stub.ModelInfer.future(message, timeout=timeout, metadata=metadata)
+            try:
+                while not unwanted():
+                    with suppress(grpc.FutureTimeoutError):
+                        return triton.InferResult(call.result(POLL_S))
+            finally:
+                call.cancel()  # does nothing when it has ended
+            raise Cancelled(CANCELLED)
 
     def stream(self, message: pb.ModelInferRequest, timeout: float | None) -> Answers:
         metadata = (*self._metadata, *trace_headers(), _STATUS_OF_STREAMS)

@@ -29,11 +29,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def refuse_to_end(number: int, frame: Any) -> None:
-    raise RuntimeError("SIGTERM came to this process, which runs tests, and not to the one that it was meant for")
+    pytest.fail("SIGTERM came to this process, which runs tests, and not to the one that it was meant for")
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # which would end without a word
     signal.signal(signal.SIGTERM, refuse_to_end)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 SERVERS = {"served", "server", "slow_server"}

@@ -8,14 +8,22 @@ Cores that ended in the order in which they began. One Core that lives as long a
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 
 import openvino as ov
 
+_lock = threading.Lock()
 
-@cache
+
 def core() -> ov.Core:
     """The Core, its CPU plugin loaded."""
+    with _lock:
+        return _made()
+
+
+@cache
+def _made() -> ov.Core:
     only = ov.Core()
     only.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return only

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack, aclosing, closing
 from functools import partial
+from itertools import count
 from typing import Any
 
 import grpc
@@ -159,7 +160,7 @@ def test_one_blocks_failure_is_the_images_and_the_others_are_called_off() -> Non
             server.failures = [broken]
             with pytest.raises(ServerError, match="it broke"):
                 client.restore(IMAGE, "derain", cancelled=lambda: False)
-        assert server.left.wait(60) and server.asked == 2
+            assert all(server.ended.acquire(timeout=60) for _ in range(2)) and server.asked == 2
 
         async def work() -> None:
             async with AsyncRestorationClient(twice, retries=0) as client:
@@ -167,18 +168,19 @@ def test_one_blocks_failure_is_the_images_and_the_others_are_called_off() -> Non
                 server.failures = [broken]
                 with pytest.raises(ServerError, match="it broke"):
                     await client.restore(IMAGE, "derain", progress=lambda done, due: None)
+                assert all(server.ended.acquire(timeout=60) for _ in range(2)) and server.asked == 4
 
         asyncio.run(work())
-        assert server.asked == 4
 
 
 @pytest.mark.usefixtures("small_messages")
 def test_an_error_waits_for_no_block_that_is_still_computed() -> None:
-    over = threading.Event()
+    over, numbers, both = threading.Event(), count(), threading.Barrier(2)
 
     def before(request: Any, context: Any) -> None:
-        if server.asked == 2:
-            assert over.wait(60)
+        number = next(numbers)
+        both.wait(60)
+        assert number == 0 or over.wait(60)
 
     with over_grpc() as server:
         twice = [server.address, server.address.replace("localhost", "127.0.0.1")]
@@ -188,7 +190,7 @@ def test_an_error_waits_for_no_block_that_is_still_computed() -> None:
             server.failures, server.forever = [Refusal(grpc.StatusCode.INTERNAL, "it broke")], True
             with pytest.raises(ServerError, match="it broke"):
                 client.restore(IMAGE, "derain")
-            assert not over.is_set()
+            assert server.asked == 2
             over.set()
 
 

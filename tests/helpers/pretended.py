@@ -50,6 +50,7 @@ class Pretended:
         steps: answers of a stream before the last one.
         waits: whether a stream answers only when its caller has left.
         left: a caller of a stream has.
+        ended: counts the streams that have.
         before: called with each request to restore over gRPC, and its context, before it is answered.
     """
 
@@ -63,12 +64,15 @@ class Pretended:
         self.waits = False
         self.address = ""
         self.left = threading.Event()
+        self.ended = threading.Semaphore(0)
+        self._lock = threading.Lock()
         self.before: Callable[[Any, Any], None] = lambda request, context: None
 
     def failure(self) -> Refusal | None:
-        if not self.failures:
-            return None
-        return self.failures[0] if self.forever else self.failures.pop(0)
+        with self._lock:
+            if not self.failures:
+                return None
+            return self.failures[0] if self.forever else self.failures.pop(0)
 
 
 class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -94,8 +98,8 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         self._told.asked += 1
         gone = threading.Event()
-        for event in (gone, self._told.left):
-            context.add_callback(event.set)
+        for call in (gone.set, self._told.left.set, self._told.ended.release):
+            context.add_callback(call)
         request = next(requests)
         self._told.request_id = request.id
         for step in range(self._told.steps):

@@ -21,7 +21,7 @@ from ipt_triton.tasks import Task, find_task
 from ipt_triton.train.data.feed import Feed, MemoryFeed, Sampler, Store, WorkerFeed, wide_side
 from ipt_triton.train.data.pool import load_pairs, load_pool
 from ipt_triton.train.data.shares import split_files
-from ipt_triton.train.errors import TrainingError, needs
+from ipt_triton.train.errors import StateError, TrainingError, needs
 from ipt_triton.train.fit.loop import Cadence, Trainer, train
 from ipt_triton.train.fit.recipe import Recipe, parse_duration
 from ipt_triton.train.fit.runtime import Runtime, open_runtime
@@ -160,12 +160,15 @@ def run(
     if recipe.precision == "bf16" and runtime.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # the contrastive loss is computed in float32
     state, told = arguments.output / STATE, arguments.output / RECIPE
-    store = runtime.in_all(lambda: open_store(arguments, runtime.launch))
+    store = open_store(arguments, runtime)
     there, own = runtime.from_first(lambda: (state.exists(), was_begun_by(runtime.launch, told)))
     resume = arguments.resume or (there and own)
     if there and not resume:
         raise TrainingError(f"{state} exists; add --resume to continue that run, or choose another --output")
     saved = runtime.in_all(lambda: read_state(state, runtime.device)) if resume else None
+    steps = sorted(set(runtime.gather(saved["step"] if saved else 0)))
+    if len(steps) > 1:
+        raise StateError(f"the processes would go on from steps {steps}: give them one folder, or the same state.pt")
     machine = {"git_commit": git_commit(), "device": runtime.device.type, "torch": str(torch.__version__)}
     trainer = Trainer(model, recipe, runtime, trained, {**provenance, **machine}, arguments.compile)
     if saved is not None:
@@ -182,17 +185,19 @@ def run(
     train(trainer, feed, held_out, arguments.output, cadence, board, sets, store)
 
 
-def open_store(arguments: argparse.Namespace, launch: str) -> RunStore | None:
-    """The store of a run; what it has of the run is in --output then, by the first process of each machine.
+def open_store(arguments: argparse.Namespace, runtime: Runtime) -> RunStore | None:
+    """The store of a run; what is in --output then is what the store has of it, on each machine.
 
     Raises:
         StateError, TrainingError: see `RunStore`.
     """
     if arguments.store is None:
         return None
-    store = RunStore(arguments.store)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        store.fetch(arguments.output, lambda told: arguments.resume or is_of(launch, told))
+    store = runtime.in_all(lambda: RunStore(arguments.store))
+    is_continued = lambda told: arguments.resume or is_of(runtime.launch, told)  # noqa: E731
+    runtime.in_all(lambda: store.begin(arguments.output, is_continued) if runtime.rank == 0 else None)
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    runtime.in_all(lambda: store.fetch(arguments.output) if first_here else None)
     return store
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,9 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ipt_triton.files import atomic_file
 from ipt_triton.reading import excerpt
 from ipt_triton.train.errors import StateError, TrainingError
+from ipt_triton.train.fit.recipe import CHANGEABLE
 from ipt_triton.train.fit.state import STATE, read_state
 
 logger = logging.getLogger(__name__)
@@ -27,11 +29,17 @@ COPIED = ("checkpoint", "best")
 """Folders of a run that are copied beside its state and its recipe."""
 
 
+def _identity(recipe: dict[str, Any]) -> object:
+    """What a run keeps when it is resumed."""
+    kept = {name: value for name, value in recipe.get("recipe", {}).items() if name not in CHANGEABLE}
+    return recipe.get("tasks"), kept
+
+
 class RunStore:
     """A prefix of a store that holds one run.
 
     Args:
-        url: what fsspec knows, such as s3://bucket/runs/mine.
+        url: of an object store that fsspec knows, such as s3://bucket/runs/mine.
 
     Raises:
         StateError: fsspec does not know it, or lacks the package for it, or it is a folder.
@@ -39,44 +47,77 @@ class RunStore:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        try:
+        with self._explained("cannot be used"):
             self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise StateError(f"--store {url} cannot be used: {excerpt(error)}") from error
         if isinstance(self._fs, LocalFileSystem):
             raise StateError(
                 f"--store {url} is a folder; give a store such as s3://bucket/run, or a folder as --output"
             )
 
-    def fetch(self, output: Path, is_continued: Callable[[dict[str, Any]], bool]) -> None:
-        """Put the run's state and recipe in the place of those of a folder, if the store has a run.
+    def begin(self, output: Path, is_continued: Callable[[dict[str, Any]], bool]) -> None:
+        """See that the store can be written, and copy there what a folder has more of the run: a copy may have failed.
 
         Args:
             is_continued: told the recipe of the run in the store, whether it may be continued.
 
         Raises:
-            TrainingError: it may not.
-            StateError: it cannot be read, or the folder holds a later state.
+            TrainingError: it may not, or it is another run than the folder's.
+            StateError: the store cannot be read or written.
         """
-        with self._explained("cannot be read"):
-            if not self._fs.exists(f"{self._root}/{STATE}"):
-                return
-            recipe = self._fs.cat_file(f"{self._root}/{RECIPE}")
-            told = json.loads(recipe)
-        if not is_continued(told):
+        with self._explained("cannot be written"):
+            self._fs.pipe_file(f"{self._root}/.probe", b"")
+            self._fs.rm_file(f"{self._root}/.probe")
+        told = self._recipe()
+        if told is not None and not is_continued(told):
             raise TrainingError(f"{self.url} holds a run; add --resume to continue it, or choose another --store")
-        with atomic_file(output / STATE) as temporary:
+        if not (output / STATE).exists() or not (output / RECIPE).exists():
+            return
+        own = json.loads((output / RECIPE).read_text())
+        if not is_continued(own):
+            return
+        there = -1
+        if told is not None:
+            if _identity(own) != _identity(told):
+                raise TrainingError(f"{output} holds another run than {self.url}; choose another --output")
+            with tempfile.TemporaryDirectory() as folder, self._explained("cannot be read"):
+                self._fs.get_file(f"{self._root}/{STATE}", f"{folder}/{STATE}")
+                there = read_state(Path(folder) / STATE)["step"]
+        here = read_state(output / STATE)["step"]
+        if here > there:
+            logger.warning("%s is at step %d and %s at step %d: it is copied there", output, here, self.url, there)
+            self.put(output, may_fail=False)
+
+    def fetch(self, output: Path) -> None:
+        """Put the run in the place of that of a folder, if the store has one.
+
+        Raises:
+            StateError: it cannot be read.
+        """
+        told = self._recipe()
+        if told is None:
+            return
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output, prefix=".fetched-") as folder:
             with self._explained("cannot be read"):
-                self._fs.get_file(f"{self._root}/{STATE}", str(temporary))
-            if (output / STATE).exists():
-                here, there = read_state(output / STATE)["step"], read_state(temporary)["step"]
-                if here > there:
-                    raise StateError(
-                        f"{output / STATE} is at step {here} and {self.url} at step {there}; copy the one to go on "
-                        "from over the other"
-                    )
-        with atomic_file(output / RECIPE) as temporary:
-            temporary.write_bytes(recipe)
+                for key in self._fs.find(self._root):
+                    path = key[len(self._root.lstrip("/")) :].strip("/")
+                    if path in (STATE, RECIPE) or path.startswith(tuple(f"{name}/" for name in COPIED)):
+                        (Path(folder) / path).parent.mkdir(exist_ok=True)
+                        self._fs.get_file(key, str(Path(folder) / path))
+            for name in COPIED:
+                shutil.rmtree(output / name, ignore_errors=True)
+            for name in (*COPIED, RECIPE, STATE):
+                if (Path(folder) / name).exists():
+                    (Path(folder) / name).replace(output / name)
+
+    def _recipe(self) -> dict[str, Any] | None:
+        """That of the run in the store; None where there is no run."""
+        with self._explained("cannot be read"):
+            try:
+                self._fs.info(f"{self._root}/{STATE}")
+            except FileNotFoundError:
+                return None
+            return dict(json.loads(self._fs.cat_file(f"{self._root}/{RECIPE}")))
 
     def put(self, output: Path, *, may_fail: bool) -> None:
         """Copy the run that a folder holds, its state last; each file is replaced as a whole.
@@ -102,7 +143,7 @@ class RunStore:
         """What the packages behind fsspec raise, which is nearly anything, as an error of ours."""
         try:
             yield
-        except (MemoryError, StateError):
+        except (MemoryError, StateError, TrainingError):
             raise
         except Exception as error:
             raise StateError(f"{self.url} {what}: {excerpt(error)}") from error

@@ -56,7 +56,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         assert process.stdin is not None and process.stdout is not None
         yield next(line.split()[1] for line in process.stdout if line.startswith("address"))
         process.stdin.close()
-        assert process.wait(60) == 0
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from helpers.store import object_store
 
 from ipt_triton.train.fit.pretrain import main
 from ipt_triton.train.fit.state import read_state
+from ipt_triton.train.fit.store import RunStore
 from ipt_triton.train.model.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("repeatable", "few_held_out_crops")
@@ -60,7 +61,12 @@ def test_a_run_goes_on_in_another_folder_and_what_it_makes_is_in_the_store(
     )
     fetched = read_state(tmp_path / "fetched" / "state.pt")
     assert all(torch.equal(tensor, fetched["model"][name]) for name, tensor in state["model"].items())
-    # Its first folder is behind the store now, and goes on from there as well.
+    # Its first folder is behind the store now, and goes on from there as well, with the best of the store.
+    best = load_checkpoint(tmp_path / "second" / "best").sha256
+    (tmp_path / "first" / "best" / "config.json").write_text("an older one")
+    store_of = RunStore(STORED)
+    store_of.fetch(tmp_path / "first")
+    assert load_checkpoint(tmp_path / "first" / "best").sha256 == best
     assert run(photos, tmp_path / "first", "--steps", "5", "--resume") == 0
     assert read_state(tmp_path / "first" / "state.pt")["step"] == 5
 
@@ -71,22 +77,27 @@ def test_a_run_that_is_there_is_not_replaced(
     assert run(photos, tmp_path / "first", "--steps", "1") == 0
     assert run(photos, tmp_path / "other", "--steps", "1") == 1
     assert f"{STORED} holds a run; add --resume to continue it" in said.pop()
+    assert run(photos, tmp_path / "other", "--steps", "1", "--seed", "3", store=None) == 0
+    assert run(photos, tmp_path / "other", "--steps", "2", "--resume") == 1
+    assert f"holds another run than {STORED}; choose another --output" in said.pop()
+    # A folder that is further, because a copy failed, is copied first.
     assert run(photos, tmp_path / "first", "--steps", "2", "--resume", store=None) == 0
-    assert run(photos, tmp_path / "first", "--steps", "3", "--resume") == 1
-    assert f"is at step 2 and {STORED} at step 1; copy the one to go on from over the other" in said.pop()
+    assert run(photos, tmp_path / "first", "--steps", "3", "--resume") == 0
+    assert f"is at step 2 and {STORED} at step 1: it is copied there" in said.pop()
     # What torchrun starts again goes on by itself, on a machine that has nothing of the run too.
     recipe = json.loads(store.cat_file("archive/runs/mine/recipe.json"))
     store.pipe_file("archive/runs/mine/recipe.json", json.dumps({**recipe, "launch": "ours"}).encode())
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
-    assert run(photos, tmp_path / "third", "--steps", "2") == 0
-    assert read_state(tmp_path / "third" / "state.pt")["step"] == 2
+    assert run(photos, tmp_path / "third", "--steps", "4") == 0
+    history = read_state(tmp_path / "third" / "state.pt")["history"]
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
         ("runs/mine", "--store runs/mine is a folder"),
-        ("s4://archive/mine", "--store s4://archive/mine cannot be used: Protocol not known: s4"),
+        ("s4://archive/mine", "s4://archive/mine cannot be used: Protocol not known: s4"),
         ("s3://nowhere/mine", "s3://nowhere/mine cannot be written: "),
     ],
 )
