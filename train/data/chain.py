@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ipt_triton.train.data.jpeg import compress_anywhere
+from ipt_triton.train.data.jpeg import WHOLE_FILES, compress_anywhere
 from ipt_triton.train.data.noise import add_noise, add_sensor_noise, to_uint8_levels
 
 AGAIN, RESIZED, LAST = 0.4, 0.5, 0.6
@@ -84,7 +84,9 @@ def chain(clean: Tensor, scale: int, random: np.random.Generator, generator: Gen
     if x.shape[-2:] != size:
         x = resize(x, size, random)
     x = to_uint8_levels(x)
-    return compress_anywhere(x, int(random.integers(*QUALITIES)), generator) if random.random() < LAST else x
+    if random.random() >= LAST:
+        return x
+    return compress_anywhere(x, int(random.integers(*QUALITIES)), generator, WHOLE_FILES)
 
 
 def _noisy(x: Tensor, most: float, random: np.random.Generator, generator: Generator) -> Tensor:

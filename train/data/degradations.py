@@ -18,12 +18,12 @@ from torch import Generator, Tensor
 
 from ipt_triton.tasks import Task, TaskError
 from ipt_triton.train.data.chain import chain, numbers
-from ipt_triton.train.data.jpeg import compress, compress_anywhere, mirrored
+from ipt_triton.train.data.jpeg import WHOLE_FILES, compress, compress_anywhere, mirrored
 from ipt_triton.train.data.noise import add_noise, noise, to_uint8_levels
 from ipt_triton.train.data.rain import rain
 
 QUALITIES = 10, 95
-"""Worst and best JPEG of a task without a nominal quality."""
+"""Worst and best JPEG of a task without a nominal quality. The ratio is even: half are below 31."""
 
 MARGINS = {"sr": 2, "real": 8, "auto": 8}
 """By kind of task: pixels around a degraded crop that are needed to make it as the middle of a photograph is."""
@@ -70,13 +70,14 @@ def bicubic_down(clean: Tensor, task: Task, generator: Generator) -> Tensor:
 
 
 def jpeg(clean: Tensor, task: Task, generator: Generator) -> Tensor:
-    """JPEG of `task.quality`, or of any from 10 to 95 in each sample, for training on crops.
+    """JPEG of `task.quality`, or of any of `QUALITIES` in each sample, for training on crops.
 
     `jpeg.compress` is what a file of the whole photograph holds.
     """
     low, high = (task.quality, task.quality) if task.quality else QUALITIES
-    quality = torch.randint(low, high + 1, (len(clean),), device=clean.device, generator=generator)
-    return compress_anywhere(clean, quality, generator)
+    even = torch.rand(len(clean), device=clean.device, generator=generator)
+    quality = (low * (high / low) ** even).round().int()
+    return compress_anywhere(clean, quality, generator, WHOLE_FILES)
 
 
 def gaussian_blur(clean: Tensor, task: Task, generator: Generator) -> Tensor:

@@ -31,6 +31,7 @@ CHROMINANCE = (
     *((99,) * 8,) * 4,
 )
 BLOCK = 16  # a unit of four luma blocks and one block of each chroma plane
+WHOLE_FILES = 0.75  # of the JPEGs in training are taken as files that nobody has cropped since
 
 
 def compress(clean: Tensor, quality: int | Tensor) -> Tensor:
@@ -56,12 +57,20 @@ def compress(clean: Tensor, quality: int | Tensor) -> Tensor:
     return restored[..., :height, :width].clamp(0, 255).round()
 
 
-def compress_anywhere(clean: Tensor, quality: int | Tensor, generator: Generator) -> Tensor:
+def compress_anywhere(clean: Tensor, quality: int | Tensor, generator: Generator, whole: float = 0.0) -> Tensor:
     """`compress` for crops: the block grid is anywhere, as in a tile of a photograph.
+
+    Args:
+        whole: share of the batches whose grid has a corner at a multiple of 8 pixels. Tiles of a whole file have it
+            there, for their distance is a multiple of 8; tiles of a file that was cropped later have it anywhere.
 
     The border is mirrored. One place of the grid per batch, so that a batch is one call.
     """
-    top, left = torch.randint(BLOCK, (2,), device=clean.device, generator=generator).split(1)
+    place = torch.randint(BLOCK, (2,), device=clean.device, generator=generator)
+    if whole:
+        kept = torch.rand(1, device=clean.device, generator=generator) < whole
+        place = torch.where(kept, place // 8 * 8, place)
+    top, left = place.split(1)
     height, width = clean.shape[-2:]
     coded = compress(mirrored(clean, top, left, height + BLOCK, width + BLOCK), quality)
     rows, columns = (n + torch.arange(side, device=clean.device) for n, side in ((top, height), (left, width)))

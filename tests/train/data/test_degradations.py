@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -157,12 +158,13 @@ def test_the_blocks_of_jpeg_lie_anywhere_in_the_crop() -> None:
     """In a flat picture with one bright row, JPEG's ringing ends at the borders of the blocks."""
     clean = torch.full((1, 3, 48, 48), 128.0)
     clean[..., 24, :] = 200.0
-    extents = set()
-    for seed in range(40):
+    extents = Counter()
+    for seed in range(100):
         coded = degrade(clean, Task(6, "dejpeg_40", "dejpeg", quality=40), generator(seed))
         changed = (coded - 128).abs().amax((0, 1, 3)).nonzero().flatten()
-        extents.add((changed.min().item(), changed.max().item()))
+        extents[changed.min().item(), changed.max().item()] += 1
     assert len(extents) >= 5 and all(last - first < 8 for first, last in extents)
+    assert sum(n for (first, _), n in extents.items() if first == 24) >= 60  # as in tiles of a whole file
 
 
 def test_blur_is_that_of_a_gaussian_filter() -> None:
@@ -239,6 +241,9 @@ def test_blind_jpeg_has_every_quality() -> None:
     coded = degrade(clean, task("dejpeg"), generator())
     loss = (coded - clean).square().flatten(1).mean(1)
     assert loss.max() > 20 * loss.min()
+    middle = degrade(clean, Task(6, "dejpeg_31", "dejpeg", quality=31), generator())
+    worse = loss > (middle - clean).square().flatten(1).mean(1)
+    assert 0.35 < worse.float().mean() < 0.65
 
 
 def test_each_sample_goes_through_a_chain_of_its_own_and_keeps_its_place() -> None:
