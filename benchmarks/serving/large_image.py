@@ -5,7 +5,8 @@
 
 Memory: peak resident size of the router that holds the job, of tritonserver and of the client, above what they had
 before; a throw-away network does the work, since memory depends on the picture alone. Latency: 128x128 photographs, one
-after the other, alone and while the large job runs with the model given (the job is cancelled when they are done).
+after the other, alone and while the large job runs with the model given (the job is cancelled when they are done); and how
+many patches a second that job gets, alone and beside them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ipt_triton.benchmarks.served import add_precision, add_source, checkpoint_o
 from ipt_triton.benchmarks.serving.memory import MIB, Watch
 from ipt_triton.service import ROUTER
 from ipt_triton.tasks import OFFICIAL_TASKS
+from ipt_triton.tiling import count_patches
 from ipt_triton.train.model.checkpoint import Checkpoint
 from ipt_triton.train.model.ipt import IPT, IPTConfig
 from ipt_triton.train.model.start import identity_start
@@ -61,24 +63,31 @@ def measure_memory(side: int) -> dict[str, Any]:
 
 
 def measure_latency(checkpoint: Checkpoint, precision: str, side: int, requests: int) -> dict[str, Any]:
-    """Percentiles in seconds of small photographs, alone and under a running large job."""
+    """Percentiles in seconds of small photographs, alone and under a running large job; and the job's patches a second."""
     task = checkpoint.model.config.tasks[-1].name
     small, large = photograph(SMALL_SIDE, SMALL_SIDE), random_photograph(side)
     with serving([checkpoint], precision) as served, RestorationClient(served.server.grpc_url) as client:
+        patches = count_patches(SMALL_SIDE, SMALL_SIDE)
 
-        def percentiles() -> dict[str, float]:
+        def percentiles() -> tuple[dict[str, float], float]:
+            done, started = served.server.board.done(), time.perf_counter()
             times = [seconds_of(lambda: client.restore(small, task)) for _ in range(requests)]
-            return {f"p{q}": float(np.percentile(times, q)) for q in (25, 50, 75, 95)}
+            others = served.server.board.done() - done - requests * patches
+            rate = others / (time.perf_counter() - started)
+            return {f"p{q}": float(np.percentile(times, q)) for q in (25, 50, 75, 95)}, rate
 
         percentiles()
-        alone = percentiles()
+        alone, _ = percentiles()
         with triton.InferenceServerClient(served.server.grpc_url) as connection:
             image = triton.InferInput("IMAGE", list(large.shape), "UINT8").set_data_from_numpy(large)
             name = triton.InferInput("TASK", [1], "BYTES").set_data_from_numpy(np.array([task.encode()], object))
             output = triton.InferRequestedOutput("RESTORED")
             job = connection.async_infer(ROUTER, [image, name], lambda result, error: None, outputs=[output])
             time.sleep(UNDER_WAY_S)
-            under = percentiles()
+            done = served.server.board.done()
+            time.sleep(UNDER_WAY_S)
+            undisturbed = (served.server.board.done() - done) / UNDER_WAY_S
+            under, disturbed = percentiles()
             job.cancel()
     return {
         "task": task,
@@ -87,6 +96,7 @@ def measure_latency(checkpoint: Checkpoint, precision: str, side: int, requests:
         "large_megapixels": side * side / 1e6,
         "alone_s": alone,
         "under_s": under,
+        "job_patches_per_s": {"alone": round(undisturbed), "beside": round(disturbed)},
     }
 
 
@@ -110,6 +120,9 @@ def markdown(record: Record) -> str:
             f"{latency['side']}x{latency['side']}, one after the other ({latency['requests']} each way), alone and "
             f"while one of {latency['large_megapixels']:g} megapixels is restored.\n\n"
             + table(("latency", "alone, s", "under the large job, s", "ratio"), rows)
+            + "\n\nThe large job gets {alone} patches a second alone and {beside} beside them.".format(
+                **latency["job_patches_per_s"]
+            )
         )
     return "\n\n".join(parts)
 
@@ -161,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--side", type=int, default=SIDE, help="of the large photograph in pixels (default %(default)s)"
     )
-    parser.add_argument("--requests", type=int, default=40, help="small photographs (default %(default)s)")
+    parser.add_argument("--requests", type=int, default=200, help="small photographs (default %(default)s)")
     parser.add_argument("--only", choices=("memory", "latency"))
     arguments = parser.parse_args(argv)
     packages = ("openvino", "nvidia-pytriton", "tritonclient")

@@ -129,7 +129,7 @@ class Board:
             self._own[_REFUSED] += 1
             raise Busy(f"{self._under_way()} photographs are under way; ask again in {wait:.1f} s")
         self._own[_TASK] = task
-        self._since, self._done_then = time.monotonic(), self._done()
+        self._since, self._done_then = time.monotonic(), self.done()
         self._own[_TURNS] += 1
 
     def turn_to(self, task: int) -> None:
@@ -143,9 +143,9 @@ class Board:
         self._own[_TURNS] += 1
         seconds = time.monotonic() - self._since
         if seconds >= _WINDOW_S:
-            rate = 1000 * (self._done() - self._done_then) / seconds
+            rate = 1000 * (self.done() - self._done_then) / seconds
             self._rows[_RATE] = round((self._rows[_RATE] + rate) / 2 if self._rows[_RATE] else rate)
-            self._since, self._done_then = time.monotonic(), self._done()
+            self._since, self._done_then = time.monotonic(), self.done()
 
     def end(self) -> None:
         """Say that nothing is left, whether the photograph was restored or given up."""
@@ -198,7 +198,8 @@ class Board:
         waiting = int(self._rows[_WAITING])
         return wait_for(patches, before, waiting, free, self._reserved, soonest, rate, within)
 
-    def _done(self) -> int:
+    def done(self) -> int:
+        """Patches that the routers have got answers to since the server started."""
         return int(self._slots[:, _DONE].sum())
 
     def _under_way(self) -> int:

@@ -223,6 +223,38 @@ def test_after_a_small_picture_a_large_one_goes_on_in_smaller_steps_for_a_while(
     assert max(asked[2:]) == largest and max(under_way) == most  # the first chunk was cut while the other was there
 
 
+@pytest.mark.parametrize(("linger", "waits"), [(0.3, True), (0.0, False)])
+def test_a_large_picture_waits_for_the_next_small_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, linger: float, waits: bool
+) -> None:
+    monkeypatch.setenv("IPT_SERVER_FOLDER", str(tmp_path))
+    module, model = router(monkeypatch, Network([]))
+    monkeypatch.setattr(module, "LARGE_CHUNKS", 0)
+    monkeypatch.setattr(module, "LINGER_S", linger)
+    monkeypatch.setattr(module, "GIVE_WAY_S", 60)
+    other = Board(tmp_path / BOARD, 5)
+    asked = []
+
+    async def ask(ensemble: str, patches: np.ndarray, side: int, passed: object) -> np.ndarray:
+        asked.append(time.monotonic())
+        return answer(patches)[0]
+
+    async def both() -> InferenceResponse:
+        request = Request(["RESTORED"], IMAGE=image, TASK_ID=np.array([3], np.int32))
+        task = asyncio.ensure_future(model.execute([request]))
+        await asyncio.sleep(0.1)
+        assert not asked
+        other.end()
+        (response,) = await task
+        return response  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(model, "_ask", ask)
+    other.begin(3, 2)
+    image, ended = picture(170, 330), time.monotonic() + 0.1
+    assert np.array_equal(asyncio.run(both())["RESTORED"], image.repeat(2, axis=0).repeat(2, axis=1))
+    assert (asked[0] - ended > 0.25) == waits
+
+
 def test_what_would_wait_too_long_is_refused_before_it_costs_anything(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

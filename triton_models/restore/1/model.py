@@ -42,6 +42,10 @@ so that no body is without work at the end of each."""
 GIVE_WAY_S = 0.1
 """So long a large photograph waits where smaller ones leave a body without work."""
 
+LINGER_S = 0.01
+"""So long after a smaller photograph a large one waits for the next one as if it were there: who sends one after the
+other takes a moment in between."""
+
 LATELY_S = 2.0
 """So long after a smaller photograph a large one goes on with quarters of chunks and none waiting at the bodies: the
 next small one then waits for a quarter of a chunk at most."""
@@ -233,6 +237,8 @@ class TritonPythonModel:
             before = 0 if self._board is None else self._board.before()
             if before and self._board.before(2):  # single patches, such as heartbeats, are soon done
                 smaller_came = time.monotonic()
+            if not before and is_large() and time.monotonic() - smaller_came < LINGER_S:
+                return 1
             return before
 
         def is_large():
