@@ -5,8 +5,8 @@
 
 Memory: peak resident size of the router that holds the job, of tritonserver and of the client, above what they had
 before; a throw-away network does the work, since memory depends on the picture alone. Latency: 128x128 photographs, one
-after the other, alone and while the large job runs with the model given (the job is cancelled when they are done); and how
-many patches a second that job gets, alone and beside them.
+after the other, alone and while the large job runs with the model given (the job is cancelled when they are done); and
+how many patches a second that job gets, alone and beside them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure_memory(side: int) -> dict[str, Any]:
 
 
 def measure_latency(checkpoint: Checkpoint, precision: str, side: int, requests: int) -> dict[str, Any]:
-    """Percentiles in seconds of small photographs, alone and under a running large job; and the job's patches a second."""
+    """Percentiles in seconds of small photographs, alone and under a large job; and the job's patches a second."""
     task = checkpoint.model.config.tasks[-1].name
     small, large = photograph(SMALL_SIDE, SMALL_SIDE), random_photograph(side)
     with serving([checkpoint], precision) as served, RestorationClient(served.server.grpc_url) as client:
