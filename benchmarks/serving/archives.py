@@ -101,7 +101,7 @@ def _begin(source: str, target: str, server: dict[str, Any], chain: Chain, args:
 
 
 def _restore(photo: dict[str, Any]) -> dict[str, Any]:
-    return _worker(photo)
+    return _worker.restore(photo)
 
 
 WAYS = {"plain loop": plainly, "ipt-batch": with_ray}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -61,11 +61,11 @@ class _SharedAttempts(Attempts):
     def __init__(self) -> None:
         self._actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
 
-    def begin(self, target: str) -> int:
-        return int(ray.get(self._actor.begin.remote(target)))
+    def begin(self, what: Hashable) -> int:
+        return int(ray.get(self._actor.begin.remote(what)))
 
-    def end(self, target: str) -> None:
-        self._actor.end.remote(target)
+    def end(self, what: Hashable) -> None:
+        self._actor.end.remote(what)
 
 
 def outcomes(
@@ -89,8 +89,10 @@ def outcomes(
     together = max(1, min(_MOST_TOGETHER, len(photos) // (16 * workers)))
     rows = [{"number": number, **asdict(photo)} for number, photo in enumerate(photos)]
     attempts = _SharedAttempts()
-    results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // together)).map(
-        Worker,  # type: ignore[arg-type]  # a class is made once in each process
+    results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // together)).map_batches(
+        Worker,  # a class is made once in each process
+        batch_size=None,
+        batch_format="pyarrow",
         fn_constructor_args=(source, target, server, chain, made, args, attempts),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=min(1.0, ray.cluster_resources().get("CPU", 1) / workers),

@@ -46,7 +46,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def outcomes(photos: Any, *arguments: Any) -> Iterator[dict[str, Any]]:
         worker = Worker(*arguments, Attempts())
         for number, photo in enumerate(photos):
-            yield worker({"number": number, **asdict(photo)})
+            yield worker.restore({"number": number, **asdict(photo)})
 
     monkeypatch.setattr(command, "cluster", lambda address: nullcontext())
     monkeypatch.setattr(command, "outcomes", outcomes)
@@ -151,7 +151,7 @@ def test_a_process_asks_a_server_that_is_away_once_for_all_photos_that_it_was_gi
     arguments = {"url": pretended.address, "retries": 0}
     worker = Worker(args.source, args.target, arguments, Chain(OFFICIAL_TASKS[:1]), "sr_x2", args, Attempts())
     row = {"number": 0, "source": "a.png", "target": "a.png", "mtime": None}
-    assert [worker(row)["status"] for _ in range(3)] == ["not reached"] * 3 and pretended.asked == 1
+    assert [worker.restore(row)["status"] for _ in range(3)] == ["not reached"] * 3 and pretended.asked == 1
 
 
 def test_from_store_to_store_an_etag_tells_what_was_changed(
