@@ -79,9 +79,8 @@ def open_to_read(path: Path) -> av.container.InputContainer:
     Raises:
         av.FFmpegError: it cannot be read.
     """
-    if int(av.__version__.split(".")[0]) >= 19:
-        return av.open(str(path))
-    return av.open(str(path), metadata_errors="replace")
+    options: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+    return av.open(str(path), **options)
 
 
 class Source:
@@ -175,7 +174,7 @@ class Source:
         videos = [s for s in self._container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not videos:
             raise DamagedVideo(f"{self.path} holds no video; give a file with a video stream")
-        stream = videos[0]
+        stream: Any = videos[0]  # its types change from one PyAV to the next
         self.index: int = stream.index
         self.time_base, self.rate = Fraction(stream.time_base or 1), Fraction(stream.average_rate or 25)
         is_avi = self._container.format.name == "avi"  # which counts the gaps between frames as well
