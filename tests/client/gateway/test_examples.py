@@ -25,7 +25,7 @@ CROPS = {
     "sr": ("parrot", 20, 150, 0),
     "denoise": ("kitten", 60, 120, 0),
     "derain": ("skyline", 100, 100, 1),
-    "dejpeg": ("colosseum", 100, 140, 7),
+    "dejpeg": ("colosseum", 100, 140, 3),
     "auto": ("colosseum", 100, 140, 2),
     "real": ("colosseum", 100, 140, 0),
 }
