@@ -89,7 +89,7 @@ def name_of(target: Path | str | BinaryIO) -> str:
     return str(target) if isinstance(target, (str, Path)) else str(getattr(target, "name", "the stream"))
 
 
-def store(data: bytes | memoryview, target: Path | str | BinaryIO, name: str, mtime: float | None) -> None:
+def store(data: bytes, target: Path | str | BinaryIO, name: str, mtime: float | None) -> None:
     """Put a file's bytes where they belong, see `write_photo`.
 
     Raises:
@@ -142,7 +142,7 @@ def samples_of(photo: Photo, alpha: bool = True) -> Samples:
     return samples if photo.alpha is None or not alpha else np.dstack([samples, photo.alpha])
 
 
-def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes | memoryview:
+def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes:
     samples = samples_of(photo, fmt.alpha)
     if fmt.pillow == "TIFF":
         return b"II*\0" + struct.pack("<I", 8) + tiff_page(samples, photo, 8)
@@ -153,7 +153,7 @@ def _encode(photo: Photo, fmt: Format, quality: int | None) -> bytes | memoryvie
         options["quality"] = quality
     buffer = io.BytesIO()
     Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(buffer, fmt.pillow, **options)
-    return buffer.getbuffer()  # getvalue would copy it
+    return buffer.getvalue()  # a view of it in a cycle of references ends Python 3.12.1
 
 
 def metadata_options(photo: Photo, fmt: Format) -> dict[str, Any]:

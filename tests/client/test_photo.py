@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -366,6 +368,28 @@ def test_a_failed_write_leaves_what_was_there_and_no_other_file(tmp_path: Path) 
     with pytest.raises(ImageError, match="cannot be written: Is a directory"):
         write_photo(photo, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+FAILED_WRITES = """
+import gc, sys
+import numpy as np
+from ipt_triton.client.errors import ImageError
+from ipt_triton.client.photo import Photo, write_photo
+for _ in range(20):
+    try:
+        write_photo(Photo(np.zeros((4, 4, 3), np.uint8)), sys.argv[1])
+    except ImageError as error:
+        kept = [error]
+        kept.append(kept)
+gc.collect()
+"""
+
+
+def test_errors_of_failed_writes_are_collected_as_garbage(tmp_path: Path) -> None:
+    """Their frames hold the encoded file; of a view of a BytesIO Python 3.12.1 dies then."""
+    command = [sys.executable, "-c", FAILED_WRITES, str(tmp_path / "nowhere" / "a.png")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
