@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -186,6 +187,8 @@ def test_one_of_two_servers_is_enough_whatever_happens_to_the_other(two: tuple[P
 
 
 def test_threads_share_two_servers_evenly(two: tuple[Pretended, Pretended]) -> None:
+    for server in two:
+        server.before = lambda *_: time.sleep(0.3)  # so that all are under way at once, however slowly they start
     with RestorationClient(url_of(two)) as client:
         client.info()
         threads = [threading.Thread(target=client.restore, args=(IMAGE, "derain")) for _ in range(12)]
