@@ -45,10 +45,15 @@ def cluster(address: str | None) -> Iterator[None]:
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ours: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **ours)
-    except Exception as error:  # that a machine is too slow for it is an Exception of no kind
-        raise ServerUnavailable(f"Ray at {address or 'this machine'} cannot be used: {excerpt(error)}") from error
+    for last in (True,) if address else (False, True):
+        try:
+            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **ours)
+            break
+        except Exception as error:  # that a machine is too slow for it is an Exception of no kind
+            if last:
+                where = address or "this machine"
+                raise ServerUnavailable(f"Ray at {where} cannot be used: {excerpt(error)}") from error
+            ray.shutdown()  # now and then one of its processes does not start
     try:
         yield
     finally:

@@ -229,17 +229,35 @@ def test_a_ray_of_our_own_tells_nobody_of_its_use_and_has_no_dashboard(monkeypat
     assert asked["address"] == "local" and asked["include_dashboard"] is False
 
 
-def test_a_ray_that_starts_too_slowly_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("address", "place", "tries"), [(None, "this machine", 2), ("head:6379", "head:6379", 1)])
+def test_a_ray_that_starts_too_slowly_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, place: str, tries: int
+) -> None:
+    tried = []
+
     def init(address: str, **_: object) -> None:
+        tried.append(address)
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr(flow.ray, "init", init)
-    monkeypatch.setattr(flow.ray, "is_initialized", lambda: False)
     with (
-        pytest.raises(ServerUnavailable, match="Ray at this machine cannot be used: The current node timed out"),
-        flow.cluster(None),
+        pytest.raises(ServerUnavailable, match=f"Ray at {place} cannot be used: The current node timed out"),
+        flow.cluster(address),
     ):
         pass
+    assert len(tried) == tries
+
+
+def test_a_ray_of_our_own_that_does_not_start_is_started_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [Exception("The current node timed out during startup.")]
+
+    def init(address: str, **_: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(flow.ray, "init", init)
+    with flow.cluster(None):
+        assert not failures
 
 
 @pytest.mark.parametrize(
