@@ -232,20 +232,18 @@ class TritonPythonModel:
             note(left)
 
         def smaller():
-            """How many smaller photographs are under way."""
+            """How many smaller photographs are under way; one more is awaited for LINGER_S, if this one is large."""
             nonlocal smaller_came
             before = 0 if self._board is None else self._board.before()
             if before and self._board.before(2):  # single patches, such as heartbeats, are soon done
                 smaller_came = time.monotonic()
-            if not before and is_large() and time.monotonic() - smaller_came < LINGER_S:
-                return 1
-            return before
+            return before or int(lately(LINGER_S))
 
         def is_large():
             return left > LARGE_CHUNKS * self._chunk
 
-        def lately():
-            return is_large() and time.monotonic() - smaller_came < LATELY_S
+        def lately(seconds=LATELY_S):
+            return is_large() and time.monotonic() - smaller_came < seconds
 
         def chunks():
             for first, last in tiler.batches(self._chunk, self._bodies):
